@@ -1,0 +1,42 @@
+# Run `make` for the list. Everything lives in .venv; a second run finds it there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types clean
+
+help: ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.installed ## install, distill the bundled images, score the result beside random real images
+	$(BIN)/d4m-fast distill --ipc 10 --out $(DEMO)
+	$(BIN)/d4m-fast evaluate $(DEMO) --width 16
+	@echo "look at $(DEMO)/preview.png; the images are in $(DEMO)/images, how each was made in $(DEMO)/manifest.jsonl"
+
+test: $(VENV)/.installed-dev ## install and run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev ## mypy, strict
+	$(BIN)/mypy
+
+clean: ## remove the environment and the demo's run
+	rm -rf $(VENV) $(DEMO)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "d4m-fast needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,238 @@
+"""The command line: parse, compose the stages, report. The only place that prints or draws progress."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from d4m_fast import __version__
+from d4m_fast.config import DistillConfig
+from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
+
+if TYPE_CHECKING:
+    from d4m_fast.data.stream import Stream
+    from d4m_fast.prepare import Job
+
+T = TypeVar("T")
+Command = Callable[..., Any]
+DEFAULTS = DistillConfig()
+LINE_SECONDS = 10.0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="d4m-fast")
+def cli() -> None:
+    """Distill image datasets with diffusion (D4M, Su et al., CVPR 2024), fast and reproducibly.
+
+    \b
+    d4m-fast distill                    distill the bundled images with the bundled model
+    d4m-fast evaluate runs/RUN          train students on the result, beside random real images
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 usage, 3 finished with quarantined images, 4 run directory of another
+    config or in use, 5 damaged artifact, 6 no disk, permission, device or extra, 130 and 143 interrupted.
+    """
+
+
+def _load_options(context: click.Context, _: click.Parameter, file: Path | None) -> None:
+    """Options from a TOML file, or from the config.json of an earlier run; flags win over them."""
+    if file is None:
+        return
+    import tomllib
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        values = json.loads(text)["options"] if file.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"--config {file}: cannot be read as options ({error})") from error
+    known = {parameter.name for parameter in context.command.params}
+    values = {name.replace("-", "_"): value for name, value in values.items() if value is not None}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UsageError(f"--config {file}: no such option: {', '.join(unknown)}")
+    context.default_map = values
+
+
+def _shared(command: Command) -> Command:
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress, no log."),
+        click.option(
+            "--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_load_options,
+            help="Options from a TOML file or a run's config.json; flags win over them.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _option(name: str, kind: Any, text: str, **extra: Any) -> Callable[[Command], Command]:
+    field = name.removeprefix("--").replace("-", "_")
+    return click.option(name, type=kind, default=getattr(DEFAULTS, field), show_default=True, help=text, **extra)
+
+
+@cli.command()
+@_option("--data", str, "'bundled', or a directory: an ImageFolder, Fashion-MNIST IDX or CIFAR files.")
+@_option("--model", str, "'bundled', or a directory in diffusers format.")
+@_option("--ipc", click.IntRange(min=1), "Images per class.")
+@_option("--classes", str, "Only these: ids, ranges or folder names, comma-separated. Ids stay those of the full set.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<config hash>]")
+@click.option("--artifacts", type=click.Path(path_type=Path), help="Where latents are kept.  [default: user cache]")
+@_option("--preset", click.Choice(["reference"]), "Generation settings; 'reference' is the official schedule.")
+@_option("--kmeans", click.Choice(["auto", "gram", "direct", "minibatch"]), "Clustering method.")
+@_option("--prototype", click.Choice(["mean", "medoid"]), "Cluster mean, or the real latent nearest to it.")
+@_option("--latent", click.Choice(["sample", "mean"]), "Draw from the VAE's posterior, or take its mean.")
+@_option("--resolution", click.IntRange(min=1), "Side of encoded and generated images.  [default: the model's]")
+@_option("--image-size", click.IntRange(min=1), "Side of the written images.  [default: the resolution]")
+@_option("--prompts", str, "'official', or a file of prompts.  [default: class names]")
+@_option("--strength", click.FloatRange(0, 1, min_open=True), "How far up the noise schedule prototypes are sent.")
+@_option("--guidance", click.FloatRange(min=0), "Classifier-free guidance scale.")
+@_option("--steps", click.IntRange(min=1), "Length of the whole schedule; steps x strength of it are run.")
+@_option("--negative-prompt", str, "Prompt to be guided away from.")
+@_option("--seed", int, "Seed of the run.")
+@_option("--batch-size", click.IntRange(min=1), "Images per batch of generation.  [default: planned]")
+@_option("--threads", click.IntRange(min=1), "CPU threads.  [default: one per core]")
+@_option("--engine", click.Choice(["auto", "torch", "onnx", "tensorrt"]), "What computes the networks.")
+@_option("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")
+@_option("--device", str, "auto, cpu, cuda or cuda:1.")
+@_option("--max-bad-fraction", click.FloatRange(0, 1, max_open=True), "Damaged images tolerated, as a part of all.")
+@_shared
+def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Distill a dataset: encode, cluster, generate, write. A re-run goes on where the last one stopped.
+
+    \b
+    d4m-fast distill
+    d4m-fast distill --data imagenet/train --model stable-diffusion-v1-5 --ipc 50 --image-size 224 --out in1k-50
+    """
+    from d4m_fast.prepare import default_artifacts, prepare, require_disk
+
+    config = DistillConfig(**options)
+    started = time.perf_counter()
+    job = prepare(config)
+    run = job.default_run() if out is None else out
+    cache = default_artifacts() if artifacts is None else artifacts
+    require_disk(job, run, cache)
+    summary = _distill(job, run, cache, quiet, time.perf_counter() - started)
+    _say_result(summary, as_json, lambda: _distilled_text(summary))
+    if summary["quarantined"]:
+        sys.exit(EXIT_QUARANTINED)
+
+
+def _distill(job: Job, path: Path, cache: Path, quiet: bool, opening: float) -> dict[str, Any]:
+    import torch
+
+    from d4m_fast.config import fingerprint
+    from d4m_fast.data import files
+    from d4m_fast.data.latents import LatentStore
+    from d4m_fast.data.plan import Plan
+    from d4m_fast.data.run import RunDirectory
+    from d4m_fast.data.timing import Stopwatch
+    from d4m_fast.engine.encode import encode
+    from d4m_fast.engine.generate import generate
+    from d4m_fast.engine.networks import open_networks
+    from d4m_fast.engine.prototypes import cluster
+    from d4m_fast.engine.schedule import open_schedule
+
+    config, watch = job.config, Stopwatch()
+    watch.seconds["open"] = opening
+    networks = open_networks(job.model.path, job.device, job.dtype)
+    schedule = open_schedule(job.model.path, config.steps, config.strength)
+    store_path = files.make_directory(cache / "latents" / fingerprint(job.latents_made_by)[:16])
+    with files.locked(files.make_directory(path)):
+        run = RunDirectory(path, job.identity)
+        plan = Plan.from_json(run.plan(job.plan.to_json()))
+        torch.set_num_threads(plan.threads)
+
+        with files.locked(store_path):
+            latents = LatentStore(store_path, job.latents_made_by, job.source.items, job.latent_shape)
+            if not latents.complete:
+                batches = encode(
+                    job.source, networks.vae_encoder, resolution=job.resolution, latent=config.latent,
+                    batch=plan.encode_batch, start=latents.position,
+                )
+                for _ in _track("encode", latents.fill(batches).watched(watch, "encode"), quiet):
+                    pass
+        latents.check_budget(config.max_bad_fraction)
+
+        done = run.committed()
+        groups = [group for group in plan.groups if group.id not in done]
+        classes = {info.id: info for info in job.source.classes}
+        prototypes = cluster(
+            [classes[i] for group in groups for i in group.classes], latents, job.source,
+            ipc=config.ipc, method=config.kmeans, prototype=config.prototype, seed=config.seed,
+        )
+        samples = generate(
+            run.keep(prototypes.watched(watch, "cluster")), groups, networks, schedule,
+            ipc=config.ipc, guidance=config.guidance, negative_prompt=config.negative_prompt, seed=config.seed,
+            batch=plan.batch_size, image_size=job.image_size, watch=watch,
+        )
+        for _ in _track("distill", run.write(samples, groups, config.ipc).watched(watch, "write"), quiet):
+            pass
+        return run.finish(latents.failures, watch.seconds)
+
+
+def _track(label: str, items: Stream[T], quiet: bool) -> Iterator[T]:
+    """The items, with a progress bar on a terminal and a line now and then elsewhere, on stderr."""
+    if quiet:
+        yield from items
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(items, label, len(items), console=Console(stderr=True))
+    else:
+        yield from _lines(label, items)
+
+
+def _lines(label: str, items: Stream[T]) -> Iterator[T]:
+    said = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        if count == len(items) or time.monotonic() - said > LINE_SECONDS:
+            click.echo(f"{label} {count}/{len(items)}", err=True)
+            said = time.monotonic()
+
+
+def _say_result(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
+    click.echo(json.dumps(result, ensure_ascii=False) if as_json else text())
+
+
+def _distilled_text(summary: dict[str, Any]) -> str:
+    seconds = ", ".join(f"{stage} {spent:.1f}" for stage, spent in summary["seconds"].items())
+    lines = [
+        f"{summary['images']} images of {summary['classes']} classes in {summary['run']}/images",
+        f"look at {summary['run']}/preview.png; provenance is in manifest.jsonl beside it",
+        f"seconds: {seconds}",
+    ]
+    if summary["quarantined"]:
+        lines.append(f"{summary['quarantined']} damaged images left out: {summary['run']}/quarantine.jsonl")
+    return "\n".join(lines)
+
+
+def _stop(*_: object) -> NoReturn:
+    sys.exit(EXIT_SIGTERM)
+
+
+def main() -> NoReturn:
+    """Run the command line; every failure we know is one line and its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; run the same command to go on", err=True)
+        sys.exit(EXIT_SIGINT)
+    except D4MError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,97 @@
+"""What the user asked for, checked once, where it is built; the only place a default is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from d4m_fast.errors import UsageError
+
+NEGATIVE_PROMPT = "cartoon, anime, painting"  # the official code's; the paper's main text has none
+
+KMeansMethod = Literal["auto", "gram", "direct", "minibatch"]
+PrototypeKind = Literal["mean", "medoid"]
+LatentKind = Literal["sample", "mean"]
+Engine = Literal["auto", "torch", "onnx", "tensorrt"]
+Precision = Literal["auto", "fp32", "fp16"]
+
+NOT_YET = {"gram": "--kmeans direct", "minibatch": "--kmeans direct", "onnx": "--engine torch", "tensorrt": "--engine torch"}
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Options of `d4m-fast distill`; the defaults are D4M's (Su et al., 2024; official code, `gen_syn_image`).
+
+    Attributes:
+        data: "bundled" or a directory.
+        model: "bundled" or a directory in diffusers format.
+        ipc: images per class.
+        classes: ids, ranges or folder names, comma-separated; None is all.
+        resolution: side of the encoded and generated images, in pixels; None is the model's own.
+        image_size: side of the written images; None is `resolution`.
+        prompts: None for the class names, "official", or a file.
+        strength: how far up the noise schedule a prototype is sent, in (0, 1].
+        guidance: classifier-free guidance scale; at most 1 runs the UNet once per step instead of twice.
+        steps: length of the whole schedule; about `steps * strength` of it are run.
+        batch_size, threads: None lets the plan decide; they are part of what fixes the bytes.
+        max_bad_fraction: damaged images tolerated, as a part of all.
+    """
+
+    data: str = "bundled"
+    model: str = "bundled"
+    ipc: int = 10
+    classes: str | None = None
+    kmeans: KMeansMethod = "auto"
+    prototype: PrototypeKind = "mean"
+    latent: LatentKind = "sample"
+    resolution: int | None = None
+    image_size: int | None = None
+    prompts: str | None = None
+    preset: Literal["reference"] = "reference"
+    strength: float = 0.7
+    guidance: float = 8.0
+    steps: int = 50
+    negative_prompt: str = NEGATIVE_PROMPT
+    seed: int = 0
+    batch_size: int | None = None
+    threads: int | None = None
+    engine: Engine = "auto"
+    precision: Precision = "auto"
+    device: str = "auto"
+    max_bad_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("ipc", "steps", "resolution", "image_size", "batch_size", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        require(0 < self.strength <= 1, f"--strength must be in (0, 1], not {self.strength}")
+        require(math.isfinite(self.guidance) and self.guidance >= 0, f"--guidance must be at least 0, not {self.guidance}")
+        require(int(self.steps * self.strength) >= 1, f"--steps {self.steps} at --strength {self.strength} is no step at all")
+        require(0 <= self.max_bad_fraction < 1, f"--max-bad-fraction must be in [0, 1), not {self.max_bad_fraction}")
+        for name in (self.kmeans, self.engine):
+            require(name not in NOT_YET, f"'{name}' is not available yet; use {NOT_YET.get(name)}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Refuse an option with exit code 2."""
+    if not condition:
+        raise UsageError(message)
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value: equal values, equal fingerprints, on any machine."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def derive_seed(seed: int, class_id: int, index: int, stage: str) -> int:
+    """The first 63 bits of SHA-256("seed/class id/index/stage"): one random stream per image and stage."""
+    digest = hashlib.sha256(f"{seed}/{class_id}/{index}/{stage}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,118 @@
+"""Files that are whole or absent: temporary name, fsync, rename, fsync of the directory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from d4m_fast.errors import PreflightError, RunDirectoryError
+
+TEMPORARY = ".tmp-"
+_REFUSALS = {
+    errno.ENOSPC: "no space left; free some and run the same command again, it goes on where it stopped",
+    errno.EDQUOT: "disk quota reached; free some and run the same command again, it goes on where it stopped",
+    errno.EFBIG: "file size limit reached; raise it and run the same command again, it goes on where it stopped",
+    errno.EACCES: "permission denied; choose another directory",
+    errno.EPERM: "not permitted; choose another directory",
+    errno.EROFS: "read-only file system; choose another directory",
+    errno.ENOTDIR: "a file is in the way; choose another directory",
+    errno.EEXIST: "a file is in the way; choose another directory",
+}
+
+
+@contextlib.contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write below `path` into one line and exit code 6."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        raise PreflightError(f"{error.filename or path}: {_REFUSALS[error.errno]}") from error
+
+
+def write_bytes(path: Path, data: bytes) -> str:
+    """Write a file whole, durably, or not at all; returns its SHA-256.
+
+    Raises:
+        PreflightError: no space, no permission, a read-only file system.
+    """
+    with refusing(path):
+        temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_json_lines(path: Path, values: list[dict[str, Any]]) -> None:
+    write_bytes(path, "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values).encode())
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def make_directory(path: Path) -> Path:
+    """Create a directory and its parents.
+
+    Raises:
+        PreflightError: it cannot be created or written to.
+    """
+    with refusing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "", str(path))
+    return path
+
+
+def sweep(path: Path) -> None:
+    """Remove what an earlier run that was killed left half written."""
+    for leftover in path.rglob(f"{TEMPORARY}*"):
+        leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        RunDirectoryError: another process holds it.
+    """
+    with refusing(directory), (directory / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunDirectoryError(f"{directory}: in use by another run; wait for it or choose another --out") from error
+        yield

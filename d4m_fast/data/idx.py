@@ -1,0 +1,71 @@
+"""The IDX files of MNIST and Fashion-MNIST, plain or gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from d4m_fast.errors import DataError
+
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+MAX_BYTES = 1 << 30  # a damaged header must not ask for all memory; the largest real file has 47 MB
+
+
+def find(directory: Path, split: str) -> tuple[Path, Path] | None:
+    """The (images, labels) files of a split, in `directory` or where torchvision puts them below it."""
+    for folder in (directory, directory / "raw", directory / "FashionMNIST" / "raw"):
+        images, labels = (_variant(folder, stem) for stem in FILES[split])
+        if images is not None and labels is not None:
+            return images, labels
+    return None
+
+
+def read(path: Path) -> np.ndarray:
+    """One read-only array of unsigned bytes: (N,) labels or (N, H, W) images.
+
+    Raises:
+        DataError: the file is damaged, or holds something else than bytes.
+    """
+    try:
+        with _open(path) as stream:
+            return _parse(stream, path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from error
+
+
+def _variant(folder: Path, stem: str) -> Path | None:
+    return next((p for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()), None)
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+
+
+def _parse(stream: BinaryIO, path: Path) -> np.ndarray:
+    dims = _shape(stream, path)
+    count = math.prod(dims)
+    if count > MAX_BYTES:
+        raise DataError(f"{path}: its header asks for {count:,} bytes; fetch it again")
+    data = stream.read(count + 1)
+    if len(data) != count:
+        found = f"{len(data):,}" if len(data) < count else "more"
+        raise DataError(f"{path}: {found} values where its header says {count:,}; fetch it again")
+    return np.frombuffer(data, np.uint8).reshape(dims)
+
+
+def _shape(stream: BinaryIO, path: Path) -> tuple[int, ...]:
+    magic = stream.read(4)
+    if len(magic) < 4 or magic[:3] != b"\0\0\x08":
+        raise DataError(f"{path}: not an IDX file of bytes; fetch it again")
+    sizes = stream.read(4 * magic[3])
+    if len(sizes) != 4 * magic[3]:
+        raise DataError(f"{path}: ends inside its header; fetch it again")
+    return tuple(int(n) for n in np.frombuffer(sizes, ">u4"))

@@ -1,0 +1,182 @@
+"""The latents artifact: every real image's latent, fp16, bucketed by class, filled in one pass over the source."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d4m_fast.data import files
+from d4m_fast.data.records import Item
+from d4m_fast.data.stream import Stream
+from d4m_fast.errors import DamageError, DataError
+
+CHECKPOINT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A real image that could not be used, and why."""
+
+    item: Item
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """Latents (n, C, h, w) float32 of `items`, in their order; `failures` are the batch's other images."""
+
+    items: list[Item]
+    latents: np.ndarray
+    failures: list[Failure]
+
+
+class LatentStore:
+    """A directory of `<class id>.npy`, row = rank in the class, and `index.json`, written last.
+
+    Rows are written where they belong, so the source may come in any order, and an interrupted pass goes on from
+    `position`. Rows of damaged images stay zero and are listed as failures.
+    """
+
+    def __init__(self, root: Path, made_by: dict[str, Any], items: Sequence[Item], shape: tuple[int, ...]) -> None:
+        self.path = files.make_directory(root)
+        self.made_by = made_by
+        self._counts = Counter(item.class_id for item in items)
+        self._shape = shape
+        self._header = {c: _npy_header((n, *shape)) for c, n in self._counts.items()}
+        self._touched: set[int] = set()
+        self._index = _read(self.path / "index.json", made_by)
+        self._state = _read(self.path / "progress.json", made_by) if self._index is None else self._index
+        if self._state is None:
+            self._state = {"position": 0, "failures": []}
+            self._allocate()
+
+    @property
+    def complete(self) -> bool:
+        return self._index is not None
+
+    @property
+    def position(self) -> int:
+        """How many items, in source order, need not be encoded again."""
+        return int(self._state["position"])
+
+    @property
+    def failures(self) -> list[Failure]:
+        return [Failure(Item(f["class_id"], f["rank"], f["origin"]), f["reason"]) for f in self._state["failures"]]
+
+    def fill(self, batches: Stream[EncodedBatch]) -> Stream[EncodedBatch]:
+        """Write batches on their way through, save the position now and then, and mark the end."""
+
+        def items() -> Iterator[EncodedBatch]:
+            saved = time.monotonic()
+            for batch in batches:
+                self._write(batch)
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self._checkpoint()
+                    saved = time.monotonic()
+                yield batch
+            self._finish()
+
+        return Stream(len(batches), items())
+
+    def load(self, class_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks (n,) and latents (n, C, h, w) float16 of a class's good images.
+
+        Raises:
+            DamageError: the file is not the one that was written.
+        """
+        path = self._file(class_id)
+        data = path.read_bytes() if path.is_file() else b""
+        if self._index is None or hashlib.sha256(data).hexdigest() != self._index["sha256"][str(class_id)]:
+            raise DamageError(f"{path}: damaged; remove {self.path} and run again to encode anew")
+        rows = np.frombuffer(data, np.float16, offset=len(self._header[class_id]))
+        rows = rows.reshape(self._counts[class_id], *self._shape)
+        bad = [f["rank"] for f in self._state["failures"] if f["class_id"] == class_id]
+        ranks = np.setdiff1d(np.arange(len(rows)), bad)
+        return ranks, rows[ranks] if bad else rows
+
+    def check_budget(self, max_bad_fraction: float) -> None:
+        """Refuse a source with too many damaged images.
+
+        Raises:
+            DataError: their part is over the budget; names the first.
+        """
+        bad, total = len(self._state["failures"]), sum(self._counts.values())
+        if bad > max_bad_fraction * total:
+            first = self._state["failures"][0]
+            raise DataError(
+                f"{bad:,} of {total:,} images are damaged, more than --max-bad-fraction {max_bad_fraction:g} allows;"
+                f" the first: {first['reason']}"
+            )
+
+    def _write(self, batch: EncodedBatch) -> None:
+        """Put a batch's rows in their places; durable at the next checkpoint."""
+        rows = batch.latents.astype(np.float16)
+        with files.refusing(self.path):
+            for item, row in zip(batch.items, rows, strict=True):
+                self._write_row(item, row)
+        self._state["failures"] += [
+            {"class_id": f.item.class_id, "rank": f.item.rank, "origin": f.item.origin, "reason": f.reason}
+            for f in batch.failures
+        ]
+        self._state["position"] += len(batch.items) + len(batch.failures)
+
+    def _checkpoint(self) -> None:
+        """Make all rows so far durable, then say so."""
+        with files.refusing(self.path):
+            for class_id in self._touched:
+                files.sync_file(self._file(class_id))
+        self._touched.clear()
+        files.write_json(self.path / "progress.json", {**self._state, "made_by": self.made_by})
+
+    def _finish(self) -> None:
+        """Write the index that marks the artifact complete."""
+        self._checkpoint()
+        digests = {str(c): _digest(self._file(c)) for c in sorted(self._counts)}
+        self._index = {**self._state, "sha256": digests, "made_by": self.made_by}
+        files.write_json(self.path / "index.json", self._index)
+        (self.path / "progress.json").unlink(missing_ok=True)
+
+    def _file(self, class_id: int) -> Path:
+        return self.path / f"{class_id:05d}.npy"
+
+    def _write_row(self, item: Item, row: np.ndarray) -> None:
+        self._touched.add(item.class_id)
+        with self._file(item.class_id).open("r+b") as file:
+            file.seek(len(self._header[item.class_id]) + item.rank * row.nbytes)
+            file.write(row.tobytes())
+
+    def _allocate(self) -> None:
+        with files.refusing(self.path):
+            for class_id, count in self._counts.items():
+                header = self._header[class_id]
+                with self._file(class_id).open("wb") as file:
+                    file.write(header)
+                    file.truncate(len(header) + 2 * count * int(np.prod(self._shape)))
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+def _read(path: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    found: dict[str, Any] = files.read_json(path)
+    if found["made_by"] != made_by:
+        raise DamageError(f"{path}: made by something else than its name says; remove {path.parent} and run again")
+    return found
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

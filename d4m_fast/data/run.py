@@ -1,0 +1,175 @@
+"""The run directory: distilled images, how each was made, and what is done.
+
+    images/<class>/<index:05d>.png   an ImageFolder root
+    prototypes/<class id>.safetensors
+    groups/<group>.json              commit records, written last, the only truth about what is done
+    config.json  plan.json           what was asked for, and how it was split
+    manifest.jsonl  quarantine.jsonl  summary.json  preview.png   derived when the run is complete
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from d4m_fast.config import fingerprint
+from d4m_fast.data import files, preview
+from d4m_fast.data.latents import Failure
+from d4m_fast.data.plan import Group
+from d4m_fast.data.records import Prototypes, Sample
+from d4m_fast.data.stream import Stream
+from d4m_fast.errors import RunDirectoryError
+
+
+class RunDirectory:
+    """Opened once per process, under the run's lock (`files.locked`).
+
+    Raises:
+        RunDirectoryError: the directory holds a run of another config; the message names the differences.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.fingerprint = fingerprint(identity)
+        files.sweep(path)
+        config = path / "config.json"
+        if config.exists():
+            _refuse_other(path, files.read_json(config), identity)
+        else:
+            _refuse_foreign(path)
+            files.write_json(config, identity)
+        for name in ("images", "prototypes", "groups"):
+            files.make_directory(path / name)
+
+    def plan(self, fresh: dict[str, Any]) -> dict[str, Any]:
+        """The plan this run was started with; `fresh` if it starts now."""
+        file = self.path / "plan.json"
+        if not file.exists():
+            files.write_json(file, fresh)
+        plan: dict[str, Any] = files.read_json(file)
+        return plan
+
+    def committed(self) -> dict[int, dict[str, Any]]:
+        """Commit records by group; a group that has lost an image since is not among them."""
+        records = (files.read_json(f) for f in sorted((self.path / "groups").glob("[0-9]*.json")))
+        return {r["group"]: r for r in records if all(self._present(row) for row in r["images"])}
+
+    def _present(self, row: Mapping[str, Any]) -> bool:
+        file = self.path / row["file"]
+        return file.is_file() and file.stat().st_size == row["bytes"]
+
+    def keep(self, prototypes: Stream[Prototypes]) -> Stream[Prototypes]:
+        """Save each class's prototypes on their way through."""
+
+        def items() -> Iterator[Prototypes]:
+            for p in prototypes:
+                self._save_prototypes(p)
+                yield p
+
+        return Stream(len(prototypes), items())
+
+    def write(self, samples: Stream[Sample], groups: Sequence[Group], ipc: int) -> Stream[Sample]:
+        """Write images as they come; commit a group once all of its images are on the disk.
+
+        `samples` come group by group, in the order of `groups`.
+        """
+
+        def items() -> Iterator[Sample]:
+            stream = iter(samples)
+            for group in groups:
+                started, rows = time.monotonic(), []
+                for _ in range(len(group.classes) * ipc):
+                    sample = next(stream)
+                    rows.append(self._save_image(sample))
+                    yield sample
+                self._commit(group, rows, time.monotonic() - started)
+
+        return Stream(len(samples), items())
+
+    def finish(self, failures: list[Failure], seconds: Mapping[str, float]) -> dict[str, Any]:
+        """Derive the merged files, `summary.json` last; returns the summary.
+
+        Args:
+            failures: the real images that were left out.
+            seconds: per stage, of this process.
+        """
+        rows = [row for record in self.committed().values() for row in record["images"]]
+        files.write_json_lines(self.path / "manifest.jsonl", rows)
+        quarantined = [
+            {"class_id": f.item.class_id, "index": f.item.rank, "origin": f.item.origin, "reason": f.reason} for f in failures
+        ]
+        files.write_json_lines(self.path / "quarantine.jsonl", quarantined)
+        sheet = preview.contact_sheet([(self.path / r["file"], r["prompt"]) for r in rows if r["index"] < preview.COLUMNS])
+        files.write_bytes(self.path / "preview.png", _png(sheet))
+        summary = {
+            "run": str(self.path),
+            "images": len(rows),
+            "classes": len({row["class_id"] for row in rows}),
+            "quarantined": len(failures),
+            "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
+        }
+        files.write_json(self.path / "summary.json", summary)
+        return summary
+
+    def _save_prototypes(self, p: Prototypes) -> None:
+        from safetensors.numpy import save
+
+        data = save({"centroids": p.centroids, "sizes": p.sizes, "inertia_share": p.inertia_share})
+        files.write_bytes(self.path / "prototypes" / f"{p.info.id:05d}.safetensors", data)
+
+    def _save_image(self, sample: Sample) -> dict[str, Any]:
+        folder = files.make_directory(self.path / "images" / sample.info.folder)
+        file = folder / f"{sample.index:05d}.png"
+        data = _png(Image.fromarray(sample.pixels))
+        digest = files.write_bytes(file, data)
+        return {**_provenance(sample), "file": str(file.relative_to(self.path)), "bytes": len(data), "sha256": digest}
+
+    def _commit(self, group: Group, rows: list[dict[str, Any]], seconds: float) -> None:
+        files.sync_directory(self.path / "images")
+        record = {"group": group.id, "config": self.fingerprint, "seconds": round(seconds, 3), "images": rows}
+        files.write_json(self.path / "groups" / f"{group.id:05d}.json", record)
+
+
+def _provenance(sample: Sample) -> dict[str, Any]:
+    return {
+        "class_id": sample.info.id,
+        "index": sample.index,
+        "prompt": sample.info.prompt,
+        "seed": sample.seed,
+        "cluster_size": sample.cluster_size,
+        "inertia_share": sample.inertia_share,
+        "nearest": sample.nearest,
+    }
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differences = list(_differences(found, wanted))
+    if differences:
+        raise RunDirectoryError(f"{path}: holds another run ({'; '.join(differences)}); choose another --out")
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted({*found, *wanted}):
+        old, new = found.get(name), wanted.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differences(old, new)
+        elif old != new:
+            yield f"{name}: {json.dumps(old)} there, {json.dumps(new)} now"
+
+
+def _refuse_foreign(path: Path) -> None:
+    strangers = [p.name for p in path.iterdir() if p.name != ".lock"]
+    if strangers:
+        raise RunDirectoryError(f"{path}: not empty and not a run of ours ({strangers[0]}); choose another --out")

@@ -1,0 +1,107 @@
+"""A Stable-Diffusion-1.x-shaped model on disk: what must be there, its hash and its geometry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from d4m_fast.config import require
+from d4m_fast.errors import ModelError
+
+WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
+CONFIGS = {
+    "vae": "config.json",
+    "unet": "config.json",
+    "text_encoder": "config.json",
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+}
+_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checked model directory.
+
+    Attributes:
+        factor: pixels per latent cell along each side.
+        channels: latent channels.
+        resolution: side of the images the model was trained on, in pixels.
+    """
+
+    path: Path
+    sha256: str
+    factor: int
+    channels: int
+    resolution: int
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """(C, h, w) of an image's latent.
+
+        Raises:
+            UsageError: the resolution does not fit the networks.
+        """
+        step = self.factor * self._unet_factor
+        require(resolution % step == 0, f"--resolution must be a multiple of {step} with this model, not {resolution}")
+        return self.channels, resolution // self.factor, resolution // self.factor
+
+    @property
+    def _unet_factor(self) -> int:
+        blocks: int = 2 ** (len(_config(self.path, "unet")["block_out_channels"]) - 1)
+        return blocks
+
+
+def open_model(name: str) -> Model:
+    """Find a model and check that all of it is there, in safetensors.
+
+    Args:
+        name: "bundled", or a directory in diffusers format.
+
+    Raises:
+        ModelError: no such directory, missing parts, pickled weights only, or another architecture.
+    """
+    path = Path(str(resources.files("d4m_fast") / "assets" / "model")) if name == "bundled" else Path(name)
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such model directory; give one in diffusers format, or 'bundled'")
+    missing = [f"{part}/{file}" for part, file in CONFIGS.items() if not (path / part / file).is_file()]
+    if missing:
+        raise ModelError(f"{path}: parts missing ({', '.join(missing)}); a Stable Diffusion 1.x directory has them all")
+    weights = [_weights(path, part, stem) for part, stem in WEIGHTS.items()]
+    vae, unet = _config(path, "vae"), _config(path, "unet")
+    if (path / "text_encoder_2").exists() or unet.get("addition_embed_type") is not None:
+        raise ModelError(f"{path}: not of Stable Diffusion 1.x shape (it conditions on more than one text encoder)")
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    files = [file for shards in weights for file in shards] + [path / part / file for part, file in CONFIGS.items()]
+    return Model(path, _digest(path, files), factor, vae["latent_channels"], unet["sample_size"] * factor)
+
+
+def _weights(path: Path, part: str, stem: str) -> list[Path]:
+    found = sorted((path / part).glob(f"{stem}*.safetensors"))
+    if found:
+        return found
+    if any(file for pattern in _PICKLES for file in (path / part).glob(pattern)):
+        raise ModelError(
+            f"{path / part}: only pickled weights, which can run code when opened; save the model with safetensors"
+        )
+    raise ModelError(f"{path}: parts missing ({part}/{stem}.safetensors); a Stable Diffusion 1.x directory has them all")
+
+
+def _config(path: Path, part: str) -> dict[str, Any]:
+    file = path / part / CONFIGS[part]
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file}: not JSON ({error})") from error
+    return config
+
+
+def _digest(root: Path, files: list[Path]) -> str:
+    whole = hashlib.sha256()
+    for file in sorted(files):
+        with file.open("rb") as opened:
+            whole.update(f"{file.relative_to(root)}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()

@@ -1,0 +1,127 @@
+"""The four networks as typed calls, whatever runtime computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d4m_fast.data.files import read_json
+from d4m_fast.engine.eager import open_eager
+from d4m_fast.engine.runtime import Runtime
+from d4m_fast.engine.signature import Component
+from d4m_fast.errors import ModelError
+
+Open = Callable[[Component], Runtime]
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Prompts to hidden states; `tokenizer` is transformers' CLIP tokenizer of the model."""
+
+    runtime: Runtime
+    tokenizer: Any
+
+    def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
+        """(N, tokens, width): padded and cut to the tokenizer's length, as diffusers' pipelines do."""
+        encoded = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt"
+        )
+        return self.runtime({"input_ids": encoded.input_ids})["hidden_states"]
+
+
+@dataclass(frozen=True)
+class VaeEncoder:
+    """Pixels to the posterior of scaled latents."""
+
+    runtime: Runtime
+    scaling_factor: float
+
+    def __call__(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation, both (N, C, h, w), of RGB pixels (N, 3, H, W) in [-1, 1]."""
+        out = self.runtime({"pixels": pixels})
+        return out["mean"] * self.scaling_factor, torch.exp(0.5 * out["logvar"]) * self.scaling_factor
+
+
+@dataclass(frozen=True)
+class VaeDecoder:
+    """Scaled latents to pixels."""
+
+    runtime: Runtime
+    scaling_factor: float
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """RGB (N, 3, H, W) in [0, 1], clipped."""
+        pixels = self.runtime({"latents": latents / self.scaling_factor})["pixels"]
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Unet:
+    """The noise in a sample, with or without classifier-free guidance."""
+
+    runtime: Runtime
+
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, guidance: float) -> torch.Tensor:
+        """Predicted noise, shape of `sample` (B, C, h, w), float32 whatever the runtime's dtype.
+
+        With guidance above 1, `states` are (2B, tokens, width), the negative prompts' first, and both halves go
+        through the network as one batch (Ho & Salimans, 2022).
+        """
+        doubled = torch.cat([sample, sample]) if guidance > 1 else sample
+        noise = self.runtime({"sample": doubled, "timestep": timestep, "hidden_states": states})["noise"].float()
+        if guidance <= 1:
+            return noise
+        unconditional, conditional = noise.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+
+class Networks:
+    """The networks of one model, each opened when first used.
+
+    Raises (on use):
+        ModelError: a part cannot be loaded.
+    """
+
+    def __init__(self, path: Path, open_runtime: Open) -> None:
+        self._path = path
+        self._open = open_runtime
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        return TextEncoder(self._open("text_encoder"), _tokenizer(self._path / "tokenizer"))
+
+    @cached_property
+    def vae_encoder(self) -> VaeEncoder:
+        return VaeEncoder(self._open("vae_encoder"), self._scaling_factor)
+
+    @cached_property
+    def vae_decoder(self) -> VaeDecoder:
+        return VaeDecoder(self._open("vae_decoder"), self._scaling_factor)
+
+    @cached_property
+    def unet(self) -> Unet:
+        return Unet(self._open("unet"))
+
+    @cached_property
+    def _scaling_factor(self) -> float:
+        factor: float = read_json(self._path / "vae" / "config.json").get("scaling_factor", 0.18215)
+        return factor
+
+
+def open_networks(path: Path, device: torch.device, dtype: torch.dtype) -> Networks:
+    """The networks of a checked model directory on the PyTorch runtime."""
+    return Networks(path, lambda component: open_eager(path, component, device, dtype))
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{folder}: tokenizer cannot be loaded ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,112 @@
+"""Noise schedules as tables of coefficients, read off diffusers' own scheduler objects.
+
+Every sampler used here is linear: each new sample is a fixed combination of earlier samples and of earlier noise
+predictions. Feeding a scheduler unit vectors instead of tensors therefore reveals its coefficients, quirks included,
+and the denoising loop becomes arithmetic that never leaves the device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d4m_fast.errors import ModelError
+
+Terms = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of the UNet and the update after it.
+
+    With x_0 the noised start, x_i the sample before step i and e_i the noise predicted in step i, this step's result
+    is the sum of c * x_j over `samples` plus the sum of c * e_j over `outputs`.
+    """
+
+    timestep: int
+    samples: Terms
+    outputs: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How an image-to-image run starts and goes on; the start is `signal` * x + `noise` * N(0, I)."""
+
+    signal: float
+    noise: float
+    steps: tuple[Step, ...]
+
+    def last_use(self) -> tuple[dict[int, int], dict[int, int]]:
+        """The step after which sample x_j, and output e_j, is never read again: two maps from j."""
+        samples = {j: i for i, step in enumerate(self.steps) for j, _ in step.samples}
+        outputs = {j: i for i, step in enumerate(self.steps) for j, _ in step.outputs}
+        return samples, outputs
+
+
+def open_schedule(model: Path, steps: int, strength: float) -> Schedule:
+    """The schedule a model directory names, cut to `strength` as diffusers' image-to-image pipeline cuts it.
+
+    Raises:
+        ModelError: diffusers has no such scheduler, or it is none that this engine can run.
+    """
+    import diffusers
+
+    config: dict[str, Any] = json.loads((model / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    scheduler_class = getattr(diffusers, str(config.get("_class_name")), None)
+    if scheduler_class is None:
+        raise ModelError(f"{model}: scheduler {config.get('_class_name')} is not one of diffusers'")
+    return tabulate(scheduler_class.from_config(config), steps, strength)
+
+
+def tabulate(scheduler: Any, steps: int, strength: float) -> Schedule:
+    """Read the table of the last `int(steps * strength)` steps off a diffusers scheduler.
+
+    PNDM keeps its quirk: cutting the schedule drops one half of its doubled warm-up step, so its second call
+    overwrites the first and all later calls see a sample one step noisier than they are told (50 steps at strength
+    0.7 are 36 calls, at t = 701, 681, ..., 1).
+
+    Raises:
+        ModelError: the scheduler adds noise of its own or scales the UNet's input, which a table cannot hold.
+    """
+    scheduler.set_timesteps(steps)
+    start = max(steps - min(int(steps * strength), steps), 0) * scheduler.order
+    timesteps = [int(t) for t in scheduler.timesteps[start:]]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    first = torch.tensor([timesteps[0]])
+    one, zero = torch.ones(1), torch.zeros(1)
+    signal, noise = (scheduler.add_noise(a, b, first).item() for a, b in ((one, zero), (zero, one)))
+    return Schedule(signal, noise, tuple(_probe(scheduler, timesteps)))
+
+
+def _probe(scheduler: Any, timesteps: Sequence[int]) -> list[Step]:
+    """Call the scheduler with a fresh unit vector for each sample and each output; read the result's entries."""
+    n = len(timesteps)
+    units = torch.eye(2 * n, dtype=torch.float64)
+    table = []
+    for i, t in enumerate(timesteps):
+        sample, output = units[i], units[n + i]
+        if not torch.equal(scheduler.scale_model_input(sample, t), sample):
+            raise ModelError(f"{type(scheduler).__name__} scales the UNet's input; use PNDM, DDIM or DPM-Solver++")
+        result, again = _step(scheduler, output, t, sample)
+        if not torch.equal(result, again):
+            raise ModelError(f"{type(scheduler).__name__} adds noise in every step; use PNDM, DDIM or DPM-Solver++")
+        table.append(Step(t, _terms(result[:n]), _terms(result[n:])))
+    return table
+
+
+def _step(scheduler: Any, output: torch.Tensor, t: int, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next sample, twice: from the scheduler, and from a copy of it."""
+    import copy
+
+    twin = copy.deepcopy(scheduler)
+    return tuple(s.step(output, t, sample, return_dict=False)[0] for s in (twin, scheduler))  # type: ignore[return-value]
+
+
+def _terms(row: torch.Tensor) -> Terms:
+    return tuple((int(j), row[j].item()) for j in row.nonzero().flatten())

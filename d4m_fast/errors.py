@@ -1,0 +1,56 @@
+"""What can go wrong, and the exit code that says so.
+
+D4MError                1  the run failed
+├── DataError           1  the images cannot be used
+├── ModelError          1  the model directory cannot be used
+├── UsageError          2  an option or a combination of options makes no sense
+├── RunDirectoryError   4  the run directory belongs to another config, or is in use
+├── DamageError         5  an artifact does not match its checksum
+└── PreflightError      6  no disk, no permission, no such device, a missing extra
+
+Exit code 0 is success, 3 a finished run with quarantined images, 130 and 143 an interrupted one.
+"""
+
+from __future__ import annotations
+
+EXIT_QUARANTINED = 3
+EXIT_SIGINT = 130
+EXIT_SIGTERM = 143
+
+
+class D4MError(Exception):
+    """One line for the user: what is wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class DataError(D4MError):
+    """The images cannot be used."""
+
+
+class ModelError(D4MError):
+    """The model directory cannot be used."""
+
+
+class UsageError(D4MError):
+    """An option or a combination of options makes no sense."""
+
+    exit_code = 2
+
+
+class RunDirectoryError(D4MError):
+    """The run directory belongs to another config, or is in use."""
+
+    exit_code = 4
+
+
+class DamageError(D4MError):
+    """An artifact does not match its checksum."""
+
+    exit_code = 5
+
+
+class PreflightError(D4MError):
+    """No disk, no permission, no such device, a missing extra."""
+
+    exit_code = 6

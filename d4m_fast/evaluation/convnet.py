@@ -1,0 +1,58 @@
+"""ConvNet-3, the student of the dataset-distillation field, and the bundled teacher of the same shape."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+Norm = Literal["instance", "batch"]
+
+
+class ConvNet(nn.Module):
+    """Blocks of 3x3 convolution, normalisation, ReLU and 2x2 average pooling, then one linear layer.
+
+    The 128-wide, three-block, instance-norm form is the student of Gidaris & Komodakis (2018) that DC
+    (Zhao et al., 2021) and its successors report. It takes RGB pixels in [0, 1], shape (N, 3, S, S), and
+    normalises them itself, so every caller augments in pixel space.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        classes: int,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        norm: Norm = "instance",
+        image_size: int = 32,
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        std: tuple[float, ...] = (0.5, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.blocks = nn.ModuleList(_block(3 if i == 0 else width, width, norm) for i in range(depth))
+        self.head = nn.Linear(width * (image_size >> depth) ** 2, classes)
+
+    def features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Activations after each block, finest first: (N, width, S / 2, S / 2), (N, width, S / 4, S / 4), ..."""
+        x = (pixels - self.mean) / self.std
+        out = []
+        for block in self.blocks:
+            x = block(x)
+            out.append(x)
+        return out
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits (N, classes)."""
+        logits: torch.Tensor = self.head(self.features(pixels)[-1].flatten(1))
+        return logits
+
+
+def _block(inputs: int, width: int, norm: Norm) -> nn.Sequential:
+    normalise = nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(width, width)
+    return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), normalise, nn.ReLU(), nn.AvgPool2d(2))

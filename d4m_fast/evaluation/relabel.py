@@ -1,0 +1,129 @@
+"""The teacher: its directory, the labels it gives, and the loss that matches them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from d4m_fast.errors import ModelError
+from d4m_fast.evaluation.convnet import ConvNet
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save_teacher(model: ConvNet, folder: Path, classes: Sequence[str], *, image_size: int = 32) -> None:
+    """Write `config.json` and `model.safetensors` (the model's own dtype) to `folder`, made if missing.
+
+    Args:
+        classes: names in the order of the class ids, one per output of the model.
+        image_size: pixels along each side of the images the model takes.
+
+    Raises:
+        ModelError: the model does not have these classes, or takes images of another size.
+    """
+    if len(classes) != model.head.out_features or not takes(model, image_size):
+        raise ModelError(f"not a teacher of {len(classes)} classes and images of {image_size} pixels a side")
+    first = cast(nn.Sequential, model.blocks[0])
+    config = {
+        "classes": list(classes),
+        "width": cast(nn.Conv2d, first[0]).out_channels,
+        "depth": len(model.blocks),
+        "norm": "batch" if isinstance(first[1], nn.BatchNorm2d) else "instance",
+        "image_size": image_size,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+
+
+def takes(model: ConvNet, size: int) -> bool:
+    """Whether the model's head fits images of `size` pixels a side."""
+    width = cast(nn.Conv2d, cast(nn.Sequential, model.blocks[0])[0]).out_channels
+    return model.head.in_features == width * (size >> len(model.blocks)) ** 2
+
+
+def load_teacher(folder: Path) -> ConvNet:
+    """Read a teacher of `save_teacher`, half precision widened: float32, in evaluation mode, without gradients.
+
+    Raises:
+        ModelError: a file is missing or cannot be read, or the weights do not fit the config.
+    """
+    model = _from_config(folder / CONFIG)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / WEIGHTS}: the teacher's weights cannot be read ({_line(error)})") from error
+    _check_fit(model, state, folder / WEIGHTS)
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return model.eval().requires_grad_(False)
+
+
+def _from_config(path: Path) -> ConvNet:
+    try:
+        config = json.loads(path.read_text())
+        if config["norm"] not in ("batch", "instance"):
+            raise ValueError(f"norm {config['norm']!r}")
+        width, depth, size = (int(config[key]) for key in ("width", "depth", "image_size"))
+        return ConvNet(len(config["classes"]), width=width, depth=depth, norm=config["norm"], image_size=size)
+    except OSError as error:
+        raise ModelError(f"{path}: the teacher's config cannot be read ({_line(error)})") from error
+    except KeyError as error:
+        raise ModelError(f"{path}: the teacher's config has no {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{path}: not a teacher's config ({_line(error)})") from error
+
+
+def _check_fit(model: ConvNet, state: dict[str, torch.Tensor], path: Path) -> None:
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | state.keys()):
+        if name not in state or name not in wanted:
+            raise ModelError(f"{path}: {name} is {'missing' if name in wanted else 'not part of the teacher'}")
+        have, want = tuple(state[name].shape), tuple(wanted[name].shape)
+        if have != want:
+            raise ModelError(f"{path}: {name} has shape {have} where the config says {want}")
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def labeller(teacher: ConvNet) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A quick form of the teacher: pixels (N, 3, S, S) in [0, 1] to logits (N, classes), no gradients.
+
+    Batch normalisation is folded into the convolutions, and activations stay in oneDNN's blocked layout between
+    them where PyTorch has it; logits equal the plain teacher's to rounding (1e-4).
+    """
+    blocks = [cast(nn.Sequential, block) for block in teacher.blocks]
+    foldable = all(isinstance(block[1], nn.BatchNorm2d) for block in blocks)
+    blocked = foldable and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    convolutions = [fuse_conv_bn_eval(cast(nn.Conv2d, b[0]), cast(nn.BatchNorm2d, b[1])) for b in blocks if foldable]
+
+    @torch.inference_mode()
+    def label(pixels: torch.Tensor) -> torch.Tensor:
+        if not blocked:
+            return cast(torch.Tensor, teacher(pixels))
+        x = ((pixels - teacher.mean) / teacher.std).to_mkldnn()
+        for layer in convolutions:
+            x = F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1).relu_(), 2)
+        return cast(torch.Tensor, teacher.head(x.to_dense().flatten(1)))
+
+    return label
+
+
+def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL(teacher || student) at `temperature`, times its square (Hinton et al., 2015), mean over the batch.
+
+    Both arguments are logits (N, classes); the result is a scalar in nats.
+    """
+    target = F.log_softmax(teacher / temperature, dim=1)
+    found = F.log_softmax(student / temperature, dim=1)
+    return F.kl_div(found, target, reduction="batchmean", log_target=True) * temperature**2

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+
+from d4m_fast.data.labels import imagenet_labels, resolve_prompts
+from d4m_fast.errors import DataError, UsageError
+
+FOLDERS = ["ant", "big_cat", "ünï"]
+
+
+def prompt_file(tmp_path: Path, content: str | bytes) -> str:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def test_defaults_are_class_names_or_folder_names() -> None:
+    assert resolve_prompts(["0", "1"], ["apple", "aquarium_fish"], None) == ["apple", "aquarium fish"]
+    assert resolve_prompts(FOLDERS, None, None) == ["ant", "big cat", "ünï"]
+
+
+def test_wnids_get_their_label_lines_only_when_all_folders_are_wnids() -> None:
+    assert resolve_prompts(["n01440764", "n03126707"], None, None) == ["tench, Tinca tinca", "crane"]
+    assert resolve_prompts(["n01440764", "other"], None, None) == ["n01440764", "other"]
+
+
+def test_official_lines_differ_in_the_two_cranes_only() -> None:
+    ours, official = imagenet_labels(), imagenet_labels(official=True)
+    assert list(ours) == sorted(ours) == list(official) and len(ours) == 1000
+    changed = {list(ours).index(wnid): official[wnid] for wnid in ours if ours[wnid] != official[wnid]}
+    assert changed == {134: "crane,machine", 517: "crane, bird"}
+    assert resolve_prompts(["n02012849"], None, "official") == ["crane,machine"]
+    assert list(ours.values())[999] == "toilet tissue, toilet paper, bathroom tissue"
+
+
+def test_unknown_wnid_is_named() -> None:
+    with pytest.raises(DataError, match=r"n99999999.*--prompts"):
+        resolve_prompts(["n01440764", "n99999999"], None, None)
+
+
+@pytest.mark.parametrize(("folders", "names"), [(["0"], ["apple"]), (["ant"], None)])
+def test_official_is_refused_for_other_classes(folders: list[str], names: list[str] | None) -> None:
+    with pytest.raises(UsageError, match="--prompts official"):
+        resolve_prompts(folders, names, "official")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "an ant\na cat\nübung\n",
+        "an ant\r\na cat\r\nübung",
+        "\ufeffan ant\na cat\nübung\n",
+        "ünï\tübung\nant\tan ant\nbig_cat\ta cat\n",
+    ],
+)
+def test_prompt_files(tmp_path: Path, content: str) -> None:
+    assert resolve_prompts(FOLDERS, None, prompt_file(tmp_path, content)) == ["an ant", "a cat", "übung"]
+
+
+def test_prompts_may_repeat(tmp_path: Path) -> None:
+    assert resolve_prompts(FOLDERS, None, prompt_file(tmp_path, "crane\n" * 3)) == ["crane"] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("a\n\nc\n", "line 2 is blank"),
+        ("", "line 1 is blank"),
+        ("a\nb\nc\n\n", "line 4 is blank"),
+        ("a\nb\n", "2 prompts for 3 classes"),
+        ("a\nb\nc\nd\n", "4 prompts for 3 classes"),
+        (b"a\n\xff\nc\n", "not UTF-8"),
+        (b"a\n\0\nc\n", "line 2 is not text"),
+        ("ant\ta\nbig_cat\tb\n", "no prompt for: ünï"),
+        ("ant\ta\nbig_cat\tb\nünï\tc\nelk\td\n", "no such class folder: elk"),
+        ("ant\ta\nbig_cat\tb\nünï\tc\nant\td\n", "given twice: ant"),
+        ("ant\ta\nbig_cat\nünï\tc\n", "line 2 is not folder<TAB>prompt"),
+        ("ant\ta\nbig_cat\t \nünï\tc\n", "line 2 is not folder<TAB>prompt"),
+    ],
+)
+def test_prompt_files_that_do_not_fit(tmp_path: Path, content: str | bytes, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        resolve_prompts(FOLDERS, None, prompt_file(tmp_path, content))
+
+
+def test_missing_prompt_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        resolve_prompts(FOLDERS, None, str(tmp_path / "none.txt"))

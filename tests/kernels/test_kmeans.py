@@ -1,0 +1,369 @@
+"""Per-class k-means against scikit-learn, and what scikit-learn does not promise: independence, exact ties, medoids."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans, kmeans_plusplus
+
+from d4m_fast.errors import DataError, UsageError
+from d4m_fast.kernels import kmeans as module
+from d4m_fast.kernels.kmeans import KMeansResult, kmeans
+
+
+def mixture(n: int, d: int, groups: int, seed: int = 0, mean: float = 0.0) -> np.ndarray:
+    """Overlapping Gaussians, so that Lloyd needs several passes."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((groups, d)) * 0.5
+    return (centres[rng.integers(0, groups, n)] + rng.standard_normal((n, d)) + mean).astype(np.float32)
+
+
+def some_points(points: np.ndarray, k: int) -> np.ndarray:
+    return points[np.random.default_rng(1).choice(len(points), k, replace=False)].astype(np.float32)
+
+
+def sklearn_lloyd(points: np.ndarray, centres: np.ndarray) -> KMeans:
+    """In float64: in float32 its rounding turns labels on long runs (17 of 2,000 in the 16-dimensional case below)."""
+    model = KMeans(len(centres), init=centres.astype(float), algorithm="lloyd", n_init=1, tol=0, max_iter=300)
+    return model.fit(points.astype(float))
+
+
+def exact_inertia(points: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    points = points.astype(np.float64)
+    members = [points[labels == cluster] for cluster in range(k)]
+    return np.array([np.square(m - m.mean(axis=0)).sum() for m in members])
+
+
+def assert_same(one: KMeansResult, other: KMeansResult) -> None:
+    for name in KMeansResult.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "groups", "k", "mean"),
+    [
+        (600, 256, 30, 10, 0.0),
+        (600, 256, 150, 50, 0.0),
+        (300, 4096, 8, 20, 0.0),
+        (2000, 16, 15, 5, 0.0),
+        (600, 256, 30, 10, 300.0),
+    ],
+)
+def test_same_clusters_as_sklearn_from_the_same_centres(n: int, d: int, groups: int, k: int, mean: float) -> None:
+    points = mixture(n, d, groups, mean=mean)
+    centres = some_points(points, k)
+    ours, theirs = kmeans([points], k, init=[centres])[0], sklearn_lloyd(points, centres)
+    assert ours.iterations == theirs.n_iter_ > 2
+    np.testing.assert_array_equal(ours.labels, theirs.labels_)
+    assert ours.inertia == pytest.approx(theirs.inertia_, rel=1e-5)
+    np.testing.assert_allclose(ours.centroids, theirs.cluster_centers_, rtol=1e-5, atol=1e-4)
+
+
+def test_float16_points_are_clustered_as_their_float32_values() -> None:
+    points = mixture(600, 256, 30).astype(np.float16)
+    centres = some_points(points, 10)
+    ours = kmeans([points], 10, init=[centres])[0]
+    np.testing.assert_array_equal(ours.labels, sklearn_lloyd(points, centres).labels_)
+    assert_same(ours, kmeans([points.astype(np.float32)], 10, init=[centres])[0])
+
+
+def test_float16_norms_beyond_its_range() -> None:
+    points = (mixture(200, 64, 4) * 500).astype(np.float16)  # squared norms of 2e7, where float16 ends at 65504
+    result = kmeans([points], 4)[0]
+    assert result.inertia == pytest.approx(exact_inertia(points, result.labels, 4).sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_every_field_agrees_with_its_definition(mean: float) -> None:
+    points, k = mixture(400, 32, 12, mean=mean), 12
+    result = kmeans([points], k)[0]
+    distances = np.linalg.norm(points[:, None].astype(np.float64) - result.centroids, axis=2)
+    assert (distances[np.arange(400), result.labels] <= distances.min(axis=1) + 1e-3).all()
+    means = np.array([points[result.labels == c].mean(axis=0, dtype=np.float64) for c in range(k)])
+    np.testing.assert_allclose(result.centroids, means, rtol=1e-7)
+    np.testing.assert_array_equal(result.sizes, np.bincount(result.labels, minlength=k))
+    np.testing.assert_allclose(result.inertia_per_cluster, exact_inertia(points, result.labels, k), rtol=1e-6)
+    assert result.inertia == pytest.approx(result.inertia_per_cluster.sum())
+    inside = np.where(result.labels[:, None] == np.arange(k), distances, np.inf)
+    np.testing.assert_array_equal(result.medoids, inside.argmin(axis=0))
+    types = [result.centroids.dtype, result.labels.dtype, result.sizes.dtype, result.inertia_per_cluster.dtype]
+    assert types == [np.float32, np.int64, np.int64, np.float64] and result.medoids.dtype == np.int64
+
+
+@pytest.mark.parametrize(("n", "d", "groups", "k"), [(500, 64, 10, 10), (400, 256, 90, 30)])
+def test_seeding_is_as_good_as_sklearns(n: int, d: int, groups: int, k: int) -> None:
+    points = mixture(n, d, groups)
+    ours = [kmeans([points], k, seed=seed)[0].inertia for seed in range(10)]
+    theirs = [KMeans(k, n_init=1, tol=0, random_state=seed).fit(points).inertia_ for seed in range(10)]
+    assert np.mean(ours) <= 1.02 * np.mean(theirs)
+
+
+def test_seeding_is_greedy() -> None:
+    points = mixture(400, 2, 20)
+    problem = module._prepare(points, 20, 0)
+
+    def potential(centres: np.ndarray) -> float:
+        return float(np.square(problem.points[:, None] - centres).sum(axis=2).min(axis=1).sum())
+
+    ours = [potential(module._seed_centres(problem, np.random.default_rng(seed))) for seed in range(60)]
+    theirs = [potential(kmeans_plusplus(problem.points, 20, random_state=seed)[0]) for seed in range(60)]
+    assert np.mean(ours) <= 1.03 * np.mean(theirs)
+
+
+def test_seeding_finds_well_separated_groups() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(20), 15)
+    points = (rng.standard_normal((20, 8))[truth] * 100 + rng.standard_normal((300, 8))).astype(np.float32)
+    for seed in range(5):
+        labels = kmeans([points], 20, seed=seed)[0].labels
+        assert len(set(zip(truth, labels, strict=True))) == 20
+
+
+def test_restarts_keep_the_lowest_inertia() -> None:
+    points = mixture(300, 16, 40)
+    first, best = (kmeans([points], 20, n_init=n)[0] for n in (1, 8))
+    assert best.inertia < first.inertia
+
+
+def test_seed_and_id_select_the_stream() -> None:
+    points = mixture(300, 16, 40)
+    base = kmeans([points], 20, ids=[3])[0]
+    assert_same(base, kmeans([points], 20, ids=[3])[0])
+    for other in (kmeans([points], 20, ids=[4])[0], kmeans([points], 20, ids=[3], seed=1)[0]):
+        assert (other.labels != base.labels).any()
+
+
+def test_order_and_grouping_change_no_bit() -> None:
+    sizes = {7: (200, 5), 3: (120, 12), 11: (301, 1), 5: (64, 64), 2: (150, 30)}
+    problems = {key: mixture(n, 48, 9, seed=key) for key, (n, _) in sizes.items()}
+
+    def run(keys: list[int]) -> dict[int, KMeansResult]:
+        results = kmeans([problems[key] for key in keys], [sizes[key][1] for key in keys], ids=keys)
+        return dict(zip(keys, results, strict=True))
+
+    together = run([7, 3, 11, 5, 2])
+    apart = run([2, 11]) | run([5]) | run([3, 7])
+    for key, result in together.items():
+        assert_same(result, apart[key])
+
+
+def test_default_ids_are_positions() -> None:
+    problems = [mixture(100, 8, 9, seed=seed) for seed in range(3)]
+    for one, other in zip(kmeans(problems, 7), kmeans(problems, 7, ids=[0, 1, 2]), strict=True):
+        assert_same(one, other)
+
+
+def test_memory_layout_changes_nothing() -> None:
+    points = mixture(200, 32, 9)
+    wide = np.repeat(points, 2, axis=1)
+    assert_same(kmeans([points], 9)[0], kmeans([np.asfortranarray(points)], 9)[0])
+    assert_same(kmeans([points], 9)[0], kmeans([wide[:, ::2]], 9)[0])
+
+
+def test_input_is_left_alone() -> None:
+    points, centres = mixture(100, 8, 5, mean=5), some_points(mixture(100, 8, 5), 5)
+    before = points.copy(), centres.copy()
+    kmeans([points], 5, init=[centres])
+    np.testing.assert_array_equal(points, before[0])
+    np.testing.assert_array_equal(centres, before[1])
+
+
+def test_empty_clusters_take_the_farthest_points() -> None:
+    points = np.array([[0], [1], [2], [3], [50], [-30]], np.float32)
+    far = np.array([[1], [1e6], [2e6]], np.float32)
+    result = kmeans([points], 3, init=[far])[0]
+    assert result.labels.tolist() == [0, 0, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("k", [5, 40])
+def test_no_cluster_stays_empty(k: int) -> None:
+    points = mixture(200, 16, 9)
+    result = kmeans([points], k, init=[np.full((k, 16), 1e4, np.float32)])[0]
+    assert result.sizes.min() >= 1
+    assert result.inertia < 1.2 * kmeans([points], k)[0].inertia
+
+
+def test_a_cluster_of_one_is_never_emptied() -> None:
+    points = np.array([[0], [1], [100]], np.float32)  # the farthest point is alone in its cluster
+    result = kmeans([points], 3, init=[np.array([[0], [60], [1e6]], np.float32)], max_iter=1)[0]
+    assert result.labels.tolist() == [0, 2, 1]
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    points = np.array([[-1, 5], [0, 5], [1, 5], [0, 5]], np.float32)
+    left, right = [-1, 5], [1, 5]
+    assert kmeans([points], 2, init=[np.array([left, right], np.float32)])[0].labels.tolist() == [0, 0, 1, 0]
+    assert kmeans([points], 2, init=[np.array([right, left], np.float32)])[0].labels.tolist() == [1, 0, 0, 0]
+
+
+def test_equal_centroids_share_no_points_by_rounding() -> None:
+    points = mixture(257, 500, 9, mean=3)
+    centres = np.repeat(some_points(points, 3), 7, axis=0)  # 21 columns of the product, equal in sevens
+    problem = module._prepare(points, 21, 0)
+    centroids = module._given_centres(problem, centres)
+    scores = np.empty((257, 21), np.float32)
+    module._score(problem, centroids, np.arange(21), scores)
+    assert set(module._nearest(problem, centroids, scores)) == {0, 7, 14}
+
+
+def test_ties_that_rounding_breaks_go_to_the_lowest_index() -> None:
+    rows = (np.random.default_rng(0).random((50, 1)) * np.ones(37)).astype(np.float32)
+    problem = module._prepare(rows, 37, 0)
+    first = np.random.default_rng(1).random(37)
+    centroids = np.array([np.roll(first, shift) for shift in range(37)])  # all as far from a constant vector
+    scores = np.empty((50, 37), np.float32)
+    module._score(problem, centroids, np.arange(37), scores)
+    assert not module._nearest(problem, centroids, scores).any()
+
+
+def nested_groups() -> tuple[np.ndarray, np.ndarray]:
+    """Two groups, some thousand times farther apart than the two inside each of them, and the group of each point."""
+    rng = np.random.default_rng(0)
+    far = np.where(rng.random((2, 64)) < 0.5, -1.0, 1.0) * 1000
+    truth = rng.integers(0, 4, 400)
+    near = np.array([[0.0], [0.25]])[truth % 2] + rng.standard_normal((400, 64)) * 0.03
+    return (far[truth // 2] + near).astype(np.float32), truth
+
+
+def test_what_float32_cannot_resolve_is_decided_exactly() -> None:
+    points, truth = nested_groups()
+    centres = points[[int(np.argmax(truth == group)) for group in range(4)]]
+    np.testing.assert_array_equal(kmeans([points], 4, init=[centres])[0].labels, truth)
+
+
+def test_seeding_resolves_what_float32_cannot() -> None:
+    points, truth = nested_groups()
+    found = [len(set(zip(truth, kmeans([points], 4, seed=s)[0].labels, strict=True))) == 4 for s in range(40)]
+    assert sum(found) >= 30
+
+
+def test_the_medoid_of_equals_is_the_lowest_index() -> None:
+    points = np.array([[9], [2], [0], [2], [0]], np.float32)
+    result = kmeans([points], 2, init=[np.array([[9], [1]], np.float32)])[0]
+    assert result.medoids.tolist() == [0, 1]
+
+
+def test_fewer_distinct_points_than_k(caplog: pytest.LogCaptureFixture) -> None:
+    points = np.tile(mixture(3, 300, 3, mean=2), (10, 1))
+    for k in (5, 30):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger=module.__name__):
+            result = kmeans([points], k, ids=[42])[0]
+        assert caplog.messages == [f"class 42: only 3 distinct points for k = {k}"]
+        assert result.sizes.min() >= 1 and result.inertia == 0 and result.iterations < 10
+        np.testing.assert_array_equal(result.centroids[result.labels], points)
+
+
+def test_identical_points_and_one_distinct_too_few(caplog: pytest.LogCaptureFixture) -> None:
+    kmeans([np.full((20, 7), 0.1, np.float32)], 4)
+    assert caplog.messages == ["class 0: only 1 distinct points for k = 4"]
+
+
+def test_duplicates_are_no_reason_to_warn_while_k_points_differ(caplog: pytest.LogCaptureFixture) -> None:
+    points = np.repeat(mixture(6, 300, 6, mean=50), 8, axis=0)
+    result = kmeans([points], 6)[0]
+    assert not caplog.messages and result.inertia == 0
+    assert sorted(result.sizes.tolist()) == [8] * 6  # seeding never draws a duplicate of a chosen point
+
+
+def test_one_cluster_is_the_mean() -> None:
+    points = mixture(100, 8, 5, mean=10)
+    result = kmeans([points], 1)[0]
+    np.testing.assert_allclose(result.centroids[0], points.mean(axis=0, dtype=np.float64), rtol=1e-7)
+    assert result.inertia == pytest.approx(np.square(points - points.mean(axis=0)).sum(dtype=np.float64), rel=1e-5)
+    assert result.sizes.tolist() == [100] and not result.labels.any()
+    assert result.medoids[0] == np.linalg.norm(points - result.centroids, axis=1).argmin()
+
+
+def test_as_many_clusters_as_points_gives_the_points() -> None:
+    points = mixture(50, 8, 5, mean=1000)
+    result = kmeans([points], 50)[0]
+    np.testing.assert_array_equal(result.centroids[result.labels], points)
+    np.testing.assert_array_equal(result.medoids[result.labels], np.arange(50))
+    assert result.inertia == 0
+
+
+def test_stopped_early_centroids_are_still_means_of_the_labels() -> None:
+    points = mixture(600, 16, 30)
+    centres = some_points(points, 10)
+    stopped, full = (kmeans([points], 10, init=[centres], max_iter=limit)[0] for limit in (2, 300))
+    assert stopped.iterations == 2 < full.iterations and full.inertia < stopped.inertia
+    means = np.array([points[stopped.labels == c].mean(axis=0, dtype=np.float64) for c in range(10)])
+    np.testing.assert_allclose(stopped.centroids, means, rtol=1e-6)
+
+
+def test_no_problems() -> None:
+    assert kmeans([], 3) == []
+
+
+def spoiled(value: float) -> np.ndarray:
+    points = mixture(20, 4, 2)
+    points[7, 2] = value
+    return points
+
+
+GOOD = mixture(20, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("points", "k", "message"),
+    [
+        (GOOD, 21, "class 9: k = 21 is more than its 20 points"),
+        (GOOD, 0, "class 9: k = 0 is below 1"),
+        (GOOD[:0], 1, "class 9: k = 1 is more than its 0 points"),
+        (spoiled(np.nan), 2, "class 9: NaN or infinite"),
+        (spoiled(np.inf), 1, "class 9: NaN or infinite"),
+        (spoiled(-np.inf).astype(np.float16), 2, "class 9: NaN or infinite"),
+        (spoiled(1e19), 2, "class 9: values too large"),
+        (GOOD[0], 2, r"class 9: points of shape \(4,\)"),
+        (GOOD[None], 2, r"class 9: points of shape \(1, 20, 4\)"),
+        (GOOD[:, :0], 2, r"class 9: points of shape \(20, 0\)"),
+        (GOOD.astype(np.float64), 2, "class 9: points are float64"),
+    ],
+)
+def test_bad_points_are_refused_by_id(points: np.ndarray, k: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        kmeans([GOOD, points], [2, k], ids=[4, 9])
+
+
+@pytest.mark.parametrize(
+    ("centres", "message"),
+    [(GOOD[:3], r"class 9: initial centres of shape \(3, 4\), not \(2, 4\)"), (spoiled(np.nan)[6:8], "class 9: NaN")],
+)
+def test_bad_initial_centres_are_refused_by_id(centres: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        kmeans([GOOD], 2, ids=[9], init=[centres])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "gram"}, "'gram' is not available yet; use direct"),
+        ({"method": "minibatch"}, "'minibatch' is not available yet; use direct"),
+        ({"method": "elkan"}, "no k-means method 'elkan'"),
+        ({"n_init": 0}, "at least 1, not 0 and 300"),
+        ({"max_iter": 0}, "at least 1, not 1 and 0"),
+        ({"n_init": 2, "init": [GOOD[:2]]}, "runs once"),
+        ({"k": [2, 2]}, "1 problems but 2 k"),
+        ({"ids": [1, 2]}, "1 problems but 2 ids"),
+        ({"init": []}, "1 problems but 0 init"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        kmeans([GOOD], **({"k": 2} | options))
+
+
+@pytest.mark.parametrize("method", ["auto", "direct"])
+def test_auto_is_direct(method: Any) -> None:
+    assert_same(kmeans([GOOD], 3, method=method)[0], kmeans([GOOD], 3)[0])
+
+
+def test_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = mixture(200, 32, 9)
+    expected = kmeans([points], 9)[0]
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 100)
+    assert_same(kmeans([points], 9)[0], expected)

@@ -1,0 +1,88 @@
+"""Random-weight models of Stable Diffusion's shape, small enough for tests and memory measurements."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+TOKENS = 24
+WIDTH_TEXT = 16
+
+
+def write_model(
+    path: Path, *, vae_channels: tuple[int, ...] = (8, 16), unet_channels: tuple[int, ...] = (16, 32), sample_size: int = 8
+) -> Path:
+    """Save a diffusers directory; the VAE halves the image once per entry of `vae_channels` after the first."""
+    torch.manual_seed(0)
+    tokens = _tokenizer()
+    parts = {
+        "vae": _vae(vae_channels),
+        "unet": _unet(unet_channels, sample_size),
+        "text_encoder": _text_encoder(tokens),
+        "tokenizer": tokens,
+        "scheduler": _scheduler(),
+    }
+    for name, part in parts.items():
+        part.save_pretrained(path / name)  # type: ignore[attr-defined]
+    library = {"text_encoder": "transformers", "tokenizer": "transformers"}
+    index = {name: [library.get(name, "diffusers"), type(part).__name__] for name, part in parts.items()}
+    extras = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **index, **extras}))
+    return path
+
+
+def _vae(channels: tuple[int, ...]) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+    )
+
+
+def _unet(channels: tuple[int, ...], sample_size: int) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        down_block_types=("CrossAttnDownBlock2D",) + ("DownBlock2D",) * (len(channels) - 1),
+        up_block_types=("UpBlock2D",) * (len(channels) - 1) + ("CrossAttnUpBlock2D",),
+        block_out_channels=channels,
+        layers_per_block=1,
+        cross_attention_dim=WIDTH_TEXT,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+
+
+def _tokenizer() -> CLIPTokenizer:
+    letters = [chr(c) for c in range(33, 127)]
+    names = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer({name: i for i, name in enumerate(names)}, [], model_max_length=TOKENS)
+
+
+def _text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=WIDTH_TEXT,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokens.bos_token_id,
+            eos_token_id=tokens.eos_token_id,
+            pad_token_id=tokens.pad_token_id,
+        )
+    )
+
+
+def _scheduler() -> PNDMScheduler:
+    """Stable Diffusion 1.5's."""
+    return PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    )
