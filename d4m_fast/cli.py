@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import click
 
@@ -18,13 +18,25 @@ from d4m_fast.config import DistillConfig
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
 
 if TYPE_CHECKING:
-    from d4m_fast.data.stream import Stream
+    from d4m_fast.data.latents import LatentStore
+    from d4m_fast.data.plan import Plan
+    from d4m_fast.data.timing import Stopwatch
+    from d4m_fast.engine.networks import Networks
     from d4m_fast.prepare import Job
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Command = Callable[..., Any]
 DEFAULTS = DistillConfig()
 LINE_SECONDS = 10.0
+
+
+class Sized(Protocol[T_co]):
+    """What a stage returns."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -66,7 +78,11 @@ def _shared(command: Command) -> Command:
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
         click.option("-q", "--quiet", is_flag=True, help="No progress, no log."),
         click.option(
-            "--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_load_options,
+            "--config",
+            type=click.Path(path_type=Path),
+            is_eager=True,
+            expose_value=False,
+            callback=_load_options,
             help="Options from a TOML file or a run's config.json; flags win over them.",
         ),
     ):
@@ -112,74 +128,204 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
     d4m-fast distill
     d4m-fast distill --data imagenet/train --model stable-diffusion-v1-5 --ipc 50 --image-size 224 --out in1k-50
     """
+    from d4m_fast.data.timing import Stopwatch
     from d4m_fast.prepare import default_artifacts, prepare, require_disk
 
-    config = DistillConfig(**options)
-    started = time.perf_counter()
-    job = prepare(config)
+    config, watch = DistillConfig(**options), Stopwatch()
+    with watch("open"):
+        job = prepare(config)
     run = job.default_run() if out is None else out
     cache = default_artifacts() if artifacts is None else artifacts
     require_disk(job, run, cache)
-    summary = _distill(job, run, cache, quiet, time.perf_counter() - started)
+    summary = _distill(job, run, cache, watch, quiet)
     _say_result(summary, as_json, lambda: _distilled_text(summary))
     if summary["quarantined"]:
         sys.exit(EXIT_QUARANTINED)
 
 
-def _distill(job: Job, path: Path, cache: Path, quiet: bool, opening: float) -> dict[str, Any]:
+def _distill(job: Job, path: Path, cache: Path, watch: Stopwatch, quiet: bool) -> dict[str, Any]:
+    """The sentence this program is: encode, cluster, generate, write."""
     import torch
 
-    from d4m_fast.config import fingerprint
     from d4m_fast.data import files
-    from d4m_fast.data.latents import LatentStore
     from d4m_fast.data.plan import Plan
     from d4m_fast.data.run import RunDirectory
-    from d4m_fast.data.timing import Stopwatch
-    from d4m_fast.engine.encode import encode
     from d4m_fast.engine.generate import generate
     from d4m_fast.engine.networks import open_networks
     from d4m_fast.engine.prototypes import cluster
     from d4m_fast.engine.schedule import open_schedule
 
-    config, watch = job.config, Stopwatch()
-    watch.seconds["open"] = opening
-    networks = open_networks(job.model.path, job.device, job.dtype)
-    schedule = open_schedule(job.model.path, config.steps, config.strength)
-    store_path = files.make_directory(cache / "latents" / fingerprint(job.latents_made_by)[:16])
     with files.locked(files.make_directory(path)):
         run = RunDirectory(path, job.identity)
         plan = Plan.from_json(run.plan(job.plan.to_json()))
+        groups = plan.without(run.committed())
+        finished = run.finished()
+        if finished is not None and not groups:
+            return finished
         torch.set_num_threads(plan.threads)
+        networks = open_networks(job.model.path, job.device, job.dtype)
+        schedule = open_schedule(job.model.path, job.config.steps, job.config.strength)
 
-        with files.locked(store_path):
-            latents = LatentStore(store_path, job.latents_made_by, job.source.items, job.latent_shape)
-            if not latents.complete:
-                batches = encode(
-                    job.source, networks.vae_encoder, resolution=job.resolution, latent=config.latent,
-                    batch=plan.encode_batch, start=latents.position,
-                )
-                for _ in _track("encode", latents.fill(batches).watched(watch, "encode"), quiet):
-                    pass
-        latents.check_budget(config.max_bad_fraction)
-
-        done = run.committed()
-        groups = [group for group in plan.groups if group.id not in done]
-        classes = {info.id: info for info in job.source.classes}
-        prototypes = cluster(
-            [classes[i] for group in groups for i in group.classes], latents, job.source,
-            ipc=config.ipc, method=config.kmeans, prototype=config.prototype, seed=config.seed,
+        latents = _latents(job, plan, networks, cache, watch, quiet)
+        prototypes = run.keep(
+            cluster(job.classes_of(groups), latents, job.source, job.config).watched(watch, "cluster")
         )
         samples = generate(
-            run.keep(prototypes.watched(watch, "cluster")), groups, networks, schedule,
-            ipc=config.ipc, guidance=config.guidance, negative_prompt=config.negative_prompt, seed=config.seed,
-            batch=plan.batch_size, image_size=job.image_size, watch=watch,
+            prototypes,
+            groups,
+            networks,
+            schedule,
+            job.config,
+            batch=plan.batch_size,
+            image_size=job.image_size,
+            watch=watch,
         )
-        for _ in _track("distill", run.write(samples, groups, config.ipc).watched(watch, "write"), quiet):
+        for _ in _track("distill", run.write(samples, groups, job.config.ipc).watched(watch, "write"), quiet):
             pass
         return run.finish(latents.failures, watch.seconds)
 
 
-def _track(label: str, items: Stream[T], quiet: bool) -> Iterator[T]:
+def _latents(job: Job, plan: Plan, networks: Networks, cache: Path, watch: Stopwatch, quiet: bool) -> LatentStore:
+    """The latents of the source: from the cache, or encoded now as far as they are missing."""
+    from d4m_fast.config import fingerprint
+    from d4m_fast.data import files
+    from d4m_fast.data.latents import LatentStore
+    from d4m_fast.engine.encode import encode
+
+    made_by = job.latents_made_by(plan)
+    path = files.make_directory(cache / "latents" / fingerprint(made_by)[:16])
+    with files.locked(path):
+        latents = LatentStore(path, made_by, job.source.items, job.latent_shape)
+        if not latents.complete:
+            batches = encode(
+                job.source,
+                networks.vae_encoder,
+                resolution=job.resolution,
+                latent=job.config.latent,
+                batch=plan.encode_batch,
+                start=latents.position,
+            )
+            for _ in _track("encode", latents.fill(batches).watched(watch, "encode"), quiet):
+                pass
+    latents.check_budget(job.config.max_bad_fraction)
+    return latents
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--train-data", help="Real images for the random arm.  [default: what the run was made from]")
+@click.option("--test-data", help="Real test images.  [default: the test split of what the run was made from]")
+@click.option("--teacher", default="bundled", show_default=True, help="Teacher directory, for soft labels.")
+@click.option("--student", type=click.Choice(["convnet3"]), default="convnet3", show_default=True)
+@click.option("--width", type=click.IntRange(min=1), default=128, show_default=True, help="Channels of the student.")
+@click.option("--protocol", type=click.Choice(["small"]), default="small", show_default=True)
+@click.option("--label-kind", type=click.Choice(["soft", "hard"]), default="soft", show_default=True)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Students per arm.")
+@click.option("--workers", type=click.IntRange(min=1), help="Students trained side by side.  [default: one per core]")
+@_shared
+def evaluate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Train students on a distilled set and on as many random real images; report last-epoch test accuracy.
+
+    RUN is a run directory, or any directory of class folders of images.
+
+    \b
+    d4m-fast evaluate runs/demo --width 32
+    d4m-fast evaluate their-images --train-data fashion-mnist --test-data fashion-mnist --label-kind hard
+    """
+    from d4m_fast.evaluation import report
+
+    config, results = _evaluate(run, quiet, **options)
+    value = {**config, **report.to_json(results)}
+    if (run / "config.json").is_file():
+        _keep_report(run, value)
+    _say_result(value, as_json, lambda: _table(report.table(results, title=_title(config))))
+
+
+def _evaluate(
+    run: Path,
+    quiet: bool,
+    *,
+    train_data: str | None,
+    test_data: str | None,
+    teacher: str,
+    student: str,
+    width: int,
+    protocol: str,
+    label_kind: Any,
+    seeds: int,
+    workers: int | None,
+) -> tuple[dict[str, Any], list[Any]]:
+    from d4m_fast.data.dataset import open_source
+    from d4m_fast.data.run import source_of
+    from d4m_fast.evaluation.evaluate import evaluate as plan
+    from d4m_fast.evaluation.protocols import PROTOCOLS
+    from d4m_fast.evaluation.relabel import open_teacher
+
+    distilled = open_source(str(run))
+    origin = source_of(run) if train_data is None or test_data is None else None
+    train = open_source(_known("--train-data", train_data, origin))
+    test = open_source(_known("--test-data", test_data, origin), split="test")
+    judge = open_teacher(teacher, [info.prompt for info in test.classes]) if label_kind == "soft" else None
+    students = plan(
+        [distilled],
+        train,
+        test,
+        judge,
+        protocol=PROTOCOLS[protocol],
+        width=width,
+        label_kind=label_kind,
+        seeds=range(seeds),
+        workers=_cores() if workers is None else workers,
+    )
+    config = {
+        "run": str(run),
+        "protocol": protocol,
+        "student": student,
+        "width": width,
+        "label_kind": label_kind,
+        "images_per_class": len(distilled.items) // len(distilled.classes),
+        "test_images": len(students.exam.test.labels),
+    }
+    return config, list(_track("students", students, quiet))
+
+
+def _known(option: str, given: str | None, origin: str | None) -> str:
+    value = origin if given is None else given
+    if value is None:
+        raise UsageError(f"{option} is needed: this directory does not say what it was made from")
+    return value
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _title(config: dict[str, Any]) -> str:
+    return (
+        f"{config['run']}: {config['images_per_class']} images per class, {config['student']} width {config['width']},"
+        f" protocol {config['protocol']}, {config['test_images']:,} test images, last epoch"
+    )
+
+
+def _keep_report(run: Path, value: dict[str, Any]) -> None:
+    from d4m_fast.data import files
+
+    name = f"{value['protocol']}-{value['student']}-w{value['width']}-{value['label_kind']}.json"
+    files.write_json(files.make_directory(run / "evaluation") / name, value)
+
+
+def _table(table: Any) -> str:
+    from rich.console import Console
+
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip()
+
+
+def _track(label: str, items: Sized[T], quiet: bool) -> Iterator[T]:
     """The items, with a progress bar on a terminal and a line now and then elsewhere, on stderr."""
     if quiet:
         yield from items
@@ -192,7 +338,7 @@ def _track(label: str, items: Stream[T], quiet: bool) -> Iterator[T]:
         yield from _lines(label, items)
 
 
-def _lines(label: str, items: Stream[T]) -> Iterator[T]:
+def _lines(label: str, items: Sized[T]) -> Iterator[T]:
     said = time.monotonic()
     for count, item in enumerate(items, 1):
         yield item

@@ -19,7 +19,12 @@ LatentKind = Literal["sample", "mean"]
 Engine = Literal["auto", "torch", "onnx", "tensorrt"]
 Precision = Literal["auto", "fp32", "fp16"]
 
-NOT_YET = {"gram": "--kmeans direct", "minibatch": "--kmeans direct", "onnx": "--engine torch", "tensorrt": "--engine torch"}
+NOT_YET = {
+    "gram": "--kmeans direct",
+    "minibatch": "--kmeans direct",
+    "onnx": "--engine torch",
+    "tensorrt": "--engine torch",
+}
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,13 @@ class DistillConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
         require(0 < self.strength <= 1, f"--strength must be in (0, 1], not {self.strength}")
-        require(math.isfinite(self.guidance) and self.guidance >= 0, f"--guidance must be at least 0, not {self.guidance}")
-        require(int(self.steps * self.strength) >= 1, f"--steps {self.steps} at --strength {self.strength} is no step at all")
+        require(
+            math.isfinite(self.guidance) and self.guidance >= 0, f"--guidance must be at least 0, not {self.guidance}"
+        )
+        require(
+            int(self.steps * self.strength) >= 1,
+            f"--steps {self.steps} at --strength {self.strength} is no step at all",
+        )
         require(0 <= self.max_bad_fraction < 1, f"--max-bad-fraction must be in [0, 1), not {self.max_bad_fraction}")
         for name in (self.kmeans, self.engine):
             require(name not in NOT_YET, f"'{name}' is not available yet; use {NOT_YET.get(name)}")

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import torch
 from d4m_fast import __version__
 from d4m_fast.config import DistillConfig, as_dict, fingerprint
 from d4m_fast.data.dataset import open_source, subset
-from d4m_fast.data.plan import ENCODE_BATCH, Plan, make_plan
-from d4m_fast.data.records import Source, by_class
+from d4m_fast.data.plan import Group, Plan, make_plan
+from d4m_fast.data.records import ClassInfo, Source, by_class
 from d4m_fast.engine.eager import resolve_device, resolve_precision
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.errors import DataError, PreflightError
@@ -53,8 +54,7 @@ class Job:
             "versions": {"d4m-fast": __version__, **libraries},
         }
 
-    @property
-    def latents_made_by(self) -> dict[str, Any]:
+    def latents_made_by(self, plan: Plan) -> dict[str, Any]:
         """What the latents depend on; neither IPC, nor guidance, nor the run's seed."""
         return {
             "source": self.source.fingerprint,
@@ -63,14 +63,19 @@ class Job:
             "latent": self.config.latent,
             "precision": self.config.precision,
             "device": self.device.type,
-            "batch": ENCODE_BATCH,
-            "threads": self.plan.threads,
+            "batch": plan.encode_batch,
+            "threads": plan.threads,
             "torch": importlib.metadata.version("torch"),
         }
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         return self.model.latent_shape(self.resolution)
+
+    def classes_of(self, groups: Sequence[Group]) -> list[ClassInfo]:
+        """The classes of these groups, in their order."""
+        infos = {info.id: info for info in self.source.classes}
+        return [infos[class_id] for group in groups for class_id in group.classes]
 
     def default_run(self) -> Path:
         return Path("runs") / fingerprint(self.identity)[:12]
@@ -125,7 +130,9 @@ def require_disk(job: Job, run: Path, artifacts: Path) -> None:
     for path, wanted, what in ((artifacts, latents, "latents"), (run, images, "images")):
         free = shutil.disk_usage(_existing(path)).free
         if free < wanted:
-            raise PreflightError(f"{path}: {what} need up to {wanted:,} bytes, {free:,} are free; free some or choose another place")
+            raise PreflightError(
+                f"{path}: {what} need up to {wanted:,} bytes, {free:,} are free; free some or choose another place"
+            )
 
 
 def _existing(path: Path) -> Path:

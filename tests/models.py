@@ -14,7 +14,11 @@ WIDTH_TEXT = 16
 
 
 def write_model(
-    path: Path, *, vae_channels: tuple[int, ...] = (8, 16), unet_channels: tuple[int, ...] = (16, 32), sample_size: int = 8
+    path: Path,
+    *,
+    vae_channels: tuple[int, ...] = (8, 16),
+    unet_channels: tuple[int, ...] = (16, 32),
+    sample_size: int = 8,
 ) -> Path:
     """Save a diffusers directory; the VAE halves the image once per entry of `vae_channels` after the first."""
     torch.manual_seed(0)

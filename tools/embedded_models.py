@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
@@ -138,16 +136,3 @@ def denoiser_loss(model: Denoiser, alphas: torch.Tensor, latents: torch.Tensor, 
     snr = (a / (1 - a)).view(n)
     error = (predicted - noise).square().mean((1, 2, 3))
     return (error * snr.clamp(max=5) / snr).mean()
-
-
-def load_half(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
-    """The weights as they will be shipped: rounded to fp16, held in fp32."""
-    model.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in state.items()})
-    return model.eval()
-
-
-def denoiser_parts(folder: Path) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    return (
-        UNet2DConditionModel.from_pretrained(folder / "unet"),
-        CLIPTextModel.from_pretrained(folder / "text_encoder"),
-    )

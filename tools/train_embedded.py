@@ -7,17 +7,19 @@ One command; stop it when you like and run it again: it goes on from the last mi
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 import embedded_models as models
+import embedded_pack as pack
 import torch
 from torch import nn
 from training import batch_indices, derived_seed, train
 
 from d4m_fast.data import idx
+from d4m_fast.data.arrays import FASHION_MNIST as CLASSES
 
-CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 SEED = 0
 CRITIC_STEPS, TEACHER_STEPS, VAE_STEPS, DENOISER_STEPS = 4_000, 5_600, 2_300, 2_600
 TEACHER_SHIFTED = 4_200
@@ -50,8 +52,18 @@ def train_teacher(split: Split, work: Path, *, seed: int, steps: int, shifted: i
         shift = 2 if step < shifted else 0
         return models.teacher_loss(model, split.pixels(index), split.labels[index].long(), shift)
 
-    return train("teacher", model, loss, steps=steps, lr=4e-3, work=work, seed=seed, ema_decay=0.998,
-                 weight_decay=0.05, say=click.echo)
+    return train(
+        "teacher",
+        model,
+        loss,
+        steps=steps,
+        lr=4e-3,
+        work=work,
+        seed=seed,
+        ema_decay=0.998,
+        weight_decay=0.05,
+        say=click.echo,
+    )
 
 
 def train_vae(split: Split, teacher: nn.Module, work: Path) -> nn.Module:
@@ -64,8 +76,18 @@ def train_vae(split: Split, teacher: nn.Module, work: Path) -> nn.Module:
         index = batch_indices(len(split.labels), BATCH_VAE, step, SEED, "vae")
         return models.vae_loss(model, teacher, split.pixels(index))
 
-    return train("vae", model, loss, steps=VAE_STEPS, lr=2e-3, work=work, seed=SEED, ema_decay=0.995,
-                 weight_decay=1e-4, say=click.echo)
+    return train(
+        "vae",
+        model,
+        loss,
+        steps=VAE_STEPS,
+        lr=2e-3,
+        work=work,
+        seed=SEED,
+        ema_decay=0.995,
+        weight_decay=1e-4,
+        say=click.echo,
+    )
 
 
 @torch.inference_mode()
@@ -83,7 +105,7 @@ def encode(split: Split, vae: nn.Module, work: Path) -> tuple[torch.Tensor, torc
 
 def train_denoiser(split: Split, mean: torch.Tensor, std: torch.Tensor, factor: float, work: Path) -> nn.Module:
     torch.manual_seed(derived_seed(SEED, "denoiser", "init"))
-    model = models.Denoiser(CLASSES, models.tokenizer()).to(memory_format=torch.channels_last)
+    model = models.Denoiser(list(CLASSES), models.tokenizer()).to(memory_format=torch.channels_last)
     alphas = models.scheduler().alphas_cumprod
 
     def loss(step: int) -> torch.Tensor:
@@ -91,28 +113,38 @@ def train_denoiser(split: Split, mean: torch.Tensor, std: torch.Tensor, factor: 
         latents = factor * (mean[index] + std[index] * torch.randn_like(mean[index]))
         return models.denoiser_loss(model, alphas, latents, split.labels[index].long())
 
-    return train("denoiser", model, loss, steps=DENOISER_STEPS, lr=1e-3, work=work, seed=SEED, ema_decay=0.998,
-                 say=click.echo)
+    return train(
+        "denoiser", model, loss, steps=DENOISER_STEPS, lr=1e-3, work=work, seed=SEED, ema_decay=0.998, say=click.echo
+    )
 
 
 @click.command(help=__doc__)
-@click.option("--data", type=click.Path(path_type=Path, exists=True), default="/usr/share/datasets/fashion-mnist",
-              show_default=True, help="Directory of the Fashion-MNIST IDX files.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True),
+    default="/usr/share/datasets/fashion-mnist",
+    show_default=True,
+    help="Directory of the Fashion-MNIST IDX files.",
+)
 @click.option("--work", type=click.Path(path_type=Path), default="build/embedded", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="d4m_fast/assets", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--stage", type=click.Choice(["all", "teacher"]), default="all")
-def main(data: Path, work: Path, threads: int, stage: str) -> None:
+def main(data: Path, work: Path, out: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
-    split = Split(data, "train")
-    if stage == "teacher":
-        train_teacher(split, work, seed=1, steps=TEACHER_STEPS, shifted=TEACHER_SHIFTED)
-        return
+    split, test = Split(data, "train"), Split(data, "test")
     critic = train_teacher(split, work, seed=0, steps=CRITIC_STEPS, shifted=CRITIC_STEPS)
     vae = train_vae(split, critic, work)
     mean, std = encode(split, vae, work)
     factor = 1 / (mean.square() + std.square()).mean().sub(mean.mean() ** 2).sqrt().item()
-    train_denoiser(split, mean, std, factor, work)
+    denoiser = train_denoiser(split, mean, std, factor, work)
+    teacher = train_teacher(split, work, seed=1, steps=TEACHER_STEPS, shifted=TEACHER_SHIFTED)
+    pack.pack_images(split.images.numpy(), split.labels.numpy(), (test.images.numpy(), test.labels.numpy()), out)
+    pack.pack_model(vae, denoiser, factor, out)
+    pack.pack_teacher(teacher.half(), out)
+    figures = pack.measure(out, test.pixels(torch.arange(len(test.labels))), test.labels.long(), out / "samples.png")
+    pack.write_readme(figures, out)
+    click.echo(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def train(
     state_file = work / f"{name}-{seed}.pt"
     first = _restore(state_file, parts)
     model.train()
-    saved, mean_loss, since = time.monotonic(), 0.0, time.monotonic()
+    saved = since = time.monotonic()
+    losses: list[float] = []
     for step in range(first, steps):
         torch.manual_seed(derived_seed(seed, name, step))
         optimiser.zero_grad(set_to_none=True)
@@ -63,11 +64,12 @@ def train(
         optimiser.step()
         schedule.step()
         ema.update_parameters(model)
-        mean_loss += value.item() / LOG_STEPS
+        losses.append(value.item())
         if (step + 1) % LOG_STEPS == 0:
+            mean_loss = sum(losses) / len(losses)
             _log(state_file.with_suffix(".jsonl"), step + 1, mean_loss, time.monotonic() - since)
             say(f"{name} step {step + 1}/{steps} loss {mean_loss:.5f}")
-            mean_loss, since = 0.0, time.monotonic()
+            losses, since = [], time.monotonic()
         if time.monotonic() - saved > SAVE_SECONDS or step + 1 == steps:
             _save(state_file, parts, step + 1)
             saved = time.monotonic()

@@ -114,5 +114,7 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunDirectoryError(f"{directory}: in use by another run; wait for it or choose another --out") from error
+            raise RunDirectoryError(
+                f"{directory}: in use by another run; wait for it or choose another --out"
+            ) from error
         yield

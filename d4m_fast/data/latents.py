@@ -53,10 +53,10 @@ class LatentStore:
         self._header = {c: _npy_header((n, *shape)) for c, n in self._counts.items()}
         self._touched: set[int] = set()
         self._index = _read(self.path / "index.json", made_by)
-        self._state = _read(self.path / "progress.json", made_by) if self._index is None else self._index
-        if self._state is None:
-            self._state = {"position": 0, "failures": []}
+        saved = _read(self.path / "progress.json", made_by) if self._index is None else self._index
+        if saved is None:
             self._allocate()
+        self._state: dict[str, Any] = {"position": 0, "failures": []} if saved is None else saved
 
     @property
     def complete(self) -> bool:

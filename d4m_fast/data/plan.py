@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ class Plan:
     threads: int
     groups: tuple[Group, ...]
 
+    def without(self, done: Container[int]) -> list[Group]:
+        """The groups that are not done yet."""
+        return [group for group in self.groups if group.id not in done]
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -42,5 +46,7 @@ def make_plan(class_ids: Sequence[int], ipc: int, *, batch_size: int | None, thr
     """Split the classes into groups whose images fill whole batches, as far as `MAX_GROUP` allows."""
     batch = GENERATE_BATCH if batch_size is None else batch_size
     size = min(math.lcm(ipc, batch) // ipc, MAX_GROUP)
-    groups = (Group(i, tuple(class_ids[start : start + size])) for i, start in enumerate(range(0, len(class_ids), size)))
+    groups = (
+        Group(i, tuple(class_ids[start : start + size])) for i, start in enumerate(range(0, len(class_ids), size))
+    )
     return Plan(ENCODE_BATCH, batch, threads, tuple(groups))

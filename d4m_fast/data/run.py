@@ -1,10 +1,10 @@
 """The run directory: distilled images, how each was made, and what is done.
 
-    images/<class>/<index:05d>.png   an ImageFolder root
-    prototypes/<class id>.safetensors
-    groups/<group>.json              commit records, written last, the only truth about what is done
-    config.json  plan.json           what was asked for, and how it was split
-    manifest.jsonl  quarantine.jsonl  summary.json  preview.png   derived when the run is complete
+images/<class>/<index:05d>.png   an ImageFolder root
+prototypes/<class id>.safetensors
+groups/<group>.json              commit records, written last, the only truth about what is done
+config.json  plan.json           what was asked for, and how it was split
+manifest.jsonl  quarantine.jsonl  summary.json  preview.png   derived when the run is complete
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class RunDirectory:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         self.fingerprint = fingerprint(identity)
-        files.sweep(path)
         config = path / "config.json"
         if config.exists():
             _refuse_other(path, files.read_json(config), identity)
         else:
             _refuse_foreign(path)
             files.write_json(config, identity)
+        files.sweep(path)
         for name in ("images", "prototypes", "groups"):
             files.make_directory(path / name)
 
@@ -62,7 +62,13 @@ class RunDirectory:
 
     def _present(self, row: Mapping[str, Any]) -> bool:
         file = self.path / row["file"]
-        return file.is_file() and file.stat().st_size == row["bytes"]
+        return bool(file.is_file() and file.stat().st_size == row["bytes"])
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a run whose images are all there; None if there is something left to do."""
+        summary = self.path / "summary.json"
+        value: dict[str, Any] | None = files.read_json(summary) if summary.exists() else None
+        return value
 
     def keep(self, prototypes: Stream[Prototypes]) -> Stream[Prototypes]:
         """Save each class's prototypes on their way through."""
@@ -102,10 +108,13 @@ class RunDirectory:
         rows = [row for record in self.committed().values() for row in record["images"]]
         files.write_json_lines(self.path / "manifest.jsonl", rows)
         quarantined = [
-            {"class_id": f.item.class_id, "index": f.item.rank, "origin": f.item.origin, "reason": f.reason} for f in failures
+            {"class_id": f.item.class_id, "index": f.item.rank, "origin": f.item.origin, "reason": f.reason}
+            for f in failures
         ]
         files.write_json_lines(self.path / "quarantine.jsonl", quarantined)
-        sheet = preview.contact_sheet([(self.path / r["file"], r["prompt"]) for r in rows if r["index"] < preview.COLUMNS])
+        sheet = preview.contact_sheet(
+            [(self.path / r["file"], r["prompt"]) for r in rows if r["index"] < preview.COLUMNS]
+        )
         files.write_bytes(self.path / "preview.png", _png(sheet))
         summary = {
             "run": str(self.path),
@@ -173,3 +182,9 @@ def _refuse_foreign(path: Path) -> None:
     strangers = [p.name for p in path.iterdir() if p.name != ".lock"]
     if strangers:
         raise RunDirectoryError(f"{path}: not empty and not a run of ours ({strangers[0]}); choose another --out")
+
+
+def source_of(run: Path) -> str | None:
+    """What a run was made from, as given to `--data`; None if the directory is not a run of ours."""
+    config = run / "config.json"
+    return files.read_json(config)["options"]["data"] if config.is_file() else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,15 +23,18 @@ def encode(
 ) -> Stream[EncodedBatch]:
     """Scaled latents of `source.items[start:]`.
 
-    Images are squeezed to a square as the official code does. A damaged image is reported among its batch's failures
-    and leaves the others' bytes as they are. `latent` "sample" draws from the posterior, "mean" takes its mean.
+    Images are squeezed to squares of `resolution` as the official code does; `latent` "sample" draws from the
+    posterior, "mean" takes its mean. A damaged image is reported among its batch's failures and leaves the others'
+    bytes as they are.
     """
     items = source.items
     pieces = [items[i : i + batch] for i in range(start, len(items), batch)]
     return Stream(len(pieces), (_encode(source, piece, vae, resolution, latent) for piece in pieces))
 
 
-def _encode(source: Source, items: Sequence[Item], vae: VaeEncoder, resolution: int, latent: LatentKind) -> EncodedBatch:
+def _encode(
+    source: Source, items: Sequence[Item], vae: VaeEncoder, resolution: int, latent: LatentKind
+) -> EncodedBatch:
     pixels = torch.zeros(len(items), 3, resolution, resolution)
     good, failures = [], []
     for row, item in enumerate(items):

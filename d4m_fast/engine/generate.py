@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from d4m_fast.config import derive_seed
+from d4m_fast.config import DistillConfig, derive_seed
 from d4m_fast.data.plan import Group
 from d4m_fast.data.records import Prototypes, Sample
 from d4m_fast.data.stream import Stream
@@ -50,32 +50,33 @@ def generate(
     groups: Sequence[Group],
     networks: Networks,
     schedule: Schedule,
+    config: DistillConfig,
     *,
-    ipc: int,
-    guidance: float,
-    negative_prompt: str,
-    seed: int,
     batch: int,
     image_size: int,
     watch: Stopwatch,
 ) -> Stream[Sample]:
     """One image per prototype, group by group; a group's last batch is padded, so every batch has the same shape."""
-    prompts = PromptTable(networks, negative_prompt)
+    prompts = PromptTable(networks, config.negative_prompt)
 
     def items() -> Iterator[Sample]:
         stream = iter(prototypes)
         for group in groups:
-            slots = [slot for p in islice(stream, len(group.classes)) for slot in _slots(p, seed)]
+            slots = [slot for p in islice(stream, len(group.classes)) for slot in _slots(p, config.seed)]
             for start in range(0, len(slots), batch):
                 real = slots[start : start + batch]
-                pixels = _generate([*real, *[real[-1]] * (batch - len(real))], networks, prompts, schedule, guidance, watch)
+                pixels = _generate(
+                    [*real, *[real[-1]] * (batch - len(real))], networks, prompts, schedule, config.guidance, watch
+                )
                 yield from (_sample(slot, row, image_size) for slot, row in zip(real, pixels, strict=False))
 
-    return Stream(ipc * len(prototypes), items())
+    return Stream(config.ipc * len(prototypes), items())
 
 
 @torch.inference_mode()
-def denoise(noised: torch.Tensor, states: torch.Tensor, unet: Unet, schedule: Schedule, guidance: float) -> torch.Tensor:
+def denoise(
+    noised: torch.Tensor, states: torch.Tensor, unet: Unet, schedule: Schedule, guidance: float
+) -> torch.Tensor:
     """Run a schedule's steps on x_0 = `noised` (B, C, h, w); returns x_S, clean and scaled."""
     samples, outputs = {0: noised}, {}
     sample_uses, output_uses = schedule.last_use()
@@ -101,7 +102,12 @@ def _slots(p: Prototypes, seed: int) -> list[Slot]:
 
 
 def _generate(
-    slots: Sequence[Slot], networks: Networks, prompts: PromptTable, schedule: Schedule, guidance: float, watch: Stopwatch
+    slots: Sequence[Slot],
+    networks: Networks,
+    prompts: PromptTable,
+    schedule: Schedule,
+    guidance: float,
+    watch: Stopwatch,
 ) -> torch.Tensor:
     """Decoded pixels (B, H, W, 3) in [0, 1] on the host."""
     runtime = networks.unet.runtime

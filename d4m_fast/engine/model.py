@@ -87,7 +87,9 @@ def _weights(path: Path, part: str, stem: str) -> list[Path]:
         raise ModelError(
             f"{path / part}: only pickled weights, which can run code when opened; save the model with safetensors"
         )
-    raise ModelError(f"{path}: parts missing ({part}/{stem}.safetensors); a Stable Diffusion 1.x directory has them all")
+    raise ModelError(
+        f"{path}: parts missing ({part}/{stem}.safetensors); a Stable Diffusion 1.x directory has them all"
+    )
 
 
 def _config(path: Path, part: str) -> dict[str, Any]:

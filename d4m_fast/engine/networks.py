@@ -29,7 +29,11 @@ class TextEncoder:
     def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
         """(N, tokens, width): padded and cut to the tokenizer's length, as diffusers' pipelines do."""
         encoded = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt"
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
         )
         return self.runtime({"input_ids": encoded.input_ids})["hidden_states"]
 
@@ -66,7 +70,9 @@ class Unet:
 
     runtime: Runtime
 
-    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, guidance: float) -> torch.Tensor:
+    def __call__(
+        self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, guidance: float
+    ) -> torch.Tensor:
         """Predicted noise, shape of `sample` (B, C, h, w), float32 whatever the runtime's dtype.
 
         With guidance above 1, `states` are (2B, tokens, width), the negative prompts' first, and both halves go

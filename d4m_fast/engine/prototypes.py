@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from d4m_fast.config import KMeansMethod, PrototypeKind
+from d4m_fast.config import DistillConfig
 from d4m_fast.data.latents import LatentStore
 from d4m_fast.data.records import ClassInfo, Prototypes, Source, by_class
 from d4m_fast.data.stream import Stream
@@ -15,22 +15,16 @@ from d4m_fast.kernels.kmeans import KMeansResult, kmeans
 
 
 def cluster(
-    classes: Sequence[ClassInfo],
-    latents: LatentStore,
-    source: Source,
-    *,
-    ipc: int,
-    method: KMeansMethod,
-    prototype: PrototypeKind,
-    seed: int,
+    classes: Sequence[ClassInfo], latents: LatentStore, source: Source, config: DistillConfig
 ) -> Stream[Prototypes]:
-    """The `ipc` prototypes of each class, in the order given.
+    """The `config.ipc` prototypes of each class, in the order given.
 
-    `prototype` "mean" takes the cluster means as D4M does, "medoid" the real latent nearest to each.
+    `config.prototype` "mean" takes the cluster means as D4M does, "medoid" the real latent nearest to each.
 
     Raises:
-        DataError: a class has fewer usable images than `ipc`.
+        DataError: a class has fewer usable images than `config.ipc`.
     """
+    ipc = config.ipc
     origins = {class_id: [item.origin for item in items] for class_id, items in by_class(source.items).items()}
 
     def items() -> Iterator[Prototypes]:
@@ -38,8 +32,8 @@ def cluster(
             ranks, rows = latents.load(info.id)
             _require_enough(info, len(rows), ipc)
             flat = rows.reshape(len(rows), -1)
-            (result,) = kmeans([flat], ipc, ids=[info.id], method=method, seed=seed)
-            chosen = result.centroids if prototype == "mean" else flat[result.medoids].astype(np.float32)
+            (result,) = kmeans([flat], ipc, ids=[info.id], method=config.kmeans, seed=config.seed)
+            chosen = result.centroids if config.prototype == "mean" else flat[result.medoids].astype(np.float32)
             nearest = tuple(origins[info.id][rank] for rank in ranks[result.medoids])
             yield Prototypes(info, chosen.reshape(ipc, *rows.shape[1:]), result.sizes, _shares(result), nearest)
 

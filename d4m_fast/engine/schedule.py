@@ -7,6 +7,7 @@ and the denoising loop becomes arithmetic that never leaves the device.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def tabulate(scheduler: Any, steps: int, strength: float) -> Schedule:
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
     first = torch.tensor([timesteps[0]])
-    one, zero = torch.ones(1), torch.zeros(1)
+    one, zero = torch.ones(1, 1), torch.zeros(1, 1)
     signal, noise = (scheduler.add_noise(a, b, first).item() for a, b in ((one, zero), (zero, one)))
     return Schedule(signal, noise, tuple(_probe(scheduler, timesteps)))
 
@@ -87,25 +88,19 @@ def tabulate(scheduler: Any, steps: int, strength: float) -> Schedule:
 def _probe(scheduler: Any, timesteps: Sequence[int]) -> list[Step]:
     """Call the scheduler with a fresh unit vector for each sample and each output; read the result's entries."""
     n = len(timesteps)
-    units = torch.eye(2 * n, dtype=torch.float64)
+    units = torch.eye(2 * n, dtype=torch.float64).view(2 * n, 1, 2 * n, 1, 1)  # each one a batch of one tiny image
     table = []
     for i, t in enumerate(timesteps):
         sample, output = units[i], units[n + i]
         if not torch.equal(scheduler.scale_model_input(sample, t), sample):
             raise ModelError(f"{type(scheduler).__name__} scales the UNet's input; use PNDM, DDIM or DPM-Solver++")
-        result, again = _step(scheduler, output, t, sample)
+        twin = copy.deepcopy(scheduler)
+        result, again = (s.step(output, t, sample, return_dict=False)[0] for s in (scheduler, twin))
         if not torch.equal(result, again):
             raise ModelError(f"{type(scheduler).__name__} adds noise in every step; use PNDM, DDIM or DPM-Solver++")
-        table.append(Step(t, _terms(result[:n]), _terms(result[n:])))
+        row = result.flatten()
+        table.append(Step(t, _terms(row[:n]), _terms(row[n:])))
     return table
-
-
-def _step(scheduler: Any, output: torch.Tensor, t: int, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next sample, twice: from the scheduler, and from a copy of it."""
-    import copy
-
-    twin = copy.deepcopy(scheduler)
-    return tuple(s.step(output, t, sample, return_dict=False)[0] for s in (twin, scheduler))  # type: ignore[return-value]
 
 
 def _terms(row: torch.Tensor) -> Terms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import cast
 
@@ -65,6 +66,26 @@ def load_teacher(folder: Path) -> ConvNet:
     _check_fit(model, state, folder / WEIGHTS)
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return model.eval().requires_grad_(False)
+
+
+def open_teacher(name: str, classes: Sequence[str]) -> ConvNet:
+    """The bundled teacher, or the one in a directory.
+
+    Args:
+        name: "bundled" or a directory of `save_teacher`.
+        classes: names of the test set's classes; the bundled teacher must know these, or its labels mean nothing.
+
+    Raises:
+        ModelError: the teacher cannot be read, or knows other classes.
+    """
+    if name != "bundled":
+        return load_teacher(Path(name))
+    folder = Path(str(resources.files("d4m_fast") / "assets" / "teacher"))
+    teacher = load_teacher(folder)
+    known = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["classes"]
+    if list(classes) != known:
+        raise ModelError("the bundled teacher knows Fashion-MNIST's classes only; give --teacher, or --label-kind hard")
+    return teacher
 
 
 def _from_config(path: Path) -> ConvNet:

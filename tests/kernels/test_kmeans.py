@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans, kmeans_plusplus
+from threadpoolctl import threadpool_limits
 
 from d4m_fast.errors import DataError, UsageError
 from d4m_fast.kernels import kmeans as module
 from d4m_fast.kernels.kmeans import KMeansResult, kmeans
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On a busy machine a pool's threads spend their time waiting for each other."""
+    with threadpool_limits(1):
+        yield
 
 
 def mixture(n: int, d: int, groups: int, seed: int = 0, mean: float = 0.0) -> np.ndarray:
@@ -32,8 +40,7 @@ def sklearn_lloyd(points: np.ndarray, centres: np.ndarray) -> KMeans:
 
 
 def exact_inertia(points: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    points = points.astype(np.float64)
-    members = [points[labels == cluster] for cluster in range(k)]
+    members = [points[labels == cluster].astype(np.float64) for cluster in range(k)]
     return np.array([np.square(m - m.mean(axis=0)).sum() for m in members])
 
 
@@ -42,16 +49,11 @@ def assert_same(one: KMeansResult, other: KMeansResult) -> None:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name, strict=True)
 
 
-@pytest.mark.parametrize(
-    ("n", "d", "groups", "k", "mean"),
-    [
-        (600, 256, 30, 10, 0.0),
-        (600, 256, 150, 50, 0.0),
-        (300, 4096, 8, 20, 0.0),
-        (2000, 16, 15, 5, 0.0),
-        (600, 256, 30, 10, 300.0),
-    ],
-)
+SHAPES = ((600, 256, 30, 10), (600, 256, 150, 50), (300, 4096, 8, 20), (2000, 16, 15, 5))
+
+
+@pytest.mark.parametrize("mean", [0.0, 300.0])
+@pytest.mark.parametrize(("n", "d", "groups", "k"), SHAPES)
 def test_same_clusters_as_sklearn_from_the_same_centres(n: int, d: int, groups: int, k: int, mean: float) -> None:
     points = mixture(n, d, groups, mean=mean)
     centres = some_points(points, k)
@@ -63,17 +65,11 @@ def test_same_clusters_as_sklearn_from_the_same_centres(n: int, d: int, groups: 
 
 
 def test_float16_points_are_clustered_as_their_float32_values() -> None:
-    points = mixture(600, 256, 30).astype(np.float16)
+    points = (mixture(600, 256, 30) * 500).astype(np.float16)  # squared norms of 8e7, where float16 ends at 65504
     centres = some_points(points, 10)
     ours = kmeans([points], 10, init=[centres])[0]
     np.testing.assert_array_equal(ours.labels, sklearn_lloyd(points, centres).labels_)
     assert_same(ours, kmeans([points.astype(np.float32)], 10, init=[centres])[0])
-
-
-def test_float16_norms_beyond_its_range() -> None:
-    points = (mixture(200, 64, 4) * 500).astype(np.float16)  # squared norms of 2e7, where float16 ends at 65504
-    result = kmeans([points], 4)[0]
-    assert result.inertia == pytest.approx(exact_inertia(points, result.labels, 4).sum(), rel=1e-9)
 
 
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
@@ -93,7 +89,7 @@ def test_every_field_agrees_with_its_definition(mean: float) -> None:
     assert types == [np.float32, np.int64, np.int64, np.float64] and result.medoids.dtype == np.int64
 
 
-@pytest.mark.parametrize(("n", "d", "groups", "k"), [(500, 64, 10, 10), (400, 256, 90, 30)])
+@pytest.mark.parametrize(("n", "d", "groups", "k"), [(300, 32, 10, 10), (300, 64, 60, 20)])
 def test_seeding_is_as_good_as_sklearns(n: int, d: int, groups: int, k: int) -> None:
     points = mixture(n, d, groups)
     ours = [kmeans([points], k, seed=seed)[0].inertia for seed in range(10)]
@@ -108,8 +104,8 @@ def test_seeding_is_greedy() -> None:
     def potential(centres: np.ndarray) -> float:
         return float(np.square(problem.points[:, None] - centres).sum(axis=2).min(axis=1).sum())
 
-    ours = [potential(module._seed_centres(problem, np.random.default_rng(seed))) for seed in range(60)]
-    theirs = [potential(kmeans_plusplus(problem.points, 20, random_state=seed)[0]) for seed in range(60)]
+    ours = [potential(module._seed_centres(problem, np.random.default_rng(seed))) for seed in range(40)]
+    theirs = [potential(kmeans_plusplus(problem.points, 20, random_state=seed)[0]) for seed in range(40)]
     assert np.mean(ours) <= 1.03 * np.mean(theirs)
 
 
@@ -132,6 +128,7 @@ def test_seed_and_id_select_the_stream() -> None:
     points = mixture(300, 16, 40)
     base = kmeans([points], 20, ids=[3])[0]
     assert_same(base, kmeans([points], 20, ids=[3])[0])
+    assert_same(base, kmeans([points] * 4, 20)[3])  # the default id is the position
     for other in (kmeans([points], 20, ids=[4])[0], kmeans([points], 20, ids=[3], seed=1)[0]):
         assert (other.labels != base.labels).any()
 
@@ -144,23 +141,17 @@ def test_order_and_grouping_change_no_bit() -> None:
         results = kmeans([problems[key] for key in keys], [sizes[key][1] for key in keys], ids=keys)
         return dict(zip(keys, results, strict=True))
 
+    assert kmeans([], 3) == []
     together = run([7, 3, 11, 5, 2])
     apart = run([2, 11]) | run([5]) | run([3, 7])
     for key, result in together.items():
         assert_same(result, apart[key])
 
 
-def test_default_ids_are_positions() -> None:
-    problems = [mixture(100, 8, 9, seed=seed) for seed in range(3)]
-    for one, other in zip(kmeans(problems, 7), kmeans(problems, 7, ids=[0, 1, 2]), strict=True):
-        assert_same(one, other)
-
-
 def test_memory_layout_changes_nothing() -> None:
     points = mixture(200, 32, 9)
-    wide = np.repeat(points, 2, axis=1)
     assert_same(kmeans([points], 9)[0], kmeans([np.asfortranarray(points)], 9)[0])
-    assert_same(kmeans([points], 9)[0], kmeans([wide[:, ::2]], 9)[0])
+    assert_same(kmeans([points], 9)[0], kmeans([np.repeat(points, 2, axis=1)[:, ::2]], 9)[0])
 
 
 def test_input_is_left_alone() -> None:
@@ -194,9 +185,8 @@ def test_a_cluster_of_one_is_never_emptied() -> None:
 
 def test_ties_go_to_the_lowest_index() -> None:
     points = np.array([[-1, 5], [0, 5], [1, 5], [0, 5]], np.float32)
-    left, right = [-1, 5], [1, 5]
-    assert kmeans([points], 2, init=[np.array([left, right], np.float32)])[0].labels.tolist() == [0, 0, 1, 0]
-    assert kmeans([points], 2, init=[np.array([right, left], np.float32)])[0].labels.tolist() == [1, 0, 0, 0]
+    assert kmeans([points], 2, init=[np.array([[-1, 5], [1, 5]], np.float32)])[0].labels.tolist() == [0, 0, 1, 0]
+    assert kmeans([points], 2, init=[np.array([[1, 5], [-1, 5]], np.float32)])[0].labels.tolist() == [1, 0, 0, 0]
 
 
 def test_equal_centroids_share_no_points_by_rounding() -> None:
@@ -220,11 +210,11 @@ def test_ties_that_rounding_breaks_go_to_the_lowest_index() -> None:
 
 
 def nested_groups() -> tuple[np.ndarray, np.ndarray]:
-    """Two groups, some thousand times farther apart than the two inside each of them, and the group of each point."""
+    """Points and their groups: two far apart, and inside each of them two some 10^4 times closer."""
     rng = np.random.default_rng(0)
     far = np.where(rng.random((2, 64)) < 0.5, -1.0, 1.0) * 1000
     truth = rng.integers(0, 4, 400)
-    near = np.array([[0.0], [0.25]])[truth % 2] + rng.standard_normal((400, 64)) * 0.03
+    near = np.array([[0.0], [0.05]])[truth % 2] + rng.standard_normal((400, 64)) * 0.005
     return (far[truth // 2] + near).astype(np.float32), truth
 
 
@@ -236,8 +226,13 @@ def test_what_float32_cannot_resolve_is_decided_exactly() -> None:
 
 def test_seeding_resolves_what_float32_cannot() -> None:
     points, truth = nested_groups()
-    found = [len(set(zip(truth, kmeans([points], 4, seed=s)[0].labels, strict=True))) == 4 for s in range(40)]
-    assert sum(found) >= 30
+    problem = module._prepare(points, 4, 0)
+    found = 0
+    for seed in range(40):
+        centres = module._seed_centres(problem, np.random.default_rng(seed))
+        chosen = [int(np.abs(problem.points - centre).sum(axis=1).argmin()) for centre in centres]
+        found += len(set(truth[chosen])) == 4
+    assert found >= 36
 
 
 def test_the_medoid_of_equals_is_the_lowest_index() -> None:
@@ -246,20 +241,13 @@ def test_the_medoid_of_equals_is_the_lowest_index() -> None:
     assert result.medoids.tolist() == [0, 1]
 
 
-def test_fewer_distinct_points_than_k(caplog: pytest.LogCaptureFixture) -> None:
-    points = np.tile(mixture(3, 300, 3, mean=2), (10, 1))
-    for k in (5, 30):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING, logger=module.__name__):
-            result = kmeans([points], k, ids=[42])[0]
-        assert caplog.messages == [f"class 42: only 3 distinct points for k = {k}"]
-        assert result.sizes.min() >= 1 and result.inertia == 0 and result.iterations < 10
-        np.testing.assert_array_equal(result.centroids[result.labels], points)
-
-
-def test_identical_points_and_one_distinct_too_few(caplog: pytest.LogCaptureFixture) -> None:
-    kmeans([np.full((20, 7), 0.1, np.float32)], 4)
-    assert caplog.messages == ["class 0: only 1 distinct points for k = 4"]
+@pytest.mark.parametrize(("distinct", "k"), [(1, 4), (3, 4), (3, 30)])
+def test_fewer_distinct_points_than_k(distinct: int, k: int, caplog: pytest.LogCaptureFixture) -> None:
+    points = np.tile(mixture(distinct, 300, 3, mean=2), (30 // distinct, 1))
+    result = kmeans([points], k, ids=[42])[0]
+    assert caplog.messages == [f"class 42: only {distinct} distinct points for k = {k}"]
+    assert result.sizes.min() >= 1 and result.inertia == 0 and result.iterations < 10
+    np.testing.assert_array_equal(result.centroids[result.labels], points)
 
 
 def test_duplicates_are_no_reason_to_warn_while_k_points_differ(caplog: pytest.LogCaptureFixture) -> None:
@@ -293,10 +281,6 @@ def test_stopped_early_centroids_are_still_means_of_the_labels() -> None:
     assert stopped.iterations == 2 < full.iterations and full.inertia < stopped.inertia
     means = np.array([points[stopped.labels == c].mean(axis=0, dtype=np.float64) for c in range(10)])
     np.testing.assert_allclose(stopped.centroids, means, rtol=1e-6)
-
-
-def test_no_problems() -> None:
-    assert kmeans([], 3) == []
 
 
 def spoiled(value: float) -> np.ndarray:
@@ -357,13 +341,9 @@ def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> No
         kmeans([GOOD], **({"k": 2} | options))
 
 
-@pytest.mark.parametrize("method", ["auto", "direct"])
-def test_auto_is_direct(method: Any) -> None:
-    assert_same(kmeans([GOOD], 3, method=method)[0], kmeans([GOOD], 3)[0])
-
-
-def test_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_direct_by_name_nor_blocks_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     points = mixture(200, 32, 9)
     expected = kmeans([points], 9)[0]
+    assert_same(kmeans([points], 9, method="direct")[0], expected)
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", 100)
     assert_same(kmeans([points], 9)[0], expected)

@@ -1,0 +1,87 @@
+"""Tabulated schedules against diffusers' schedulers stepping real tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+
+from d4m_fast.engine.schedule import Schedule, tabulate
+from d4m_fast.errors import ModelError
+
+# Diffusers' own: it hands a tensor to NumPy the old way.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def pndm(**extra: Any) -> PNDMScheduler:
+    return PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1, **extra)
+
+
+SCHEDULERS = {
+    "pndm": pndm,
+    "pndm-v": lambda: pndm(prediction_type="v_prediction"),
+    "ddim": lambda: DDIMScheduler(**BETAS, steps_offset=1, clip_sample=False, set_alpha_to_one=False),
+    "dpm++": lambda: DPMSolverMultistepScheduler(**BETAS, steps_offset=1),
+}
+
+
+def fake_unet(sample: torch.Tensor, t: int) -> torch.Tensor:
+    """Anything nonlinear that depends on the sample and the time."""
+    return torch.tanh(sample.roll(1, -1) * (1 + t / 1000))
+
+
+def by_diffusers(scheduler: Any, start: torch.Tensor, noise: torch.Tensor, steps: int, strength: float) -> torch.Tensor:
+    """The denoising part of diffusers' image-to-image pipeline."""
+    scheduler.set_timesteps(steps)
+    begin = max(steps - min(int(steps * strength), steps), 0) * scheduler.order
+    timesteps = scheduler.timesteps[begin:]
+    scheduler.set_begin_index(begin) if hasattr(scheduler, "set_begin_index") else None
+    x = scheduler.add_noise(start, noise, timesteps[:1])
+    for t in timesteps:
+        x = scheduler.step(fake_unet(x, int(t)), t, x).prev_sample
+    return x
+
+
+def by_table(schedule: Schedule, start: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    samples, outputs = [schedule.signal * start + schedule.noise * noise], []
+    for step in schedule.steps:
+        outputs.append(fake_unet(samples[-1], step.timestep))
+        terms = [c * samples[j] for j, c in step.samples] + [c * outputs[j] for j, c in step.outputs]
+        samples.append(torch.stack(terms).sum(0))
+    return samples[-1]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(("steps", "strength"), [(50, 0.7), (50, 1.0), (50, 0.02), (20, 0.7), (7, 0.3), (3, 0.99)])
+def test_table_equals_scheduler(name: str, steps: int, strength: float) -> None:
+    start, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    want = by_diffusers(SCHEDULERS[name](), start, noise, steps, strength)
+    got = by_table(tabulate(SCHEDULERS[name](), steps, strength), start, noise)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6 * want.abs().max().item())
+
+
+def test_official_settings_are_36_calls_with_pndms_quirk() -> None:
+    """50 steps at strength 0.7: t = 701, 681, ..., 1, and the second call overwrites the first."""
+    schedule = tabulate(pndm(), 50, 0.7)
+    assert [step.timestep for step in schedule.steps] == list(range(701, 0, -20))
+    assert len(schedule.steps) == 36
+    assert [j for j, _ in schedule.steps[1].samples] == [0]
+    assert [j for j, _ in schedule.steps[2].samples] == [2]
+
+
+def test_last_use_covers_exactly_what_is_read() -> None:
+    schedule = tabulate(pndm(), 50, 0.7)
+    samples, outputs = schedule.last_use()
+    assert samples[0] == 1
+    assert outputs[0] == max(i for i, step in enumerate(schedule.steps) if 0 in dict(step.outputs))
+    assert max(outputs.values()) == len(schedule.steps) - 1
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler(**BETAS), DDPMScheduler(**BETAS)])
+def test_refuses_what_a_table_cannot_hold(scheduler: Any) -> None:
+    with pytest.raises(ModelError, match="use PNDM"):
+        tabulate(scheduler, 10, 0.7)
