@@ -16,18 +16,20 @@ import click
 from d4m_fast import __version__
 from d4m_fast.config import DistillConfig
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
+from d4m_fast.options import of_config, shared
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from d4m_fast.data.latents import LatentStore
     from d4m_fast.data.plan import Plan
     from d4m_fast.data.timing import Stopwatch
     from d4m_fast.engine.networks import Networks
+    from d4m_fast.evaluation.report import LabelKind, Result, Subject
     from d4m_fast.prepare import Job
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-Command = Callable[..., Any]
-DEFAULTS = DistillConfig()
 LINE_SECONDS = 10.0
 
 
@@ -54,73 +56,32 @@ def cli() -> None:
     """
 
 
-def _load_options(context: click.Context, _: click.Parameter, file: Path | None) -> None:
-    """Options from a TOML file, or from the config.json of an earlier run; flags win over them."""
-    if file is None:
-        return
-    import tomllib
-
-    try:
-        text = file.read_text(encoding="utf-8")
-        values = json.loads(text)["options"] if file.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"--config {file}: cannot be read as options ({error})") from error
-    known = {parameter.name for parameter in context.command.params}
-    values = {name.replace("-", "_"): value for name, value in values.items() if value is not None}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise UsageError(f"--config {file}: no such option: {', '.join(unknown)}")
-    context.default_map = values
-
-
-def _shared(command: Command) -> Command:
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress, no log."),
-        click.option(
-            "--config",
-            type=click.Path(path_type=Path),
-            is_eager=True,
-            expose_value=False,
-            callback=_load_options,
-            help="Options from a TOML file or a run's config.json; flags win over them.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def _option(name: str, kind: Any, text: str, **extra: Any) -> Callable[[Command], Command]:
-    field = name.removeprefix("--").replace("-", "_")
-    return click.option(name, type=kind, default=getattr(DEFAULTS, field), show_default=True, help=text, **extra)
-
-
 @cli.command()
-@_option("--data", str, "'bundled', or a directory: an ImageFolder, Fashion-MNIST IDX or CIFAR files.")
-@_option("--model", str, "'bundled', or a directory in diffusers format.")
-@_option("--ipc", click.IntRange(min=1), "Images per class.")
-@_option("--classes", str, "Only these: ids, ranges or folder names, comma-separated. Ids stay those of the full set.")
+@of_config("--data", str, "'bundled', or a directory: an ImageFolder, Fashion-MNIST IDX or CIFAR files.")
+@of_config("--model", str, "'bundled', or a directory in diffusers format.")
+@of_config("--ipc", click.IntRange(min=1), "Images per class.")
+@of_config("--classes", str, "Only these ids, ranges or folder names, comma-separated; ids stay those of the full set.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<config hash>]")
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Where latents are kept.  [default: user cache]")
-@_option("--preset", click.Choice(["reference"]), "Generation settings; 'reference' is the official schedule.")
-@_option("--kmeans", click.Choice(["auto", "gram", "direct", "minibatch"]), "Clustering method.")
-@_option("--prototype", click.Choice(["mean", "medoid"]), "Cluster mean, or the real latent nearest to it.")
-@_option("--latent", click.Choice(["sample", "mean"]), "Draw from the VAE's posterior, or take its mean.")
-@_option("--resolution", click.IntRange(min=1), "Side of encoded and generated images.  [default: the model's]")
-@_option("--image-size", click.IntRange(min=1), "Side of the written images.  [default: the resolution]")
-@_option("--prompts", str, "'official', or a file of prompts.  [default: class names]")
-@_option("--strength", click.FloatRange(0, 1, min_open=True), "How far up the noise schedule prototypes are sent.")
-@_option("--guidance", click.FloatRange(min=0), "Classifier-free guidance scale.")
-@_option("--steps", click.IntRange(min=1), "Length of the whole schedule; steps x strength of it are run.")
-@_option("--negative-prompt", str, "Prompt to be guided away from.")
-@_option("--seed", int, "Seed of the run.")
-@_option("--batch-size", click.IntRange(min=1), "Images per batch of generation.  [default: planned]")
-@_option("--threads", click.IntRange(min=1), "CPU threads.  [default: one per core]")
-@_option("--engine", click.Choice(["auto", "torch", "onnx", "tensorrt"]), "What computes the networks.")
-@_option("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")
-@_option("--device", str, "auto, cpu, cuda or cuda:1.")
-@_option("--max-bad-fraction", click.FloatRange(0, 1, max_open=True), "Damaged images tolerated, as a part of all.")
-@_shared
+@of_config("--preset", click.Choice(["reference"]), "Generation settings; 'reference' is the official schedule.")
+@of_config("--kmeans", click.Choice(["auto", "gram", "direct", "minibatch"]), "Clustering method.")
+@of_config("--prototype", click.Choice(["mean", "medoid"]), "Cluster mean, or the real latent nearest to it.")
+@of_config("--latent", click.Choice(["sample", "mean"]), "Draw from the VAE's posterior, or take its mean.")
+@of_config("--resolution", click.IntRange(min=1), "Side of encoded and generated images.  [default: the model's]")
+@of_config("--image-size", click.IntRange(min=1), "Side of the written images.  [default: the resolution]")
+@of_config("--prompts", str, "'official', or a file of prompts.  [default: class names]")
+@of_config("--strength", click.FloatRange(0, 1, min_open=True), "How far up the noise schedule prototypes are sent.")
+@of_config("--guidance", click.FloatRange(min=0), "Classifier-free guidance scale.")
+@of_config("--steps", click.IntRange(min=1), "Length of the whole schedule; steps x strength of it are run.")
+@of_config("--negative-prompt", str, "Prompt to be guided away from.")
+@of_config("--seed", int, "Seed of the run.")
+@of_config("--batch-size", click.IntRange(min=1), "Images per batch of generation.  [default: planned]")
+@of_config("--threads", click.IntRange(min=1), "CPU threads.  [default: one per core]")
+@of_config("--engine", click.Choice(["auto", "torch", "onnx", "tensorrt"]), "What computes the networks.")
+@of_config("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")
+@of_config("--device", str, "auto, cpu, cuda or cuda:1.")
+@of_config("--max-bad-fraction", click.FloatRange(0, 1, max_open=True), "Damaged images tolerated, as a part of all.")
+@shared
 def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Distill a dataset: encode, cluster, generate, write. A re-run goes on where the last one stopped.
 
@@ -187,15 +148,13 @@ def _distill(job: Job, path: Path, cache: Path, watch: Stopwatch, quiet: bool) -
 
 def _latents(job: Job, plan: Plan, networks: Networks, cache: Path, watch: Stopwatch, quiet: bool) -> LatentStore:
     """The latents of the source: from the cache, or encoded now as far as they are missing."""
-    from d4m_fast.config import fingerprint
     from d4m_fast.data import files
     from d4m_fast.data.latents import LatentStore
     from d4m_fast.engine.encode import encode
 
-    made_by = job.latents_made_by(plan)
-    path = files.make_directory(cache / "latents" / fingerprint(made_by)[:16])
+    path = files.make_directory(job.latents_path(cache, plan))
     with files.locked(path):
-        latents = LatentStore(path, made_by, job.source.items, job.latent_shape)
+        latents = LatentStore(path, job.latents_made_by(plan), job.source.items, job.latent_shape)
         if not latents.complete:
             batches = encode(
                 job.source,
@@ -222,7 +181,7 @@ def _latents(job: Job, plan: Plan, networks: Networks, cache: Path, watch: Stopw
 @click.option("--label-kind", type=click.Choice(["soft", "hard"]), default="soft", show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Students per arm.")
 @click.option("--workers", type=click.IntRange(min=1), help="Students trained side by side.  [default: one per core]")
-@_shared
+@shared
 def evaluate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Train students on a distilled set and on as many random real images; report last-epoch test accuracy.
 
@@ -234,16 +193,17 @@ def evaluate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """
     from d4m_fast.evaluation import report
 
-    config, results = _evaluate(run, quiet, **options)
-    value = {**config, **report.to_json(results)}
-    if (run / "config.json").is_file():
-        _keep_report(run, value)
-    _say_result(value, as_json, lambda: _table(report.table(results, title=_title(config))))
+    subject, train = _students(run, **options)
+    results = report.kept(run, subject)
+    if results is None:
+        results = list(_track("students", train(), quiet))
+        report.keep(run, subject, results)
+    value = report.to_json(subject, results)
+    _say_result(value, as_json, lambda: _text(report.table(subject, results)))
 
 
-def _evaluate(
+def _students(
     run: Path,
-    quiet: bool,
     *,
     train_data: str | None,
     test_data: str | None,
@@ -251,22 +211,35 @@ def _evaluate(
     student: str,
     width: int,
     protocol: str,
-    label_kind: Any,
+    label_kind: LabelKind,
     seeds: int,
     workers: int | None,
-) -> tuple[dict[str, Any], list[Any]]:
+) -> tuple[Subject, Callable[[], Sized[Result]]]:
+    """What is to be measured, and the training that measures it."""
     from d4m_fast.data.dataset import open_source
     from d4m_fast.data.run import source_of
     from d4m_fast.evaluation.evaluate import evaluate as plan
     from d4m_fast.evaluation.protocols import PROTOCOLS
-    from d4m_fast.evaluation.relabel import open_teacher
+    from d4m_fast.evaluation.relabel import open_teacher, weights_sha256
+    from d4m_fast.evaluation.report import Subject
 
     distilled = open_source(str(run))
     origin = source_of(run) if train_data is None or test_data is None else None
     train = open_source(_known("--train-data", train_data, origin))
     test = open_source(_known("--test-data", test_data, origin), split="test")
     judge = open_teacher(teacher, [info.prompt for info in test.classes]) if label_kind == "soft" else None
-    students = plan(
+    subject = Subject(
+        run=str(run),
+        images_per_class=len(distilled.items) // len(distilled.classes),
+        protocol=protocol,
+        student=student,
+        width=width,
+        label_kind=label_kind,
+        seeds=seeds,
+        teacher=weights_sha256(teacher) if judge is not None else None,
+        data=(distilled.fingerprint, train.fingerprint, test.fingerprint),
+    )
+    return subject, lambda: plan(
         [distilled],
         train,
         test,
@@ -277,16 +250,6 @@ def _evaluate(
         seeds=range(seeds),
         workers=_cores() if workers is None else workers,
     )
-    config = {
-        "run": str(run),
-        "protocol": protocol,
-        "student": student,
-        "width": width,
-        "label_kind": label_kind,
-        "images_per_class": len(distilled.items) // len(distilled.classes),
-        "test_images": len(students.exam.test.labels),
-    }
-    return config, list(_track("students", students, quiet))
 
 
 def _known(option: str, given: str | None, origin: str | None) -> str:
@@ -302,21 +265,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _title(config: dict[str, Any]) -> str:
-    return (
-        f"{config['run']}: {config['images_per_class']} images per class, {config['student']} width {config['width']},"
-        f" protocol {config['protocol']}, {config['test_images']:,} test images, last epoch"
-    )
-
-
-def _keep_report(run: Path, value: dict[str, Any]) -> None:
-    from d4m_fast.data import files
-
-    name = f"{value['protocol']}-{value['student']}-w{value['width']}-{value['label_kind']}.json"
-    files.write_json(files.make_directory(run / "evaluation") / name, value)
-
-
-def _table(table: Any) -> str:
+def _text(table: Table) -> str:
     from rich.console import Console
 
     console = Console(width=100)

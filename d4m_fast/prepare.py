@@ -68,6 +68,9 @@ class Job:
             "torch": importlib.metadata.version("torch"),
         }
 
+    def latents_path(self, artifacts: Path, plan: Plan) -> Path:
+        return artifacts / "latents" / fingerprint(self.latents_made_by(plan))[:16]
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         return self.model.latent_shape(self.resolution)
@@ -127,8 +130,9 @@ def require_disk(job: Job, run: Path, artifacts: Path) -> None:
     channels, height, width = job.latent_shape
     latents = 2 * len(job.source.items) * channels * height * width
     images = len(job.source.classes) * job.config.ipc * (3 * job.image_size**2 + 4 * channels * height * width)
-    for path, wanted, what in ((artifacts, latents, "latents"), (run, images, "images")):
-        free = shutil.disk_usage(_existing(path)).free
+    places = ((job.latents_path(artifacts, job.plan), latents, "latents"), (run / "images", images, "images"))
+    for path, wanted, what in places:
+        free = shutil.disk_usage(_existing(path)).free + _allocated(path)
         if free < wanted:
             raise PreflightError(
                 f"{path}: {what} need up to {wanted:,} bytes, {free:,} are free; free some or choose another place"
@@ -136,7 +140,12 @@ def require_disk(job: Job, run: Path, artifacts: Path) -> None:
 
 
 def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
+    return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
+
+
+def _allocated(path: Path) -> int:
+    """Bytes that an earlier run of the same command has taken up already."""
+    return sum(512 * file.lstat().st_blocks for file in path.rglob("*")) if os.path.isdir(path) else 0
 
 
 def default_artifacts() -> Path:

@@ -31,7 +31,7 @@ def write_model(
         "scheduler": _scheduler(),
     }
     for name, part in parts.items():
-        part.save_pretrained(path / name)  # type: ignore[attr-defined]
+        part.save_pretrained(path / name)
     library = {"text_encoder": "transformers", "tokenizer": "transformers"}
     index = {name: [library.get(name, "diffusers"), type(part).__name__] for name, part in parts.items()}
     extras = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}

@@ -47,7 +47,8 @@ def vae_loss(model: AutoencoderKL, perceptual: ConvNet, images: torch.Tensor) ->
         wanted = perceptual.features(images)
     feature = sum(_relative(got, want) for got, want in zip(perceptual.features(output), wanted, strict=True))
     kl = posterior.kl().mean() / posterior.mean[0].numel()
-    return F.l1_loss(output, images) + 2 * F.mse_loss(output, images) + 0.05 * feature + 3e-4 * kl
+    total: torch.Tensor = F.l1_loss(output, images) + 2 * F.mse_loss(output, images) + 0.05 * feature + 3e-4 * kl
+    return total
 
 
 def _relative(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
@@ -110,6 +111,8 @@ def scheduler() -> PNDMScheduler:
 class Denoiser(nn.Module):
     """UNet and text encoder, trained together on the twelve prompts there are."""
 
+    input_ids: torch.Tensor
+
     def __init__(self, prompts: list[str], tokens: CLIPTokenizer) -> None:
         super().__init__()
         self.unet = unet()
@@ -135,4 +138,5 @@ def denoiser_loss(model: Denoiser, alphas: torch.Tensor, latents: torch.Tensor, 
     predicted = model(a.sqrt() * latents + (1 - a).sqrt() * noise, t, prompt)
     snr = (a / (1 - a)).view(n)
     error = (predicted - noise).square().mean((1, 2, 3))
-    return (error * snr.clamp(max=5) / snr).mean()
+    weighted: torch.Tensor = (error * snr.clamp(max=5) / snr).mean()
+    return weighted

@@ -86,14 +86,16 @@ def _percent(right: torch.Tensor) -> float:
 
 
 def _recognise(teacher: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    return torch.cat([teacher(batch).argmax(1) for batch in pixels.split(500)])
+    return torch.cat([teacher(batch).argmax(1) for batch in torch.split(pixels, 500)])
 
 
 def _reconstructions(model: Path, pixels: torch.Tensor) -> torch.Tensor:
     """Encoded to a sample of the posterior, as D4M does, and decoded."""
     vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32)
     generator = torch.Generator().manual_seed(derived_seed("reconstructions"))
-    batches = [vae(batch * 2 - 1, sample_posterior=True, generator=generator).sample for batch in pixels.split(200)]
+    batches = [
+        vae(batch * 2 - 1, sample_posterior=True, generator=generator).sample for batch in torch.split(pixels, 200)
+    ]
     return (torch.cat(batches) / 2 + 0.5).clamp(0, 1)
 
 

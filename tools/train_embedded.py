@@ -14,11 +14,13 @@ import click
 import embedded_models as models
 import embedded_pack as pack
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 from training import batch_indices, derived_seed, train
 
 from d4m_fast.data import idx
 from d4m_fast.data.arrays import FASHION_MNIST as CLASSES
+from d4m_fast.evaluation.convnet import ConvNet
 
 SEED = 0
 CRITIC_STEPS, TEACHER_STEPS, VAE_STEPS, DENOISER_STEPS = 4_000, 5_600, 2_300, 2_600
@@ -40,7 +42,7 @@ class Split:
         return padded.unsqueeze(1).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
-def train_teacher(split: Split, work: Path, *, seed: int, steps: int, shifted: int) -> nn.Module:
+def train_teacher(split: Split, work: Path, *, seed: int, steps: int, shifted: int) -> ConvNet:
     """`shifted`: steps whose images are moved by up to two pixels; the others see them where the test set has them."""
     torch.manual_seed(derived_seed(seed, "teacher", "init"))
     everything = nn.functional.pad(split.images.float() / 255, (2, 2, 2, 2))
@@ -66,7 +68,7 @@ def train_teacher(split: Split, work: Path, *, seed: int, steps: int, shifted: i
     )
 
 
-def train_vae(split: Split, teacher: nn.Module, work: Path) -> nn.Module:
+def train_vae(split: Split, teacher: ConvNet, work: Path) -> AutoencoderKL:
     torch.manual_seed(derived_seed(SEED, "vae", "init"))
     model = models.vae().to(memory_format=torch.channels_last)
     for parameter in teacher.parameters():
@@ -91,19 +93,21 @@ def train_vae(split: Split, teacher: nn.Module, work: Path) -> nn.Module:
 
 
 @torch.inference_mode()
-def encode(split: Split, vae: nn.Module, work: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(split: Split, vae: AutoencoderKL, work: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of every training image's latent; cached."""
     cache = work / "latents.pt"
     if cache.exists():
         mean, std = torch.load(cache, weights_only=True)
         return mean, std
-    posteriors = [vae.encode(split.pixels(i) * 2 - 1).latent_dist for i in torch.arange(len(split.labels)).split(200)]
+    posteriors = [
+        vae.encode(split.pixels(i) * 2 - 1).latent_dist for i in torch.split(torch.arange(len(split.labels)), 200)
+    ]
     mean, std = (torch.cat([getattr(p, name) for p in posteriors]) for name in ("mean", "std"))
     torch.save((mean, std), cache)
     return mean, std
 
 
-def train_denoiser(split: Split, mean: torch.Tensor, std: torch.Tensor, factor: float, work: Path) -> nn.Module:
+def train_denoiser(split: Split, mean: torch.Tensor, std: torch.Tensor, factor: float, work: Path) -> models.Denoiser:
     torch.manual_seed(derived_seed(SEED, "denoiser", "init"))
     model = models.Denoiser(list(CLASSES), models.tokenizer()).to(memory_format=torch.channels_last)
     alphas = models.scheduler().alphas_cumprod

@@ -8,11 +8,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+M = TypeVar("M", bound=nn.Module)
 SAVE_SECONDS = 60
 LOG_STEPS = 100
 
@@ -31,7 +33,7 @@ def batch_indices(n: int, batch: int, step: int, *key: object) -> torch.Tensor:
 
 def train(
     name: str,
-    model: nn.Module,
+    model: M,
     loss: Callable[[int], torch.Tensor],
     *,
     steps: int,
@@ -41,12 +43,12 @@ def train(
     ema_decay: float,
     weight_decay: float = 0.01,
     say: Callable[[str], None],
-) -> nn.Module:
+) -> M:
     """Minimise `loss(step)` with AdamW, a short warm-up and a cosine to zero; return the averaged model.
 
     The state is saved every minute to `work/name-seed.pt`; a re-run goes on from it. Losses go to a `.jsonl` beside it.
     """
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)  # type: ignore[no-untyped-call]
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.05)
     parts = {"model": model, "ema": ema, "optimiser": optimiser, "schedule": schedule}
@@ -73,8 +75,7 @@ def train(
         if time.monotonic() - saved > SAVE_SECONDS or step + 1 == steps:
             _save(state_file, parts, step + 1)
             saved = time.monotonic()
-    averaged: nn.Module = ema.module
-    return averaged.eval()
+    return cast(M, ema.module.eval())
 
 
 def _restore(state_file: Path, parts: dict[str, object]) -> int:

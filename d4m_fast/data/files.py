@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from d4m_fast.errors import PreflightError, RunDirectoryError
+from d4m_fast.errors import DamageError, PreflightError, RunDirectoryError
 
 TEMPORARY = ".tmp-"
 _REFUSALS = {
@@ -22,6 +22,8 @@ _REFUSALS = {
     errno.EACCES: "permission denied; choose another directory",
     errno.EPERM: "not permitted; choose another directory",
     errno.EROFS: "read-only file system; choose another directory",
+    errno.ENAMETOOLONG: "the name is too long; choose another directory",
+    errno.ENOENT: "cannot be created; choose another directory",
     errno.ENOTDIR: "a file is in the way; choose another directory",
     errno.EEXIST: "a file is in the way; choose another directory",
 }
@@ -68,19 +70,28 @@ def write_json_lines(path: Path, values: list[dict[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value in one of our own files.
+
+    Raises:
+        DamageError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamageError(f"{path}: damaged ({error}); remove {path.parent} and run again") from error
 
 
 def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with refusing(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:
-    with path.open("rb") as file:
+    with refusing(path), path.open("rb") as file:
         os.fsync(file.fileno())
 
 
@@ -110,11 +121,13 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         RunDirectoryError: another process holds it.
     """
-    with refusing(directory), (directory / ".lock").open("a") as file:
+    with refusing(directory):
+        file = (directory / ".lock").open("a")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunDirectoryError(
-                f"{directory}: in use by another run; wait for it or choose another --out"
+                f"{directory}: in use by another run; wait for it or choose another directory"
             ) from error
         yield

@@ -47,6 +47,7 @@ class LatentStore:
 
     def __init__(self, root: Path, made_by: dict[str, Any], items: Sequence[Item], shape: tuple[int, ...]) -> None:
         self.path = files.make_directory(root)
+        files.sweep(root)
         self.made_by = made_by
         self._counts = Counter(item.class_id for item in items)
         self._shape = shape
@@ -70,6 +71,10 @@ class LatentStore:
     @property
     def failures(self) -> list[Failure]:
         return [Failure(Item(f["class_id"], f["rank"], f["origin"]), f["reason"]) for f in self._state["failures"]]
+
+    def usable(self, class_id: int) -> int:
+        """How many of a class's images are good."""
+        return self._counts[class_id] - sum(f.item.class_id == class_id for f in self.failures)
 
     def fill(self, batches: Stream[EncodedBatch]) -> Stream[EncodedBatch]:
         """Write batches on their way through, save the position now and then, and mark the end."""
@@ -130,9 +135,8 @@ class LatentStore:
 
     def _checkpoint(self) -> None:
         """Make all rows so far durable, then say so."""
-        with files.refusing(self.path):
-            for class_id in self._touched:
-                files.sync_file(self._file(class_id))
+        for class_id in self._touched:
+            files.sync_file(self._file(class_id))
         self._touched.clear()
         files.write_json(self.path / "progress.json", {**self._state, "made_by": self.made_by})
 
@@ -172,7 +176,7 @@ def _read(path: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     found: dict[str, Any] = files.read_json(path)
-    if found["made_by"] != made_by:
+    if found.get("made_by") != made_by:
         raise DamageError(f"{path}: made by something else than its name says; remove {path.parent} and run again")
     return found
 

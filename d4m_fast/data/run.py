@@ -26,6 +26,8 @@ from d4m_fast.data.records import Prototypes, Sample
 from d4m_fast.data.stream import Stream
 from d4m_fast.errors import RunDirectoryError
 
+HARMLESS = {"max_bad_fraction"}  # decides whether a run goes on, not what it makes
+
 
 class RunDirectory:
     """Opened once per process, under the run's lock (`files.locked`).
@@ -170,7 +172,7 @@ def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted({*found, *wanted}):
+    for name in sorted({*found, *wanted} - HARMLESS):
         old, new = found.get(name), wanted.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(old, new)
@@ -179,7 +181,7 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterato
 
 
 def _refuse_foreign(path: Path) -> None:
-    strangers = [p.name for p in path.iterdir() if p.name != ".lock"]
+    strangers = [p.name for p in path.iterdir() if p.name != ".lock" and not p.name.startswith(files.TEMPORARY)]
     if strangers:
         raise RunDirectoryError(f"{path}: not empty and not a run of ours ({strangers[0]}); choose another --out")
 
@@ -187,4 +189,5 @@ def _refuse_foreign(path: Path) -> None:
 def source_of(run: Path) -> str | None:
     """What a run was made from, as given to `--data`; None if the directory is not a run of ours."""
     config = run / "config.json"
-    return files.read_json(config)["options"]["data"] if config.is_file() else None
+    found = files.read_json(config) if config.is_file() else {}
+    return found["options"].get("data") if isinstance(found, dict) and "options" in found else None

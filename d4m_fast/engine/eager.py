@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from d4m_fast.config import Precision
 from d4m_fast.engine.signature import Component
@@ -74,8 +75,8 @@ def open_eager(path: Path, component: Component, device: torch.device, dtype: to
     """
     try:
         forward = _LOADERS[component](path, device, dtype)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{path}: {component} cannot be loaded ({str(error).splitlines()[0]})") from error
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{path}: {component} cannot be loaded ({str(error).splitlines()[0].strip()})") from error
     return EagerRuntime(forward, device, dtype)
 
 
@@ -83,9 +84,16 @@ def _load(loader: Any, folder: Path, stem: str, device: torch.device, dtype: tor
     """A diffusers or transformers module from safetensors; half-precision files where there are no others."""
     full = (folder / f"{stem}.safetensors").is_file() or not any(folder.glob("*.fp16*"))
     with _quiet():
-        module = loader.from_pretrained(
-            folder, use_safetensors=True, variant=None if full else "fp16", dtype=dtype, low_cpu_mem_usage=False
+        module, found = loader.from_pretrained(
+            folder,
+            use_safetensors=True,
+            variant=None if full else "fp16",
+            dtype=dtype,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
+    if found["missing_keys"]:  # the libraries would go on with random numbers in their place
+        raise ValueError(f"{len(found['missing_keys'])} weights missing, {min(found['missing_keys'])} among them")
     return module.to(device=device, memory_format=torch.channels_last).eval()
 
 

@@ -20,6 +20,11 @@ CONFIGS = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
 }
+_NEEDED = {
+    "vae": ("block_out_channels", "latent_channels"),
+    "unet": ("block_out_channels", "sample_size"),
+    "tokenizer": ("model_max_length",),
+}
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
@@ -71,7 +76,8 @@ def open_model(name: str) -> Model:
     if missing:
         raise ModelError(f"{path}: parts missing ({', '.join(missing)}); a Stable Diffusion 1.x directory has them all")
     weights = [_weights(path, part, stem) for part, stem in WEIGHTS.items()]
-    vae, unet = _config(path, "vae"), _config(path, "unet")
+    configs = {part: _config(path, part) for part in CONFIGS}
+    vae, unet = configs["vae"], configs["unet"]
     if (path / "text_encoder_2").exists() or unet.get("addition_embed_type") is not None:
         raise ModelError(f"{path}: not of Stable Diffusion 1.x shape (it conditions on more than one text encoder)")
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -98,6 +104,9 @@ def _config(path: Path, part: str) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{file}: not JSON ({error})") from error
+    missing = [key for key in _NEEDED.get(part, ()) if key not in config] if isinstance(config, dict) else ["{}"]
+    if missing:
+        raise ModelError(f"{file}: not a {part}'s config (no {', '.join(missing)})")
     return config
 
 

@@ -22,15 +22,16 @@ def cluster(
     `config.prototype` "mean" takes the cluster means as D4M does, "medoid" the real latent nearest to each.
 
     Raises:
-        DataError: a class has fewer usable images than `config.ipc`.
+        DataError: a class has fewer usable images than `config.ipc`; before anything is clustered.
     """
     ipc = config.ipc
+    for info in classes:
+        _require_enough(info, latents.usable(info.id), ipc)
     origins = {class_id: [item.origin for item in items] for class_id, items in by_class(source.items).items()}
 
     def items() -> Iterator[Prototypes]:
         for info in classes:
             ranks, rows = latents.load(info.id)
-            _require_enough(info, len(rows), ipc)
             flat = rows.reshape(len(rows), -1)
             (result,) = kmeans([flat], ipc, ids=[info.id], method=config.kmeans, seed=config.seed)
             chosen = result.centroids if config.prototype == "mean" else flat[result.medoids].astype(np.float32)

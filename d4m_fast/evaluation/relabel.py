@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -18,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from d4m_fast.errors import ModelError
 from d4m_fast.evaluation.convnet import ConvNet
 
+BUNDLED = "bundled"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -78,14 +80,23 @@ def open_teacher(name: str, classes: Sequence[str]) -> ConvNet:
     Raises:
         ModelError: the teacher cannot be read, or knows other classes.
     """
-    if name != "bundled":
-        return load_teacher(Path(name))
-    folder = Path(str(resources.files("d4m_fast") / "assets" / "teacher"))
+    folder = teacher_folder(name)
     teacher = load_teacher(folder)
     known = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["classes"]
-    if list(classes) != known:
+    if name == BUNDLED and list(classes) != known:
         raise ModelError("the bundled teacher knows Fashion-MNIST's classes only; give --teacher, or --label-kind hard")
     return teacher
+
+
+def teacher_folder(name: str) -> Path:
+    """Where a teacher lies."""
+    return Path(str(resources.files("d4m_fast") / "assets" / "teacher")) if name == BUNDLED else Path(name)
+
+
+def weights_sha256(name: str) -> str:
+    """SHA-256 of a teacher's weights."""
+    with (teacher_folder(name) / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_config(path: Path) -> ConvNet:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from d4m_fast.data import files
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,6 +25,38 @@ class Result:
     label_kind: LabelKind
     seed: int
     accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What was measured: results are comparable, and kept ones reusable, where this is equal.
+
+    Attributes:
+        run: the directory, as given.
+        seeds: students per arm.
+        teacher: SHA-256 of its weights; None for hard labels.
+        data: fingerprints of the distilled, the random arm's and the test images.
+    """
+
+    run: str
+    images_per_class: int
+    protocol: str
+    student: str
+    width: int
+    label_kind: LabelKind
+    seeds: int
+    teacher: str | None
+    data: tuple[str, str, str]
+
+    @property
+    def title(self) -> str:
+        return (
+            f"{self.run}: {self.images_per_class} images per class, {self.student} {self.width} wide,"
+            f" protocol {self.protocol}, last epoch, full test set"
+        )
+
+    def file(self, run: Path) -> Path:
+        return run / "evaluation" / f"{self.protocol}-{self.student}-w{self.width}-{self.label_kind}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +93,41 @@ def gains(rows: Iterable[Row]) -> dict[LabelKind, float]:
     return {k: means[k, DISTILLED] - means[k, RANDOM] for k in kinds if (k, RANDOM) in means}
 
 
-def to_json(results: Iterable[Result]) -> dict[str, object]:
-    """Rows, gains and every accuracy, ready for `json.dumps`."""
+def to_json(subject: Subject, results: Iterable[Result]) -> dict[str, Any]:
+    """Subject, rows, gains and every accuracy, ready for `json.dumps`."""
     ordered = sorted(results, key=lambda r: (r.label_kind, r.arm, r.seed))
     rows = summarise(ordered)
     return {
+        "subject": {**asdict(subject), "data": list(subject.data)},
         "rows": [asdict(row) for row in rows],
         "gain_points": gains(rows),
         "results": [asdict(result) for result in ordered],
     }
 
 
-def table(results: Iterable[Result], title: str | None = None) -> Table:
+def keep(run: Path, subject: Subject, results: Iterable[Result]) -> None:
+    """Save the report below a run directory; another method's images are left as they are."""
+    if (run / "config.json").is_file():
+        files.make_directory(subject.file(run).parent)
+        files.write_json(subject.file(run), to_json(subject, results))
+
+
+def kept(run: Path, subject: Subject) -> list[Result] | None:
+    """Results of an earlier evaluation of the same subject, of which a new one would be a repetition."""
+    file = subject.file(run)
+    report = files.read_json(file) if file.is_file() else {}
+    if report.get("subject") != to_json(subject, [])["subject"]:
+        return None
+    return [Result(**result) for result in report["results"]]
+
+
+def table(subject: Subject, results: Iterable[Result]) -> Table:
     """A table for the terminal: one line per row of `summarise`, the gains below."""
     from rich.table import Table
 
     rows = summarise(results)
     found = gains(rows)
-    out = Table(title=title, caption=_caption(found))
+    out = Table(title=subject.title, caption=_caption(found))
     for name in ("images", "labels", "accuracy %", "std", "n"):
         out.add_column(name, justify="left" if name in ("images", "labels") else "right")
     for row in rows:

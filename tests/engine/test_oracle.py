@@ -14,7 +14,7 @@ from oracle import reference
 from d4m_fast.config import NEGATIVE_PROMPT, DistillConfig, derive_seed
 from d4m_fast.data.arrays import FASHION_MNIST
 from d4m_fast.data.plan import make_plan
-from d4m_fast.data.records import ClassInfo, Prototypes
+from d4m_fast.data.records import ClassInfo, Prototypes, Sample
 from d4m_fast.data.stream import Stream
 from d4m_fast.data.timing import Stopwatch
 from d4m_fast.engine import generate
@@ -81,9 +81,9 @@ def case() -> Case:
 def before_quantisation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the decoded pixels through as they are."""
 
-    def keep(slot: generate.Slot, pixels: torch.Tensor, _: int) -> generate.Sample:
+    def keep(slot: generate.Slot, pixels: torch.Tensor, _: int) -> Sample:
         p, i = slot.prototypes, slot.index
-        return generate.Sample(p.info, i, slot.seed, 1, 1.0, "", pixels.numpy())
+        return Sample(p.info, i, slot.seed, 1, 1.0, "", pixels.numpy())
 
     monkeypatch.setattr(generate, "_sample", keep)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ def pndm(**extra: Any) -> PNDMScheduler:
     return PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1, **extra)
 
 
-SCHEDULERS = {
+SCHEDULERS: dict[str, Callable[[], Any]] = {
     "pndm": pndm,
     "pndm-v": lambda: pndm(prediction_type="v_prediction"),
     "ddim": lambda: DDIMScheduler(**BETAS, steps_offset=1, clip_sample=False, set_alpha_to_one=False),
@@ -39,8 +40,9 @@ def by_diffusers(scheduler: Any, start: torch.Tensor, noise: torch.Tensor, steps
     scheduler.set_timesteps(steps)
     begin = max(steps - min(int(steps * strength), steps), 0) * scheduler.order
     timesteps = scheduler.timesteps[begin:]
-    scheduler.set_begin_index(begin) if hasattr(scheduler, "set_begin_index") else None
-    x = scheduler.add_noise(start, noise, timesteps[:1])
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    x: torch.Tensor = scheduler.add_noise(start, noise, timesteps[:1])
     for t in timesteps:
         x = scheduler.step(fake_unet(x, int(t)), t, x).prev_sample
     return x

@@ -5,14 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import MakeSource
+from fakes import make_source
 from PIL import Image
 
 from d4m_fast.errors import DataError
 from d4m_fast.evaluation.images import images_per_class, load_images, match_classes, random_subset
 
 
-def test_images_of_the_right_size_are_untouched(make_source: MakeSource) -> None:
+def test_images_of_the_right_size_are_untouched() -> None:
     source = make_source(["a", "b"], [2, 1])
     found = load_images(source, 32)
     assert found.images.shape == (3, 3, 32, 32)
@@ -21,7 +21,7 @@ def test_images_of_the_right_size_are_untouched(make_source: MakeSource) -> None
     assert found.labels.tolist() == [0, 0, 1]
 
 
-def test_other_sizes_are_resized_bicubically(make_source: MakeSource) -> None:
+def test_other_sizes_are_resized_bicubically() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
     source = make_source(["a"], [1])
     object.__setattr__(source, "read", lambda item: Image.fromarray(pixels))
@@ -29,19 +29,19 @@ def test_other_sizes_are_resized_bicubically(make_source: MakeSource) -> None:
     assert np.array_equal(load_images(source, 32).images[0].permute(1, 2, 0).numpy(), expected)
 
 
-def test_labels_are_the_reference_ids_of_the_folders(make_source: MakeSource) -> None:
+def test_labels_are_the_reference_ids_of_the_folders() -> None:
     run, reference = make_source(["c", "a"], [1, 2]), make_source(["a", "b", "c"], [1, 1, 1])
     ids = match_classes(run, reference)
     assert ids == {0: 2, 1: 0}
     assert load_images(run, 32, ids=ids).labels.tolist() == [2, 0, 0]
 
 
-def test_first_folder_without_match_is_named(make_source: MakeSource) -> None:
+def test_first_folder_without_match_is_named() -> None:
     with pytest.raises(DataError, match="'x'"):
         match_classes(make_source(["a", "x", "y"], [1, 1, 1]), make_source(["a"], [1]))
 
 
-def test_random_subset_is_balanced_and_deterministic(make_source: MakeSource) -> None:
+def test_random_subset_is_balanced_and_deterministic() -> None:
     source = make_source(["a", "b", "c"], [9, 9, 7])
     drawn = random_subset(source, 5, 1)
     assert Counter(item.class_id for item in drawn) == {0: 5, 1: 5, 2: 5}
@@ -50,25 +50,25 @@ def test_random_subset_is_balanced_and_deterministic(make_source: MakeSource) ->
     assert drawn != random_subset(source, 5, 2)
 
 
-def test_random_subset_of_a_class_depends_on_nothing_else(make_source: MakeSource) -> None:
+def test_random_subset_of_a_class_depends_on_nothing_else() -> None:
     source, shuffled = make_source(["a", "b"], [9, 9]), make_source(["a", "b"], [9, 9])
     object.__setattr__(shuffled, "items", list(reversed(source.items)))
     assert random_subset(source, 4, 0) == random_subset(shuffled, 4, 0)
     assert random_subset(source, 4, 0, [1]) == random_subset(source, 4, 0)[4:]
 
 
-def test_random_subset_varies_all_members(make_source: MakeSource) -> None:
+def test_random_subset_varies_all_members() -> None:
     source = make_source(["a"], [5])
     counts = Counter(item.rank for seed in range(500) for item in random_subset(source, 2, seed))
     assert all(abs(counts[rank] - 200) < 60 for rank in range(5))
 
 
-def test_small_class_is_refused(make_source: MakeSource) -> None:
+def test_small_class_is_refused() -> None:
     with pytest.raises(DataError, match="class 1 has 3"):
         random_subset(make_source(["a", "b"], [5, 3]), 4, 0)
 
 
-def test_budget(make_source: MakeSource) -> None:
+def test_budget() -> None:
     assert images_per_class(make_source(["a", "b"], [3, 3])) == 3
     with pytest.raises(DataError, match="'b' has 2"):
         images_per_class(make_source(["a", "b"], [3, 2]))

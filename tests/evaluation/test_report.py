@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from d4m_fast.evaluation.report import Result, Row, gains, summarise, table, to_json
+from d4m_fast.evaluation.report import Result, Row, Subject, gains, keep, kept, summarise, table, to_json
 
+SUBJECT = Subject("run", 10, "small", "convnet3", 32, "soft", 3, "teacher", ("a", "b", "c"))
 ACCURACIES = {"distilled": [70.5, 72.25, 71.0], "random": [69.0, 68.5, 70.75]}
 RESULTS = [Result(arm, "soft", seed, a) for arm, accuracies in ACCURACIES.items() for seed, a in enumerate(accuracies)]
 
@@ -30,14 +33,27 @@ def test_one_seed_has_no_deviation() -> None:
 
 
 def test_json_does_not_depend_on_the_order() -> None:
-    assert json.dumps(to_json(RESULTS)) == json.dumps(to_json(reversed(RESULTS)))
-    assert json.loads(json.dumps(to_json(RESULTS[:1])))["rows"][0]["std"] is None
+    assert json.dumps(to_json(SUBJECT, RESULTS)) == json.dumps(to_json(SUBJECT, reversed(RESULTS)))
+    assert json.loads(json.dumps(to_json(SUBJECT, RESULTS[:1])))["rows"][0]["std"] is None
 
 
 def test_table_shows_both_arms_and_the_gain() -> None:
     console = Console(file=io.StringIO(), width=100)
-    console.print(table(RESULTS))
+    console.print(table(SUBJECT, RESULTS))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "71.25" in text
     assert "69.42" in text
     assert "+1.83 points" in text
+
+
+def test_a_kept_report_answers_for_the_same_subject_only(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    keep(tmp_path, SUBJECT, RESULTS)
+    assert kept(tmp_path, SUBJECT) == RESULTS
+    assert kept(tmp_path, dataclasses.replace(SUBJECT, teacher="another")) is None
+    assert kept(tmp_path, dataclasses.replace(SUBJECT, data=("a", "b", "d"))) is None
+
+
+def test_another_methods_directory_is_left_alone(tmp_path: Path) -> None:
+    keep(tmp_path, SUBJECT, RESULTS)
+    assert list(tmp_path.iterdir()) == []

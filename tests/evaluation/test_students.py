@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import MakeSource
+from fakes import make_source, stripes
 
 from d4m_fast.errors import DataError, ModelError, UsageError
 from d4m_fast.evaluation.convnet import ConvNet
@@ -25,7 +25,7 @@ from d4m_fast.evaluation.workers import run_tasks
 QUICK = dataclasses.replace(PROTOCOLS["small"], name="quick", image_size=16, epochs=4, shift=2)
 
 
-def exam(stripes: Callable[..., ImageSet], epochs: int = 4, classes: tuple[int, ...] = (0, 1)) -> Exam:
+def exam(epochs: int = 4, classes: tuple[int, ...] = (0, 1)) -> Exam:
     teacher = ConvNet(2, width=4, norm="batch", image_size=16).eval().requires_grad_(False)
     return Exam(dataclasses.replace(QUICK, epochs=epochs), 8, 2, classes, stripes(60, 99), teacher)
 
@@ -36,8 +36,8 @@ def test_protocol_small_is_as_published() -> None:
         PROTOCOLS["small"] = QUICK  # type: ignore[index]
 
 
-def test_a_student_learns_from_hard_labels_then_teaches(stripes: Callable[..., ImageSet]) -> None:
-    shared = exam(stripes, epochs=40)
+def test_a_student_learns_from_hard_labels_then_teaches() -> None:
+    shared = exam(epochs=40)
     assert train_student(shared, Task("a", "hard", 0, stripes(10, 1))) > 90
     teacher = ConvNet(2, width=8, image_size=16)
     _teach(teacher, stripes(40, 5))
@@ -56,8 +56,8 @@ def _teach(model: ConvNet, data: ImageSet) -> None:
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_training_leaves_no_trace_and_repeats(stripes: Callable[..., ImageSet], kind: LabelKind) -> None:
-    shared, task = exam(stripes), Task("a", kind, 3, stripes(30, 1))
+def test_training_leaves_no_trace_and_repeats(kind: LabelKind) -> None:
+    shared, task = exam(), Task("a", kind, 3, stripes(30, 1))
     torch.set_num_threads(2)
     state = torch.get_rng_state()
     first = train_student(shared, task)
@@ -68,16 +68,16 @@ def test_training_leaves_no_trace_and_repeats(stripes: Callable[..., ImageSet], 
     assert train_student(shared, task) == first
 
 
-def test_workers_do_not_change_results(stripes: Callable[..., ImageSet]) -> None:
+def test_workers_do_not_change_results() -> None:
     tasks = [Task(arm, "soft", seed, stripes(13, seed)) for seed in range(2) for arm in ("distilled", "random")]
-    shared = exam(stripes)
+    shared = exam()
     alone = list(run_tasks(shared, tasks, 1))
     paired = list(run_tasks(shared, tasks, 2))
     assert sorted(alone, key=str) == sorted(paired, key=str)
     assert [(r.arm, r.seed) for r in alone] == [(t.arm, t.seed) for t in tasks]
 
 
-def test_subset_of_classes_restricts_logits(stripes: Callable[..., ImageSet]) -> None:
+def test_subset_of_classes_restricts_logits() -> None:
     class Favours(torch.nn.Module):
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return torch.tensor([[9.0, 1.0, 2.0, 0.0]]).expand(len(pixels), 4)
@@ -87,15 +87,15 @@ def test_subset_of_classes_restricts_logits(stripes: Callable[..., ImageSet]) ->
     assert accuracy(Favours(), Exam(QUICK, 8, 4, (0, 1, 2, 3), images)) == 0.0
 
 
-def plan(make_source: MakeSource, runs: int = 1, seeds: Sequence[int] = (0, 1), **options: object) -> Evaluation:
+def plan(runs: int = 1, seeds: Sequence[int] = (0, 1), **options: object) -> Evaluation:
     run = make_source(["c", "a"], [2, 2])
     real, test = make_source(["a", "b", "c"], [6, 6, 6], 16), make_source(["a", "b", "c"], [4, 4, 4], 16)
     values: dict[str, object] = {"teacher": ConvNet(3, width=4, image_size=16).eval(), "label_kind": "soft", **options}
     return evaluate([run] * runs, real, test, protocol=QUICK, width=4, seeds=seeds, **values)  # type: ignore[arg-type]
 
 
-def test_evaluation_is_a_sized_iterable(make_source: MakeSource) -> None:
-    found = plan(make_source)
+def test_evaluation_is_a_sized_iterable() -> None:
+    found = plan()
     assert len(found) == 4
     assert found.exam.classes == (0, 2)
     assert found.exam.outputs == 3
@@ -103,8 +103,8 @@ def test_evaluation_is_a_sized_iterable(make_source: MakeSource) -> None:
     assert [(r.arm, r.seed) for r in found] == [("distilled", 0), ("random", 0), ("distilled", 1), ("random", 1)]
 
 
-def test_arms_have_equal_budgets_and_draws_differ(make_source: MakeSource) -> None:
-    distilled, random, _, other = (task.train for task in plan(make_source).tasks)
+def test_arms_have_equal_budgets_and_draws_differ() -> None:
+    distilled, random, _, other = (task.train for task in plan().tasks)
     assert distilled.labels.sort().values.tolist() == random.labels.tolist() == [0, 0, 2, 2]
     assert not torch.equal(random.images, other.images)
     assert set((random.images[:, 0, 0, 0] // 10).tolist()) == {0, 2}
@@ -120,14 +120,12 @@ def test_arms_have_equal_budgets_and_draws_differ(make_source: MakeSource) -> No
         ({"teacher": ConvNet(3, width=4, image_size=32)}, ModelError),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    make_source: MakeSource, options: dict[str, object], error: type[Exception]
-) -> None:
+def test_what_does_not_fit_is_refused(options: dict[str, object], error: type[Exception]) -> None:
     with pytest.raises(error):
-        plan(make_source, **options)  # type: ignore[arg-type]
+        plan(**options)  # type: ignore[arg-type]
 
 
-def test_class_missing_from_the_real_images(make_source: MakeSource) -> None:
+def test_class_missing_from_the_real_images() -> None:
     run, test = make_source(["a", "b"], [1, 1]), make_source(["a", "b"], [1, 1])
     with pytest.raises(DataError, match="'b'"):
         evaluate([run], make_source(["a"], [3]), test, None, protocol=QUICK, label_kind="hard")
@@ -136,7 +134,7 @@ def test_class_missing_from_the_real_images(make_source: MakeSource) -> None:
 SCRIPT = """
 import dataclasses, sys, torch
 sys.path.insert(0, {here!r})
-from conftest import stripes
+from fakes import stripes
 from d4m_fast.evaluation.protocols import PROTOCOLS
 from d4m_fast.evaluation.train import Exam, Task
 from d4m_fast.evaluation.workers import run_tasks

@@ -1,0 +1,72 @@
+"""One tiny model, one tiny set of photographs and one finished run for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from driving import Ran, run_cli, write_photos
+
+CLASSES = ("apple", "bread", "cloud")
+PER_CLASS = 6
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run of `options` and the artifacts it used; not to be changed."""
+
+    options: tuple[object, ...]
+    run: Path
+    artifacts: Path
+    ran: Ran
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _single_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8x8 latents, 16-pixel images."""
+    from models import write_model
+
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of six images; not to be changed."""
+    return write_photos(tmp_path_factory.mktemp("data") / "photos", CLASSES, PER_CLASS)
+
+
+@pytest.fixture(scope="session")
+def options(tiny_model: Path, photos: Path) -> tuple[object, ...]:
+    """A run of two images per class in well under a second."""
+    return ("--data", photos, "--model", tiny_model, "--ipc", 2, "--steps", 4, "--threads", 1)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, options: tuple[object, ...]) -> Finished:
+    root = tmp_path_factory.mktemp("finished")
+    ran = run_cli("distill", *options, "--out", root / "run", "--artifacts", root / "art", "--json", "--quiet")
+    assert ran.code == 0, ran.err
+    return Finished(options, root / "run", root / "art", ran)
+
+
+@pytest.fixture
+def distill(tmp_path: Path, options: tuple[object, ...]) -> Callable[..., Ran]:
+    """`d4m-fast distill` of `options` into `tmp_path`; later flags win."""
+
+    def run(*args: object) -> Ran:
+        return run_cli("distill", *options, "--out", tmp_path / "run", "--artifacts", tmp_path / "art", *args)
+
+    return run

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from d4m_fast.data import files
+from d4m_fast.errors import DamageError, PreflightError, RunDirectoryError
+
+
+def test_writes_and_says_what(tmp_path: Path) -> None:
+    assert files.write_bytes(tmp_path / "a", b"new") == hashlib.sha256(b"new").hexdigest()
+    assert files.write_bytes(tmp_path / "a", b"newer") == hashlib.sha256(b"newer").hexdigest()
+    assert [f.name for f in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_failure_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    files.write_bytes(tmp_path / "a", b"old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises((PreflightError, KeyboardInterrupt)):
+        files.write_bytes(tmp_path / "a", b"new")
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == {"a": b"old"}
+
+
+def test_other_errors_are_not_taken_for_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError), files.refusing(tmp_path):
+        raise IsADirectoryError(errno.EISDIR, "")
+
+
+def test_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> None:
+    with files.locked(tmp_path), pytest.raises(RunDirectoryError, match="in use"), files.locked(tmp_path):
+        raise AssertionError("two holders")
+    with files.locked(tmp_path):
+        pass
+
+
+def test_lock_does_not_explain_errors_inside_it(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), files.locked(tmp_path):
+        raise PermissionError(errno.EACCES, "of something else")
+
+
+def test_json_round_trip_and_damage(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"name": "猫", "x": [1, 0.1]})
+    assert files.read_json(tmp_path / "a.json") == {"name": "猫", "x": [1, 0.1]}
+    for damaged in (b'{"name": ', b"", b'"\xff"'):
+        (tmp_path / "a.json").write_bytes(damaged)
+        with pytest.raises(DamageError, match=r"a\.json: damaged"):
+            files.read_json(tmp_path / "a.json")
+
+
+def test_sweep_takes_only_what_is_half_written(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("a.json", ".tmp-7-a.json", "images/.tmp-7-0.png", "images/tmp-0.png"):
+        (tmp_path / name).touch()
+    files.sweep(tmp_path)
+    assert sorted(f.name for f in tmp_path.rglob("*")) == ["a.json", "images", "tmp-0.png"]
+
+
+def test_directory_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "below", tmp_path / "file", tmp_path / ("x" * 300)):
+        with pytest.raises(PreflightError, match="choose another directory"):
+            files.make_directory(path)

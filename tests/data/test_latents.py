@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from d4m_fast.data import latents as module
+from d4m_fast.data.latents import EncodedBatch, Failure, LatentStore
+from d4m_fast.data.records import Item
+from d4m_fast.data.stream import Stream
+from d4m_fast.errors import DamageError, DataError
+
+SHAPE = (2, 3, 3)
+MADE_BY: dict[str, Any] = {"model": "m"}
+ITEMS = [Item(c, rank, f"{c}/{rank}") for c, count in ((0, 5), (7, 4)) for rank in range(count)]
+
+
+def latent(item: Item) -> np.ndarray:
+    """Numbers that say whose they are, exact in half precision."""
+    return np.arange(18, dtype=np.float32).reshape(SHAPE) + 100 * item.class_id + 20 * item.rank
+
+
+def batches(items: list[Item], bad: set[str] | None = None, size: int = 4) -> Stream[EncodedBatch]:
+    def made() -> Iterator[EncodedBatch]:
+        for start in range(0, len(items), size):
+            good = [i for i in items[start : start + size] if i.origin not in (bad or ())]
+            failed = [i for i in items[start : start + size] if i not in good]
+            rows = np.stack([latent(i) for i in good]) if good else np.zeros((0, *SHAPE), np.float32)
+            yield EncodedBatch(good, rows, [Failure(i, f"{i.origin}: broken") for i in failed])
+
+    return Stream(-(-len(items) // size), made())
+
+
+def filled(path: Path, items: list[Item], bad: set[str] | None = None) -> LatentStore:
+    store = LatentStore(path, MADE_BY, items, SHAPE)
+    assert len(list(store.fill(batches(items, bad)))) == -(-len(items) // 4)
+    return store
+
+
+def assert_right(store: LatentStore, class_id: int, ranks: list[int]) -> None:
+    found, rows = store.load(class_id)
+    assert rows.dtype == np.float16
+    assert found.tolist() == ranks
+    for rank, row in zip(found, rows, strict=True):
+        np.testing.assert_array_equal(row, latent(Item(class_id, int(rank), "")))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_land_by_rank_in_any_source_order(tmp_path: Path, seed: int) -> None:
+    shuffled = random.Random(seed).sample(ITEMS, len(ITEMS))
+    store = filled(tmp_path, shuffled)
+    assert_right(store, 0, [0, 1, 2, 3, 4])
+    assert_right(store, 7, [0, 1, 2, 3])
+
+
+def test_files_are_plain_numpy(tmp_path: Path) -> None:
+    store = filled(tmp_path, ITEMS)
+    np.testing.assert_array_equal(np.load(tmp_path / "00007.npy"), store.load(7)[1])
+
+
+def test_damaged_images_are_left_out(tmp_path: Path) -> None:
+    store = filled(tmp_path, ITEMS, bad={"0/1", "7/3"})
+    assert_right(store, 0, [0, 2, 3, 4])
+    assert_right(store, 7, [0, 1, 2])
+    assert [store.usable(0), store.usable(7)] == [4, 3]
+    assert [f.item for f in LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE).failures] == [ITEMS[1], ITEMS[8]]
+    store.check_budget(2 / 9)
+    with pytest.raises(DataError, match=r"2 of 9 images are damaged.*0/1: broken"):
+        store.check_budget(0.2)
+
+
+def test_a_batch_of_damaged_images_only(tmp_path: Path) -> None:
+    store = filled(tmp_path, ITEMS, bad={"0/0", "0/1", "0/2", "0/3"})
+    assert_right(store, 0, [4])
+
+
+def test_an_interrupted_pass_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
+    first = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
+    stream = iter(first.fill(batches(ITEMS, bad={"0/1"})))
+    next(stream)
+    next(stream)
+    again = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
+    assert (again.complete, again.position, len(again.failures)) == (False, 8, 1)
+    list(again.fill(batches(ITEMS[8:])))
+    assert_right(again, 0, [0, 2, 3, 4])
+    assert_right(again, 7, [0, 1, 2, 3])
+    assert not (tmp_path / "progress.json").exists()
+
+
+def test_without_a_checkpoint_it_starts_again(tmp_path: Path) -> None:
+    next(iter(LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE).fill(batches(ITEMS))))
+    again = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
+    assert (again.complete, again.position) == (False, 0)
+
+
+def test_crash_between_the_last_checkpoint_and_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_digest", crash)
+        filled(tmp_path, ITEMS)
+    again = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
+    assert (again.complete, again.position) == (False, len(ITEMS))
+    assert list(again.fill(batches([]))) == []
+    assert again.complete
+    assert_right(again, 7, [0, 1, 2, 3])
+
+
+def test_half_written_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-1-index.json").write_text("{")
+    filled(tmp_path, ITEMS)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["00000.npy", "00007.npy", "index.json"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "lose"])
+def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
+    store, file = filled(tmp_path, ITEMS), tmp_path / "00000.npy"
+    content = file.read_bytes()
+    changed = {"flip": content[:-1] + bytes([content[-1] ^ 1]), "cut": content[:-1]}
+    file.unlink()
+    if damage in changed:
+        file.write_bytes(changed[damage])
+    with pytest.raises(DamageError, match=r"00000\.npy: damaged"):
+        store.load(0)
+    assert_right(store, 7, [0, 1, 2, 3])
+
+
+def test_latents_made_by_something_else_are_refused(tmp_path: Path) -> None:
+    filled(tmp_path, ITEMS)
+    with pytest.raises(DamageError, match="made by something else"):
+        LatentStore(tmp_path, {"model": "other"}, ITEMS, SHAPE)
+
+
+def test_an_unfinished_store_loads_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DamageError):
+        LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE).load(0)

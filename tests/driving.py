@@ -1,0 +1,123 @@
+"""Runs of the command line, in this process and in others, and what they leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d4m_fast import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.out)
+        return value
+
+
+def run_cli(*args: object) -> Ran:
+    """`d4m-fast ARGS` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with (
+            mock.patch.object(sys, "argv", ["d4m-fast", *map(str, args)]),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as ended,
+        ):
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return Ran(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "d4m_fast", *map(str, args)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def start(*args: object) -> subprocess.Popen[str]:
+    """`d4m-fast ARGS` in a process of its own, for signals."""
+    return subprocess.Popen(
+        command(*args), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def refused(ran: Ran, code: int, *said: str) -> None:
+    """One line of error that says all of `said`, and the exit code."""
+    lines = [line for line in ran.err.splitlines() if line.lower().startswith("error:")]
+    assert ran.code == code, ran
+    assert len(lines) == 1, ran.err
+    assert "Traceback" not in ran.err
+    for words in said:
+        assert words in lines[0], (words, lines[0])
+
+
+def tree(root: Path, *patterns: str) -> dict[str, bytes]:
+    """Relative path -> bytes of the files below a directory."""
+    found = (f for pattern in patterns or ("**/*",) for f in root.glob(pattern) if f.is_file())
+    return {str(f.relative_to(root)): f.read_bytes() for f in sorted(found)}
+
+
+PRODUCTS = ("images/**/*", "prototypes/*", "manifest.jsonl", "plan.json", "preview.png", "quarantine.jsonl")
+
+
+def products(run: Path) -> dict[str, bytes]:
+    """What two runs of one config must agree on, byte for byte."""
+    return tree(run, *PRODUCTS)
+
+
+def leftovers(root: Path) -> list[Path]:
+    return sorted(root.rglob(".tmp-*"))
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_photos(root: Path, classes: Sequence[str], per_class: int, seed: int = 0) -> Path:
+    """An ImageFolder of smooth random colour fields, JPEG and PNG, of sizes that need resizing."""
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8))
+            suffix = "jpg" if i % 2 else "png"
+            coarse.resize((20 + i, 18), Image.Resampling.BICUBIC).save(root / name / f"{i}.{suffix}")
+    return root

@@ -1,0 +1,101 @@
+"""No room, no permission, no such place: exit 6, nothing half written, and the same command goes on later."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Finished
+from driving import Ran, leftovers, products, refused
+
+Distill = Callable[..., Ran]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_at_every_sync(
+    distill: Distill, tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Attempt n gets as far as its n-th sync, further each time, until one gets through."""
+    sync, attempts = os.fsync, 0
+    while True:
+        attempts += 1
+        left = iter(range(3 * attempts))
+
+        def full(descriptor: int, left: Any = left) -> None:
+            if next(left, None) is None:
+                raise OSError(number, os.strerror(number))
+            sync(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            ran = distill()
+        if ran.code == 0:
+            break
+        refused(ran, 6, "run the same command again")
+        assert leftovers(tmp_path) == []
+    assert attempts > 5
+    assert products(tmp_path / "run") == products(finished.run)
+
+
+@pytest.mark.parametrize("limit", [2000, 5000])
+def test_file_size_limit(distill: Distill, tmp_path: Path, finished: Finished, limit: int) -> None:
+    """The operating system's own refusal: 2,000 bytes stop the latents, 5,000 the prototypes or the preview."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        ran = distill("--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused(ran, 6, "file size limit")
+    assert leftovers(tmp_path) == []
+    assert distill().code == 0
+    assert products(tmp_path / "run") == products(finished.run)
+
+
+class _Disk:
+    total = used = free = 1000
+
+
+def test_too_little_room_is_seen_before_anything_is_written(
+    distill: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: _Disk)
+    refused(distill(), 6, "latents need up to 9,216 bytes, 1,000 are free")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_already_needs_no_room(
+    distill: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert distill().code == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: _Disk)
+    assert distill().code == 0
+
+
+@pytest.mark.parametrize("where", ["file/below", "file", "/proc/nope", "x" * 300, "/dev/null/run"])
+def test_unwritable_run_directory(distill: Distill, tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused(distill("--out", tmp_path / where), 6, "choose another")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_read_only_run_directory(
+    distill: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    opened = builtins.open
+
+    def read_only(path: Path, mode: str = "r", *args: Any, **named: Any) -> Any:
+        if mode != "rb" and ".tmp-" in path.name:
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, mode, *args, **named)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    refused(distill(), 6, "choose another directory", str(tmp_path / "run"))
