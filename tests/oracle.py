@@ -13,7 +13,7 @@ def reference(
     model: Path, latents: torch.Tensor, prompts: list[str], seeds: list[int], *, steps: int = 50, negative: str
 ) -> np.ndarray:
     """Decoded pixels (N, H, W, 3) in [0, 1], before quantisation."""
-    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(model, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     images: np.ndarray = pipeline(
         prompt=prompts,

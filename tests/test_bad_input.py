@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +40,11 @@ def empty(path: Path) -> None:
 
 
 def bomb(path: Path) -> None:
-    Image.new("1", (20_000, 20_000)).save(path, "png")
+    """A PNG that says in its header that it is 20,000 pixels wide and high."""
+    Image.new("L", (8, 8)).save(path, "png")
+    content = path.read_bytes()
+    header = b"IHDR" + struct.pack(">II", 20_000, 20_000) + content[24:29]
+    path.write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
 
 
 def latents(artifacts: Path) -> dict[str, np.ndarray]:

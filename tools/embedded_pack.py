@@ -91,7 +91,7 @@ def _recognise(teacher: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 
 def _reconstructions(model: Path, pixels: torch.Tensor) -> torch.Tensor:
     """Encoded to a sample of the posterior, as D4M does, and decoded."""
-    vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(model / "vae", dtype=torch.float32)
     generator = torch.Generator().manual_seed(derived_seed("reconstructions"))
     batches = [
         vae(batch * 2 - 1, sample_posterior=True, generator=generator).sample for batch in torch.split(pixels, 200)
@@ -101,7 +101,7 @@ def _reconstructions(model: Path, pixels: torch.Tensor) -> torch.Tensor:
 
 def _samples(model: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Text-to-image by diffusers' own pipeline: pixels in [0, 1] and the classes prompted."""
-    pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     made = []
     for c, name in enumerate(FASHION_MNIST):
