@@ -199,7 +199,7 @@ def evaluate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
         results = list(_track("students", train(), quiet))
         report.keep(run, subject, results)
     value = report.to_json(subject, results)
-    _say_result(value, as_json, lambda: _text(report.table(subject, results)))
+    _say_result(value, as_json, lambda: f"{subject.title}\n{_text(report.table(results))}")
 
 
 def _students(
@@ -216,6 +216,8 @@ def _students(
     workers: int | None,
 ) -> tuple[Subject, Callable[[], Sized[Result]]]:
     """What is to be measured, and the training that measures it."""
+    import torch
+
     from d4m_fast.data.dataset import open_source
     from d4m_fast.data.run import source_of
     from d4m_fast.evaluation.evaluate import evaluate as plan
@@ -248,7 +250,7 @@ def _students(
         width=width,
         label_kind=label_kind,
         seeds=range(seeds),
-        workers=_cores() if workers is None else workers,
+        workers=torch.get_num_threads() if workers is None else workers,
     )
 
 
@@ -257,12 +259,6 @@ def _known(option: str, given: str | None, origin: str | None) -> str:
     if value is None:
         raise UsageError(f"{option} is needed: this directory does not say what it was made from")
     return value
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _text(table: Table) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.config import DistillConfig, as_dict, fingerprint
-from d4m_fast.data.dataset import open_source, subset
+from d4m_fast.config import DistillConfig, as_dict, fingerprint, require
+from d4m_fast.data.dataset import BUNDLED, open_source, subset
 from d4m_fast.data.plan import Group, Plan, make_plan
 from d4m_fast.data.records import ClassInfo, Source, by_class
+from d4m_fast.data.run import essence
 from d4m_fast.engine.eager import resolve_device, resolve_precision
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.errors import DataError, PreflightError
@@ -49,8 +50,9 @@ class Job:
         libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
         return {
             "options": as_dict(self.config),
-            "source": self.source.fingerprint,
-            "model": self.model.sha256,
+            "source_sha256": self.source.fingerprint,
+            "model_sha256": self.model.sha256,
+            "prompts_sha256": fingerprint([info.prompt for info in self.source.classes]),
             "versions": {"d4m-fast": __version__, **libraries},
         }
 
@@ -81,7 +83,7 @@ class Job:
         return [infos[class_id] for group in groups for class_id in group.classes]
 
     def default_run(self) -> Path:
-        return Path("runs") / fingerprint(self.identity)[:12]
+        return Path("runs") / fingerprint(essence(self.identity))[:12]
 
 
 def prepare(config: DistillConfig) -> Job:
@@ -99,8 +101,11 @@ def prepare(config: DistillConfig) -> Job:
     resolution = model.resolution if config.resolution is None else config.resolution
     image_size = resolution if config.image_size is None else config.image_size
     model.latent_shape(resolution)
+    require(config.steps <= model.train_timesteps, f"--steps can be at most {model.train_timesteps} with this model")
     resolved = dataclasses.replace(
         config,
+        data=_absolute(config.data),
+        model=_absolute(config.model),
         kmeans="direct",
         engine="torch",
         device=str(device),
@@ -111,6 +116,11 @@ def prepare(config: DistillConfig) -> Job:
     threads = torch.get_num_threads() if config.threads is None else config.threads
     plan = make_plan([info.id for info in source.classes], config.ipc, batch_size=config.batch_size, threads=threads)
     return Job(resolved, source, model, device, dtype, resolution, image_size, plan)
+
+
+def _absolute(name: str) -> str:
+    """So that a run can be evaluated, or gone on with, from anywhere."""
+    return name if name == BUNDLED else str(Path(name).resolve())
 
 
 def _require_images(source: Source, ipc: int) -> None:

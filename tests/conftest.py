@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from driving import Ran, run_cli, write_photos
-
-CLASSES = ("apple", "bread", "cloud")
-PER_CLASS = 6
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run of `options` and the artifacts it used; not to be changed."""
-
-    options: tuple[object, ...]
-    run: Path
-    artifacts: Path
-    ran: Ran
+from driving import CLASSES, PER_CLASS, Finished, Ran, run_cli, write_photos
 
 
 @pytest.fixture(autouse=True)

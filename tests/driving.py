@@ -22,6 +22,8 @@ from PIL import Image
 
 from d4m_fast import cli
 
+CLASSES = ("apple", "bread", "cloud")
+PER_CLASS = 6
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -37,6 +39,16 @@ class Ran:
     def json(self) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(self.out)
         return value
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run of `options` and the artifacts it used; not to be changed."""
+
+    options: tuple[object, ...]
+    run: Path
+    artifacts: Path
+    ran: Ran
 
 
 def run_cli(*args: object) -> Ran:

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Finished
-from driving import Ran, json_lines, products, refused, run_cli, tree, write_photos
+from driving import Finished, Ran, json_lines, products, refused, run_cli, tree, write_photos
 from PIL import Image
 
 Distill = Callable[..., Ran]

@@ -14,8 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLASSES, PER_CLASS, Finished
-from driving import Ran, environment, json_lines, leftovers, products, run_cli, start, tree, wait_for
+from driving import (
+    CLASSES,
+    PER_CLASS,
+    Finished,
+    Ran,
+    environment,
+    json_lines,
+    leftovers,
+    products,
+    run_cli,
+    start,
+    tree,
+    wait_for,
+)
 from PIL import Image
 from safetensors.numpy import load_file
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Finished
-from driving import Ran, leftovers, products, refused
+from driving import Finished, Ran, leftovers, products, refused
 
 Distill = Callable[..., Ran]
 

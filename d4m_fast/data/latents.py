@@ -55,6 +55,8 @@ class LatentStore:
         self._touched: set[int] = set()
         self._index = _read(self.path / "index.json", made_by)
         saved = _read(self.path / "progress.json", made_by) if self._index is None else self._index
+        if self._index is None and not all(self._file(c).is_file() for c in self._counts):
+            saved = None  # somebody removed a file; what is left is of no use
         if saved is None:
             self._allocate()
         self._state: dict[str, Any] = {"position": 0, "failures": []} if saved is None else saved

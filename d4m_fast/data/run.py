@@ -26,7 +26,8 @@ from d4m_fast.data.records import Prototypes, Sample
 from d4m_fast.data.stream import Stream
 from d4m_fast.errors import RunDirectoryError
 
-HARMLESS = {"max_bad_fraction"}  # decides whether a run goes on, not what it makes
+# Decide whether a run goes on, or where its inputs lie; what these are is told by their hashes.
+INESSENTIAL = frozenset({"max_bad_fraction", "data", "model", "prompts"})
 
 
 class RunDirectory:
@@ -38,10 +39,10 @@ class RunDirectory:
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
-        self.fingerprint = fingerprint(identity)
+        self.fingerprint = fingerprint(essence(identity))
         config = path / "config.json"
         if config.exists():
-            _refuse_other(path, files.read_json(config), identity)
+            _refuse_other(path, essence(files.read_json(config)), essence(identity))
         else:
             _refuse_foreign(path)
             files.write_json(config, identity)
@@ -172,7 +173,7 @@ def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted({*found, *wanted} - HARMLESS):
+    for name in sorted({*found, *wanted}):
         old, new = found.get(name), wanted.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(old, new)
@@ -184,6 +185,12 @@ def _refuse_foreign(path: Path) -> None:
     strangers = [p.name for p in path.iterdir() if p.name != ".lock" and not p.name.startswith(files.TEMPORARY)]
     if strangers:
         raise RunDirectoryError(f"{path}: not empty and not a run of ours ({strangers[0]}); choose another --out")
+
+
+def essence(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without what changes no byte of the result."""
+    kept = {name: value for name, value in identity.items() if name not in INESSENTIAL}
+    return {name: essence(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
 def source_of(run: Path) -> str | None:

@@ -36,6 +36,7 @@ class Model:
         factor: pixels per latent cell along each side.
         channels: latent channels.
         resolution: side of the images the model was trained on, in pixels.
+        train_timesteps: length of the noise schedule it was trained with.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Model:
     factor: int
     channels: int
     resolution: int
+    train_timesteps: int
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(C, h, w) of an image's latent.
@@ -81,8 +83,16 @@ def open_model(name: str) -> Model:
     if (path / "text_encoder_2").exists() or unet.get("addition_embed_type") is not None:
         raise ModelError(f"{path}: not of Stable Diffusion 1.x shape (it conditions on more than one text encoder)")
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    files = [file for shards in weights for file in shards] + [path / part / file for part, file in CONFIGS.items()]
-    return Model(path, _digest(path, files), factor, vae["latent_channels"], unet["sample_size"] * factor)
+    files = {path / part / file for part, file in CONFIGS.items()} | {file for shards in weights for file in shards}
+    files |= {file for file in (path / "tokenizer").iterdir() if file.is_file()}
+    return Model(
+        path=path,
+        sha256=_digest(path, files),
+        factor=factor,
+        channels=vae["latent_channels"],
+        resolution=unet["sample_size"] * factor,
+        train_timesteps=configs["scheduler"].get("num_train_timesteps", 1000),
+    )
 
 
 def _weights(path: Path, part: str, stem: str) -> list[Path]:
@@ -110,7 +120,7 @@ def _config(path: Path, part: str) -> dict[str, Any]:
     return config
 
 
-def _digest(root: Path, files: list[Path]) -> str:
+def _digest(root: Path, files: set[Path]) -> str:
     whole = hashlib.sha256()
     for file in sorted(files):
         with file.open("rb") as opened:

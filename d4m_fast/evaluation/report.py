@@ -121,13 +121,13 @@ def kept(run: Path, subject: Subject) -> list[Result] | None:
     return [Result(**result) for result in report["results"]]
 
 
-def table(subject: Subject, results: Iterable[Result]) -> Table:
+def table(results: Iterable[Result]) -> Table:
     """A table for the terminal: one line per row of `summarise`, the gains below."""
     from rich.table import Table
 
     rows = summarise(results)
     found = gains(rows)
-    out = Table(title=subject.title, caption=_caption(found))
+    out = Table(caption_justify="left", caption=_caption(found))
     for name in ("images", "labels", "accuracy %", "std", "n"):
         out.add_column(name, justify="left" if name in ("images", "labels") else "right")
     for row in rows:

@@ -39,7 +39,7 @@ def test_json_does_not_depend_on_the_order() -> None:
 
 def test_table_shows_both_arms_and_the_gain() -> None:
     console = Console(file=io.StringIO(), width=100)
-    console.print(table(SUBJECT, RESULTS))
+    console.print(table(RESULTS))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "71.25" in text
     assert "69.42" in text

@@ -1,0 +1,49 @@
+"""`d4m-fast evaluate` on a real distilled set of two of the bundled classes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from driving import run_cli
+
+QUICK = ("--width", 4, "--seeds", 1, "--workers", 1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trousers and bags, two each, from few steps."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    options = ("--classes", "1,8", "--ipc", 2, "--steps", 5, "--batch-size", 4, "--artifacts", folder / "cache")
+    assert run_cli("distill", *options, "--out", folder / "run", "--quiet").code == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_both_arms_are_scored_on_the_chosen_classes(run: Path, kind: str) -> None:
+    ran = run_cli("evaluate", run, *QUICK, "--label-kind", kind, "--json")
+    assert ran.code == 0
+    report = json.loads(ran.out)
+    assert {row["arm"] for row in report["rows"]} == {"distilled", "random"}
+    assert report["subject"]["images_per_class"] == 2
+    assert all(80 < row["mean"] <= 100 for row in report["rows"])  # trousers and bags: chance is 50
+    assert json.loads((run / "evaluation" / f"small-convnet3-w4-{kind}.json").read_text()) == report
+
+
+def test_a_second_call_repeats_the_kept_report(run: Path) -> None:
+    first = run_cli("evaluate", run, *QUICK, "--label-kind", "hard")
+    again = run_cli("evaluate", run, *QUICK, "--label-kind", "hard")
+    assert again.code == 0
+    assert again.out == first.out
+    assert "distilled - random, hard labels" in again.out
+    assert "students" not in again.err
+
+
+def test_another_methods_images_need_their_data_named(run: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(run / "images", tmp_path / "theirs")
+    assert run_cli("evaluate", images, *QUICK).code == 2
+    data = ("--train-data", "bundled", "--test-data", "bundled")
+    assert run_cli("evaluate", images, *data, *QUICK, "--label-kind", "hard", "--json").code == 0
+    assert sorted(p.name for p in images.iterdir()) == ["1", "8"]
