@@ -229,6 +229,8 @@ def _students(
     origin = source_of(run) if train_data is None or test_data is None else None
     train = open_source(_known("--train-data", train_data, origin))
     test = open_source(_known("--test-data", test_data, origin), split="test")
+    if test.fingerprint == train.fingerprint:
+        raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
     judge = open_teacher(teacher, [info.prompt for info in test.classes]) if label_kind == "soft" else None
     subject = Subject(
         run=str(run),

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from driving import run_cli
+from driving import Finished, run_cli
 
 QUICK = ("--width", 4, "--seeds", 1, "--workers", 1)
 
@@ -47,3 +47,9 @@ def test_another_methods_images_need_their_data_named(run: Path, tmp_path: Path)
     data = ("--train-data", "bundled", "--test-data", "bundled")
     assert run_cli("evaluate", images, *data, *QUICK, "--label-kind", "hard", "--json").code == 0
     assert sorted(p.name for p in images.iterdir()) == ["1", "8"]
+
+
+def test_images_the_run_was_made_from_are_not_test_images(finished: Finished) -> None:
+    ran = run_cli("evaluate", finished.run, *QUICK, "--label-kind", "hard")
+    assert ran.code == 2
+    assert "--test-data is needed" in ran.err

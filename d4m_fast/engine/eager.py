@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.config import Precision
 from d4m_fast.engine.signature import Component
 from d4m_fast.errors import ModelError, PreflightError, UsageError
@@ -73,6 +74,8 @@ def open_eager(path: Path, component: Component, device: torch.device, dtype: to
     Raises:
         ModelError: its weights do not fit its config.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     try:
         forward = _LOADERS[component](path, device, dtype)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -94,12 +97,12 @@ def _load(loader: Any, folder: Path, stem: str, device: torch.device, dtype: tor
         )
     if found["missing_keys"]:  # the libraries would go on with random numbers in their place
         raise ValueError(f"{len(found['missing_keys'])} weights missing, {min(found['missing_keys'])} among them")
-    return module.to(device=device, memory_format=_layout(device)).eval()
+    return module.to(device=device).eval()
 
 
-def _layout(device: torch.device) -> torch.memory_format:
-    """Channels last for tensor cores; on CPUs diffusers' own, for the same bits wherever possible: no slower there."""
-    return torch.contiguous_format if device.type == "cpu" else torch.channels_last
+def _fast_layout(module: Any, device: torch.device) -> Any:
+    """Channels last for tensor cores. On CPUs the layout of diffusers: no slower there, and nearer to its bits."""
+    return module if device.type == "cpu" else module.to(memory_format=torch.channels_last)
 
 
 @contextlib.contextmanager
@@ -128,6 +131,7 @@ def _vae_encoder(path: Path, device: torch.device, dtype: torch.dtype) -> Callab
 
     vae = _load(AutoencoderKL, path / "vae", "diffusion_pytorch_model", device, dtype)
     del vae.decoder  # half of the weights, which this runtime never needs
+    vae.to(memory_format=torch.channels_last)  # measured faster on CPUs too
 
     def forward(x: Tensors) -> Tensors:
         posterior = vae.encode(x["pixels"]).latent_dist
@@ -139,7 +143,7 @@ def _vae_encoder(path: Path, device: torch.device, dtype: torch.dtype) -> Callab
 def _vae_decoder(path: Path, device: torch.device, dtype: torch.dtype) -> Callable[[Tensors], Tensors]:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    vae = _load(AutoencoderKL, path / "vae", "diffusion_pytorch_model", device, dtype)
+    vae = _fast_layout(_load(AutoencoderKL, path / "vae", "diffusion_pytorch_model", device, dtype), device)
     del vae.encoder
     return lambda x: {"pixels": vae.decode(x["latents"]).sample}
 
@@ -148,6 +152,7 @@ def _unet(path: Path, device: torch.device, dtype: torch.dtype) -> Callable[[Ten
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     unet = _load(UNet2DConditionModel, path / "unet", "diffusion_pytorch_model", device, dtype)
+    unet = _fast_layout(unet, device)
     return lambda x: {"noise": unet(x["sample"], x["timestep"], x["hidden_states"]).sample}
 
 

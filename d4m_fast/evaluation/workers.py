@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import pickle
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import cast
 
+from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.errors import D4MError
 from d4m_fast.evaluation.report import Result
 from d4m_fast.evaluation.train import Exam, Task, train_student
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEEP_BYTES = -1, -3, 256 << 20
 
 
 def run_tasks(exam: Exam, tasks: Sequence[Task], workers: int = 1) -> Iterator[Result]:
@@ -103,15 +100,3 @@ def _work(connection: Connection) -> None:
         except EOFError:
             return
         connection.send(_run(exam, tasks[index]))
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep up to 256 MB of freed memory for reuse; nothing elsewhere.
-
-    Each step allocates and frees the same few activations; returning them to the system costs a page fault per
-    4 KB, a third of the whole step.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, KEEP_BYTES)
-        mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)
