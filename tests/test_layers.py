@@ -21,7 +21,7 @@ LAYERS = (
     ("engine.runtime", "engine.model"),
     ("engine.signature", "engine.schedule", "kernels", "data"),
     ("config",),
-    ("errors",),
+    ("errors", "allocator"),
 )
 FREE = ("", "__init__")  # the version
 

@@ -126,6 +126,13 @@ def _contact_sheet(samples: torch.Tensor, columns: int = 10, zoom: int = 2) -> I
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
+def write_losses(work: Path, out: Path) -> None:
+    """Mean training losses by step, of every stage: "teacher-0" is the critic that the VAE's perceptual loss uses."""
+    stages = {log.stem: [json.loads(line) for line in log.read_text().splitlines()] for log in work.glob("*.jsonl")}
+    losses = {name: {row["step"]: row["loss"] for row in rows} for name, rows in sorted(stages.items())}
+    (out / "losses.json").write_text(json.dumps(losses, indent=0) + "\n")
+
+
 def write_readme(figures: dict[str, Any], out: Path) -> None:
     """The figures, and a page that states them."""
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")

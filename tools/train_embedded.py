@@ -147,6 +147,7 @@ def main(data: Path, work: Path, out: Path, threads: int) -> None:
     pack.pack_model(vae, denoiser, factor, out)
     pack.pack_teacher(teacher.half(), out)
     figures = pack.measure(out, test.pixels(torch.arange(len(test.labels))), test.labels.long(), out / "samples.png")
+    pack.write_losses(work, out)
     pack.write_readme(figures, out)
     click.echo(json.dumps(figures, indent=1))
 
