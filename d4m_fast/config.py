@@ -101,7 +101,7 @@ def as_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def derive_seed(seed: int, class_id: int, index: int, stage: str) -> int:
-    """The first 63 bits of SHA-256("seed/class id/index/stage"): one random stream per image and stage."""
-    digest = hashlib.sha256(f"{seed}/{class_id}/{index}/{stage}".encode()).digest()
+def derive_seed(*parts: object) -> int:
+    """The first 63 bits of SHA-256("seed/class id/index/stage"), of whatever parts: one random stream for each."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -12,8 +12,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from torch import nn
-from training import derived_seed
 
+from d4m_fast.config import derive_seed
 from d4m_fast.data.arrays import FASHION_MNIST
 from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.evaluation.relabel import load_teacher, save_teacher
@@ -92,7 +92,7 @@ def _recognise(teacher: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 def _reconstructions(model: Path, pixels: torch.Tensor) -> torch.Tensor:
     """Encoded to a sample of the posterior, as D4M does, and decoded."""
     vae = AutoencoderKL.from_pretrained(model / "vae", dtype=torch.float32)
-    generator = torch.Generator().manual_seed(derived_seed("reconstructions"))
+    generator = torch.Generator().manual_seed(derive_seed("reconstructions"))
     batches = [
         vae(batch * 2 - 1, sample_posterior=True, generator=generator).sample for batch in torch.split(pixels, 200)
     ]
@@ -105,7 +105,7 @@ def _samples(model: Path) -> tuple[torch.Tensor, torch.Tensor]:
     pipeline.set_progress_bar_config(disable=True)
     made = []
     for c, name in enumerate(FASHION_MNIST):
-        generators = [torch.Generator().manual_seed(derived_seed("sample", c, i)) for i in range(SAMPLES_PER_CLASS)]
+        generators = [torch.Generator().manual_seed(derive_seed("sample", c, i)) for i in range(SAMPLES_PER_CLASS)]
         made.append(
             pipeline(
                 [name] * SAMPLES_PER_CLASS,

@@ -16,8 +16,9 @@ import embedded_pack as pack
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
-from training import batch_indices, derived_seed, train
+from training import batch_indices, train
 
+from d4m_fast.config import derive_seed
 from d4m_fast.data import idx
 from d4m_fast.data.arrays import FASHION_MNIST as CLASSES
 from d4m_fast.evaluation.convnet import ConvNet
@@ -44,7 +45,7 @@ class Split:
 
 def train_teacher(split: Split, work: Path, *, seed: int, steps: int, shifted: int) -> ConvNet:
     """`shifted`: steps whose images are moved by up to two pixels; the others see them where the test set has them."""
-    torch.manual_seed(derived_seed(seed, "teacher", "init"))
+    torch.manual_seed(derive_seed(seed, "teacher", "init"))
     everything = nn.functional.pad(split.images.float() / 255, (2, 2, 2, 2))
     model = models.teacher(len(CLASSES), everything.mean().item(), everything.std().item())
     model = model.to(memory_format=torch.channels_last)
@@ -69,7 +70,7 @@ def train_teacher(split: Split, work: Path, *, seed: int, steps: int, shifted: i
 
 
 def train_vae(split: Split, teacher: ConvNet, work: Path) -> AutoencoderKL:
-    torch.manual_seed(derived_seed(SEED, "vae", "init"))
+    torch.manual_seed(derive_seed(SEED, "vae", "init"))
     model = models.vae().to(memory_format=torch.channels_last)
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
@@ -108,7 +109,7 @@ def encode(split: Split, vae: AutoencoderKL, work: Path) -> tuple[torch.Tensor, 
 
 
 def train_denoiser(split: Split, mean: torch.Tensor, std: torch.Tensor, factor: float, work: Path) -> models.Denoiser:
-    torch.manual_seed(derived_seed(SEED, "denoiser", "init"))
+    torch.manual_seed(derive_seed(SEED, "denoiser", "init"))
     model = models.Denoiser(list(CLASSES), models.tokenizer()).to(memory_format=torch.channels_last)
     alphas = models.scheduler().alphas_cumprod
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -14,19 +13,17 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from d4m_fast.config import derive_seed
+
 M = TypeVar("M", bound=nn.Module)
 SAVE_SECONDS = 60
 LOG_STEPS = 100
 
 
-def derived_seed(*parts: object) -> int:
-    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
-
-
 def batch_indices(n: int, batch: int, step: int, *key: object) -> torch.Tensor:
     """The images of one step: consecutive pieces of one permutation per epoch."""
     per_epoch = n // batch
-    generator = torch.Generator().manual_seed(derived_seed(*key, "epoch", step // per_epoch))
+    generator = torch.Generator().manual_seed(derive_seed(*key, "epoch", step // per_epoch))
     start = step % per_epoch * batch
     return torch.randperm(n, generator=generator)[start : start + batch]
 
@@ -58,7 +55,7 @@ def train(
     saved = since = time.monotonic()
     losses: list[float] = []
     for step in range(first, steps):
-        torch.manual_seed(derived_seed(seed, name, step))
+        torch.manual_seed(derive_seed(seed, name, step))
         optimiser.zero_grad(set_to_none=True)
         value = loss(step)
         value.backward()  # type: ignore[no-untyped-call]

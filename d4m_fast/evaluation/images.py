@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from d4m_fast.config import derive_seed
 from d4m_fast.data.records import Item, Source
 from d4m_fast.errors import DataError
 
@@ -110,11 +110,6 @@ def random_subset(source: Source, per_class: int, seed: int, class_ids: Collecti
 def _draw(items: list[Item], count: int, class_id: int, seed: int) -> list[Item]:
     if len(items) < count:
         raise DataError(f"class {class_id} has {len(items)} real images, {count} are needed for the random subset")
-    generator = torch.Generator().manual_seed(seed_from(seed, class_id, "random"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, class_id, "random"))
     ranked = sorted(items, key=lambda item: item.rank)
     return [ranked[i] for i in torch.randperm(len(ranked), generator=generator)[:count].tolist()]
-
-
-def seed_from(*parts: object) -> int:
-    """First 63 bits of the SHA-256 of the parts joined by slashes."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from d4m_fast.config import derive_seed
 from d4m_fast.evaluation.augment import cutmix, flip, shift
 from d4m_fast.evaluation.convnet import ConvNet
-from d4m_fast.evaluation.images import ImageSet, seed_from
+from d4m_fast.evaluation.images import ImageSet
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.relabel import labeller, soft_loss
 from d4m_fast.evaluation.report import LabelKind
@@ -66,7 +67,7 @@ def train_student(exam: Exam, task: Task) -> float:
         ValueError: soft labels without a teacher.
     """
     with _one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_from(task.seed, "student"))
+        torch.manual_seed(derive_seed(task.seed, "student"))
         student = quicken(ConvNet(exam.outputs, width=exam.width, image_size=exam.protocol.image_size))
         _fit(student, exam, task)
         return accuracy(student.eval(), exam)
@@ -85,7 +86,7 @@ def _one_thread() -> Iterator[None]:
 def _fit(student: ConvNet, exam: Exam, task: Task) -> None:
     protocol, labels = exam.protocol, positions(exam, task.train.labels)
     loss = _soft(exam) if task.label_kind == "soft" else _hard(exam)
-    generator = torch.Generator().manual_seed(seed_from(task.seed, "augment"))
+    generator = torch.Generator().manual_seed(derive_seed(task.seed, "augment"))
     optimiser = torch.optim.AdamW(student.parameters(), protocol.lr, weight_decay=protocol.weight_decay, fused=True)
     steps = protocol.epochs * math.ceil(len(labels) / protocol.batch_size)
     for step, index in enumerate(_batches(len(labels), protocol, generator)):
