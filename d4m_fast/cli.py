@@ -75,7 +75,7 @@ def cli() -> None:
 @of_config("--steps", click.IntRange(min=1), "Length of the whole schedule; steps x strength of it are run.")
 @of_config("--negative-prompt", str, "Prompt to be guided away from.")
 @of_config("--seed", int, "Seed of the run.")
-@of_config("--batch-size", click.IntRange(min=1), "Images per batch of generation.  [default: planned]")
+@of_config("--batch-size", click.IntRange(min=1), "Most images per batch of generation.  [default: planned]")
 @of_config("--threads", click.IntRange(min=1), "CPU threads.  [default: one per core]")
 @of_config("--engine", click.Choice(["auto", "torch", "onnx", "tensorrt"]), "What computes the networks.")
 @of_config("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")

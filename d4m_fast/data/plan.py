@@ -43,9 +43,14 @@ class Plan:
 
 
 def make_plan(class_ids: Sequence[int], ipc: int, *, batch_size: int | None, threads: int) -> Plan:
-    """Split the classes into groups whose images fill whole batches, as far as `MAX_GROUP` allows."""
-    batch = GENERATE_BATCH if batch_size is None else batch_size
-    size = min(math.lcm(ipc, batch) // ipc, MAX_GROUP)
+    """Split the classes into groups whose images fill whole batches, as far as `MAX_GROUP` allows.
+
+    Where it does not, or where there are few classes, batches become smaller rather than be padded.
+    """
+    most = GENERATE_BATCH if batch_size is None else batch_size
+    size = min(math.lcm(ipc, most) // ipc, MAX_GROUP, len(class_ids))
+    images = size * ipc
+    batch = math.ceil(images / math.ceil(images / most))
     groups = (
         Group(i, tuple(class_ids[start : start + size])) for i, start in enumerate(range(0, len(class_ids), size))
     )

@@ -32,6 +32,15 @@ def test_a_group_is_capped() -> None:
     assert {len(group.classes) for group in plan.groups} == {MAX_GROUP}
 
 
+@pytest.mark.parametrize(
+    ("classes", "ipc", "most", "batch"), [(10, 1, 50, 10), (100, 1, 50, 20), (100, 3, 50, 30), (100, 10, 50, 50)]
+)
+def test_batches_shrink_rather_than_be_padded(classes: int, ipc: int, most: int, batch: int) -> None:
+    plan = make_plan(range(classes), ipc, batch_size=most, threads=1)
+    assert plan.batch_size == batch
+    assert all(len(group.classes) * ipc % batch == 0 for group in plan.groups)
+
+
 def test_json_round_trip() -> None:
     plan = make_plan([3, 1, 4], 10, batch_size=20, threads=2)
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
