@@ -131,7 +131,7 @@ def _vae_encoder(path: Path, device: torch.device, dtype: torch.dtype) -> Callab
 
     vae = _load(AutoencoderKL, path / "vae", "diffusion_pytorch_model", device, dtype)
     del vae.decoder  # half of the weights, which this runtime never needs
-    vae.to(memory_format=torch.channels_last)  # measured faster on CPUs too
+    vae.to(memory_format=torch.channels_last)  # faster on CPUs too, and nothing is compared with its bits
 
     def forward(x: Tensors) -> Tensors:
         posterior = vae.encode(x["pixels"]).latent_dist
