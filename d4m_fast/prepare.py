@@ -19,8 +19,8 @@ from d4m_fast.data.dataset import BUNDLED, open_source, subset
 from d4m_fast.data.plan import Group, Plan, make_plan
 from d4m_fast.data.records import ClassInfo, Source, by_class
 from d4m_fast.data.run import essence
-from d4m_fast.engine.eager import resolve_device, resolve_precision
 from d4m_fast.engine.model import Model, open_model
+from d4m_fast.engine.runtime import resolve_device, resolve_precision
 from d4m_fast.errors import DataError, PreflightError
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")

@@ -22,7 +22,7 @@ CONFIGS = {
 }
 _NEEDED = {
     "vae": ("block_out_channels", "latent_channels"),
-    "unet": ("block_out_channels", "sample_size"),
+    "unet": ("block_out_channels", "sample_size", "cross_attention_dim"),
     "tokenizer": ("model_max_length",),
 }
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
@@ -37,6 +37,7 @@ class Model:
         channels: latent channels.
         resolution: side of the images the model was trained on, in pixels.
         train_timesteps: length of the noise schedule it was trained with.
+        tokens, width_text: shape of a prompt's hidden states.
     """
 
     path: Path
@@ -45,6 +46,8 @@ class Model:
     channels: int
     resolution: int
     train_timesteps: int
+    tokens: int
+    width_text: int
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(C, h, w) of an image's latent.
@@ -55,6 +58,12 @@ class Model:
         step = self.factor * self._unet_factor
         require(resolution % step == 0, f"--resolution must be a multiple of {step} with this model, not {resolution}")
         return self.channels, resolution // self.factor, resolution // self.factor
+
+    def sizes(self, resolution: int) -> dict[str, int]:
+        """Length of every axis of `signature.SIGNATURES` but the batch's."""
+        channels, h, w = self.latent_shape(resolution)
+        pixels = {"3": 3, "height": resolution, "width": resolution}
+        return {"channels": channels, "h": h, "w": w, "tokens": self.tokens, "width_text": self.width_text, **pixels}
 
     @property
     def _unet_factor(self) -> int:
@@ -92,6 +101,8 @@ def open_model(name: str) -> Model:
         channels=vae["latent_channels"],
         resolution=unet["sample_size"] * factor,
         train_timesteps=configs["scheduler"].get("num_train_timesteps", 1000),
+        tokens=configs["tokenizer"]["model_max_length"],
+        width_text=unet["cross_attention_dim"],
     )
 
 

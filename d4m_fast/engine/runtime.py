@@ -7,11 +7,18 @@ from typing import Protocol
 
 import torch
 
+from d4m_fast.config import Precision
+from d4m_fast.engine.signature import Signature
+from d4m_fast.errors import PreflightError, UsageError
+
+Tensors = dict[str, torch.Tensor]
+
 
 class Runtime(Protocol):
     """One network, opened and ready.
 
     Names and axes are those of `signature.SIGNATURES`. Tensors live on `device`; floating-point ones have `dtype`.
+    `max_batch` is the most rows a call may have; None is any number.
     """
 
     @property
@@ -20,4 +27,81 @@ class Runtime(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
+    @property
+    def max_batch(self) -> int | None: ...
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors: ...
+
+
+class Batched:
+    """A runtime that takes any batch, from one that takes at most, or exactly, so many rows.
+
+    The rows are computed in pieces of at most `limit`; with `exact`, short pieces are padded with their last row, and
+    what is computed for the padding is dropped.
+    """
+
+    max_batch = None
+
+    def __init__(self, runtime: Runtime, signature: Signature, limit: int, *, exact: bool = False) -> None:
+        self._runtime = runtime
+        self._signature = signature
+        self._limit = limit
+        self._exact = exact
+        self.device = runtime.device
+        self.dtype = runtime.dtype
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+        rows = self._signature.rows(inputs)
+        pieces = [self._piece(inputs, i, min(i + self._limit, rows)) for i in range(0, rows, self._limit)]
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in self._signature.outputs}
+
+    def _piece(self, inputs: Mapping[str, torch.Tensor], start: int, end: int) -> Tensors:
+        batched = self._signature.batched
+        piece = {name: x[start:end] if name in batched else x for name, x in inputs.items()}
+        missing = self._limit - (end - start) if self._exact else 0
+        if missing:
+            padded = {name: torch.cat([piece[name], piece[name][-1:].repeat_interleave(missing, 0)]) for name in batched}
+            piece |= padded
+        return {name: x[: end - start] for name, x in self._runtime(piece).items()}
+
+
+def place(
+    inputs: Mapping[str, torch.Tensor], signature: Signature, device: torch.device, dtype: torch.dtype
+) -> Tensors:
+    """The inputs in the signature's order, where and as a runtime wants them."""
+    return {
+        name: inputs[name].to(device=device, dtype=dtype if inputs[name].is_floating_point() else torch.int64)
+        for name in signature.inputs
+    }
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of `--device auto|cpu|cuda[:i]`.
+
+    Raises:
+        UsageError: not the name of a device.
+        PreflightError: the machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: not a device; use auto, cpu or cuda") from error
+    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
+    if (device.index or 0) >= count:
+        raise PreflightError(f"--device {name}: this machine has no such device for PyTorch; use --device cpu")
+    return device
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """fp16 on GPUs, fp32 on CPUs, unless asked for otherwise.
+
+    Raises:
+        UsageError: fp16 on a CPU, where half precision is slower than fp32.
+    """
+    if precision == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("--precision fp16 is for GPUs; use --precision fp32 on the CPU")
+    return torch.float16 if precision == "fp16" else torch.float32

@@ -1,12 +1,18 @@
-"""The tensors of the four networks: the one table that runtimes and, later, exports share."""
+"""The tensors of the four networks: the one table that export and runtimes share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    import torch
 
 Component = Literal["text_encoder", "vae_encoder", "unet", "vae_decoder"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+BATCH = "batch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,21 +24,39 @@ class Signature:
 
     inputs: MappingProxyType[str, tuple[str, ...]]
     outputs: MappingProxyType[str, tuple[str, ...]]
+    integers: frozenset[str]
+
+    @property
+    def batched(self) -> tuple[str, ...]:
+        """The inputs with a batch axis."""
+        return tuple(name for name, axes in self.inputs.items() if BATCH in axes)
+
+    def rows(self, inputs: Mapping[str, torch.Tensor]) -> int:
+        return inputs[self.batched[0]].shape[0]
+
+    def shape(self, name: str, sizes: Mapping[str, int], batch: int) -> tuple[int, ...]:
+        """Of an input or output, with `sizes` of the axes as `Model.sizes` has them."""
+        axes = self.inputs[name] if name in self.inputs else self.outputs[name]
+        return tuple(batch if axis == BATCH else sizes[axis] for axis in axes)
 
 
-def _signature(inputs: dict[str, tuple[str, ...]], outputs: dict[str, tuple[str, ...]]) -> Signature:
-    return Signature(MappingProxyType(inputs), MappingProxyType(outputs))
+def _signature(
+    inputs: dict[str, tuple[str, ...]], outputs: dict[str, tuple[str, ...]], integers: tuple[str, ...] = ()
+) -> Signature:
+    return Signature(MappingProxyType(inputs), MappingProxyType(outputs), frozenset(integers))
 
 
-_LATENT = ("batch", "channels", "h", "w")
-_PIXELS = ("batch", "3", "height", "width")
-_STATES = ("batch", "tokens", "width_text")
+_LATENT = (BATCH, "channels", "h", "w")
+_PIXELS = (BATCH, "3", "height", "width")
+_STATES = (BATCH, "tokens", "width_text")
 
 SIGNATURES: MappingProxyType[Component, Signature] = MappingProxyType(
     {
-        "text_encoder": _signature({"input_ids": ("batch", "tokens")}, {"hidden_states": _STATES}),
+        "text_encoder": _signature({"input_ids": (BATCH, "tokens")}, {"hidden_states": _STATES}, ("input_ids",)),
         "vae_encoder": _signature({"pixels": _PIXELS}, {"mean": _LATENT, "logvar": _LATENT}),
-        "unet": _signature({"sample": _LATENT, "timestep": (), "hidden_states": _STATES}, {"noise": _LATENT}),
+        "unet": _signature(
+            {"sample": _LATENT, "timestep": (), "hidden_states": _STATES}, {"noise": _LATENT}, ("timestep",)
+        ),
         "vae_decoder": _signature({"latents": _LATENT}, {"pixels": _PIXELS}),
     }
 )

@@ -1,0 +1,120 @@
+"""The four networks as modules with flat, named tensors, which PyTorch runs and exports alike.
+
+They are diffusers' and transformers' own, unchanged; what is here loads them and hides their calling conventions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from d4m_fast.engine.signature import Component
+from d4m_fast.errors import ModelError
+
+
+class TextEncoderModule(torch.nn.Module):
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.encoder(input_ids).last_hidden_state,)
+
+
+class VaeEncoderModule(torch.nn.Module):
+    """Mean and log-variance as they leave the network; the one consumer clips neither."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        del vae.decoder  # half of the weights, never needed here
+        self.vae = vae
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        posterior = self.vae.encode(pixels).latent_dist
+        return posterior.mean, posterior.logvar
+
+
+class UnetModule(torch.nn.Module):
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        return (self.unet(sample, timestep, hidden_states).sample,)
+
+
+class VaeDecoderModule(torch.nn.Module):
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        del vae.encoder
+        self.vae = vae
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.vae.decode(latents).sample,)
+
+
+def load_module(path: Path, component: Component, dtype: torch.dtype) -> torch.nn.Module:
+    """One network of a checked model directory, on the CPU, for inference.
+
+    Its arguments and its results are the tensors of `SIGNATURES[component]`, in that order.
+
+    Raises:
+        ModelError: its weights do not fit its config.
+    """
+    try:
+        return _load(path, component, dtype).eval().requires_grad_(False)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{path}: {component} cannot be loaded ({str(error).splitlines()[0].strip()})") from error
+
+
+def _load(path: Path, component: Component, dtype: torch.dtype) -> torch.nn.Module:
+    if component == "text_encoder":
+        from transformers.models.clip.modeling_clip import CLIPTextModel
+
+        return TextEncoderModule(_from_pretrained(CLIPTextModel, path / "text_encoder", "model", dtype))
+    if component == "unet":
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        return UnetModule(_from_pretrained(UNet2DConditionModel, path / "unet", "diffusion_pytorch_model", dtype))
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    vae = _from_pretrained(AutoencoderKL, path / "vae", "diffusion_pytorch_model", dtype)
+    return VaeEncoderModule(vae) if component == "vae_encoder" else VaeDecoderModule(vae)
+
+
+def _from_pretrained(loader: Any, folder: Path, stem: str, dtype: torch.dtype) -> Any:
+    """A diffusers or transformers module from safetensors; half-precision files where there are no others."""
+    full = (folder / f"{stem}.safetensors").is_file() or not any(folder.glob("*.fp16*"))
+    with _quiet():
+        module, found = loader.from_pretrained(
+            folder,
+            use_safetensors=True,
+            variant=None if full else "fp16",
+            dtype=dtype,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    if found["missing_keys"]:  # the libraries would go on with random numbers in their place
+        raise ValueError(f"{len(found['missing_keys'])} weights missing, {min(found['missing_keys'])} among them")
+    return module
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' loading bars and advice off the user's terminal."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,175 @@
+"""PyTorch to ONNX: one network, fp32, with a batch axis that is checked to be free."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d4m_fast.engine.modules import load_module
+from d4m_fast.engine.signature import BATCH, SIGNATURES, Component
+from d4m_fast.errors import ModelError, PreflightError
+
+OPSET = {"onnx": 20, "tensorrt": 23}
+"""ONNX Runtime's CPU kernels are fastest on the decomposed graph of opset 20 (bench/opset.py). TensorRT's parser makes
+its own fused attention of opset 23's Attention."""
+EXTERNAL_BYTES = 1 << 30
+"""Weights above this go to a file of their own; a protobuf cannot hold 2 GB."""
+EXAMPLE_BATCH = 3  # neither 1, which torch.export would freeze, nor the 2 of guidance
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxReport:
+    """What was written.
+
+    Attributes:
+        elements: most elements per row of any tensor between two layers, by shape inference.
+        operators: how many nodes of each kind.
+    """
+
+    opset: int
+    elements: int
+    operators: dict[str, int]
+
+
+def export_onnx(
+    model: Path,
+    component: Component,
+    path: Path,
+    *,
+    sizes: Mapping[str, int],
+    opset: int,
+    static_batch: int | None = None,
+    metadata: Mapping[str, str],
+) -> OnnxReport:
+    """Write one network as `path`, and `path`.data beside it where the weights are large.
+
+    Args:
+        sizes: lengths of the axes (`Model.sizes`).
+        static_batch: fix the batch axis to so many rows; None leaves it free.
+        metadata: kept in the file.
+
+    Raises:
+        PreflightError: onnx or onnxscript is missing.
+        ModelError: the network cannot be exported, or the exporter froze the batch.
+    """
+    require_onnx()
+    module = load_module(model, component, torch.float32)
+    program = _trace(module, component, sizes, opset, static_batch)
+    graph = program.model.graph
+    graph.name = component
+    program.model.metadata_props.update(metadata)
+    _check(graph, component, sizes, static_batch, path)
+    _save(program.model, path)
+    return OnnxReport(opset, _largest(graph), _operators(graph))
+
+
+def require_onnx() -> None:
+    """Refuse without the packages that export needs.
+
+    Raises:
+        PreflightError: names the extra that has them.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise PreflightError(
+            "export needs onnx and onnxscript: pip install 'd4m-fast[cpu]', or 'd4m-fast[gpu]' beside an NVIDIA GPU"
+        ) from error
+    del onnx
+
+
+def _trace(
+    module: torch.nn.Module, component: Component, sizes: Mapping[str, int], opset: int, static_batch: int | None
+) -> Any:
+    signature = SIGNATURES[component]
+    rows = EXAMPLE_BATCH if static_batch is None else static_batch
+    free = {} if static_batch is not None else {0: torch.export.Dim.DYNAMIC}
+    dynamic = {name: free if BATCH in axes else {} for name, axes in signature.inputs.items()}
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                module,
+                tuple(_example(name, signature.shape(name, sizes, rows), component) for name in signature.inputs),
+                dynamo=True,
+                input_names=list(signature.inputs),
+                output_names=list(signature.outputs),
+                opset_version=opset,
+                dynamic_shapes=dynamic,
+                verbose=False,
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            raise ModelError(f"{component} cannot be exported to ONNX ({str(error).splitlines()[0]})") from error
+    if program is None:
+        raise ModelError(f"{component}: the exporter returned nothing")
+    return program
+
+
+def _example(name: str, shape: tuple[int, ...], component: Component) -> torch.Tensor:
+    if name in SIGNATURES[component].integers:
+        return torch.ones(shape, dtype=torch.int64)
+    return torch.zeros(shape)
+
+
+def _check(graph: Any, component: Component, sizes: Mapping[str, int], static_batch: int | None, path: Path) -> None:
+    """Exporters have frozen the batch without a word: read what the graph says."""
+    signature = SIGNATURES[component]
+    for value in (*graph.inputs, *graph.outputs):
+        axes = signature.inputs.get(value.name, signature.outputs.get(value.name))
+        if axes is None:
+            raise ModelError(f"{path}: the exporter named a tensor {value.name}")
+        for axis, length in zip(axes, value.shape, strict=True):
+            wanted = static_batch if axis == BATCH else sizes[axis]
+            if (length if isinstance(length, int) else None) != wanted:
+                said = "any number" if wanted is None else wanted
+                raise ModelError(f"{path}: axis {axis} of {value.name} is {length} in the graph, asked for was {said}")
+
+
+def _save(model: Any, path: Path) -> None:
+    import onnx_ir
+
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    external = f"{path.name}.data" if weights > EXTERNAL_BYTES else None
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+    onnx_ir.save(model, path, external_data=external)
+
+
+def _largest(graph: Any) -> int:
+    """Most elements per row over all values whose shape is known."""
+    found = [1]
+    for node in graph:
+        for value in node.outputs:
+            if value.shape is not None:
+                lengths = [length for length in value.shape if isinstance(length, int)]
+                found.append(int(torch.Size(lengths).numel()))
+    return max(found)
+
+
+def _operators(graph: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in graph:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's advice is about its own internals."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
