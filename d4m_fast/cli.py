@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from d4m_fast import __version__
-from d4m_fast.config import DistillConfig
+from d4m_fast.config import DistillConfig, ExportConfig, require
+from d4m_fast.console import Sized, distilled_text, exported_text, say_result, text, track
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
 from d4m_fast.options import of_config, shared
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from d4m_fast.data.latents import LatentStore
     from d4m_fast.data.plan import Plan
     from d4m_fast.data.timing import Stopwatch
     from d4m_fast.engine.networks import Networks
     from d4m_fast.evaluation.report import LabelKind, Result, Subject
     from d4m_fast.prepare import Job
-
-T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-LINE_SECONDS = 10.0
-
-
-class Sized(Protocol[T_co]):
-    """What a stage returns."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[T_co]: ...
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -49,6 +34,7 @@ def cli() -> None:
     \b
     d4m-fast distill                    distill the bundled images with the bundled model
     d4m-fast evaluate runs/RUN          train students on the result, beside random real images
+    d4m-fast export                     the networks to ONNX, compared with PyTorch and certified
 
     \b
     Exit codes: 0 done, 1 failed, 2 usage, 3 finished with quarantined images, 4 run directory of another
@@ -93,13 +79,15 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
     from d4m_fast.prepare import default_artifacts, prepare, require_disk
 
     config, watch = DistillConfig(**options), Stopwatch()
-    with watch("open"):
-        job = prepare(config)
-    run = job.default_run() if out is None else out
     cache = default_artifacts() if artifacts is None else artifacts
+    with watch("open"):
+        job = prepare(config, artifacts=cache, run=out)
+    if not quiet:
+        click.echo(f"engine: {job.engine_reason}", err=True)
+    run = job.default_run() if out is None else out
     require_disk(job, run, cache)
     summary = _distill(job, run, cache, watch, quiet)
-    _say_result(summary, as_json, lambda: _distilled_text(summary))
+    say_result(summary, as_json, lambda: distilled_text(summary))
     if summary["quarantined"]:
         sys.exit(EXIT_QUARANTINED)
 
@@ -112,7 +100,6 @@ def _distill(job: Job, path: Path, cache: Path, watch: Stopwatch, quiet: bool) -
     from d4m_fast.data.plan import Plan
     from d4m_fast.data.run import RunDirectory
     from d4m_fast.engine.generate import generate
-    from d4m_fast.engine.networks import open_networks
     from d4m_fast.engine.prototypes import cluster
     from d4m_fast.engine.schedule import open_schedule
 
@@ -124,7 +111,7 @@ def _distill(job: Job, path: Path, cache: Path, watch: Stopwatch, quiet: bool) -
         if finished is not None and not groups:
             return finished
         torch.set_num_threads(plan.threads)
-        networks = open_networks(job.model.path, job.device, job.dtype)
+        networks = job.open_networks()
         schedule = open_schedule(job.model.path, job.config.steps, job.config.strength)
 
         latents = _latents(job, plan, networks, cache, watch, quiet)
@@ -141,7 +128,7 @@ def _distill(job: Job, path: Path, cache: Path, watch: Stopwatch, quiet: bool) -
             image_size=job.image_size,
             watch=watch,
         )
-        for _ in _track("distill", run.write(samples, groups, job.config.ipc).watched(watch, "write"), quiet):
+        for _ in track("distill", run.write(samples, groups, job.config.ipc).watched(watch, "write"), quiet):
             pass
         return run.finish(latents.failures, watch.seconds)
 
@@ -164,7 +151,7 @@ def _latents(job: Job, plan: Plan, networks: Networks, cache: Path, watch: Stopw
                 batch=plan.encode_batch,
                 start=latents.position,
             )
-            for _ in _track("encode", latents.fill(batches).watched(watch, "encode"), quiet):
+            for _ in track("encode", latents.fill(batches).watched(watch, "encode"), quiet):
                 pass
     latents.check_budget(job.config.max_bad_fraction)
     return latents
@@ -196,10 +183,10 @@ def evaluate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     subject, train = _students(run, **options)
     results = report.kept(run, subject)
     if results is None:
-        results = list(_track("students", train(), quiet))
+        results = list(track("students", train(), quiet))
         report.keep(run, subject, results)
     value = report.to_json(subject, results)
-    _say_result(value, as_json, lambda: f"{subject.title}\n{_text(report.table(results))}")
+    say_result(value, as_json, lambda: f"{subject.title}\n{text(report.table(results))}")
 
 
 def _students(
@@ -263,51 +250,66 @@ def _known(option: str, given: str | None, origin: str | None) -> str:
     return value
 
 
-def _text(table: Table) -> str:
-    from rich.console import Console
+@cli.command()
+@click.option("--model", default=ExportConfig.model, show_default=True, help="'bundled', or a diffusers directory.")
+@click.option("--data", default=ExportConfig.data, show_default=True, help="Real images to compare engines on.")
+@click.option("--artifacts", type=click.Path(path_type=Path), help="Where exports are kept.  [default: user cache]")
+@click.option("--engine", type=click.Choice(["onnx", "tensorrt"]), default="onnx", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
+@click.option("--resolution", type=click.IntRange(min=1), help="Side of the images.  [default: the model's]")
+@click.option("--static-batch", type=click.IntRange(min=1), help="Images per call, fixed.  [default: any number]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]")
+@click.option("--list", "list_only", is_flag=True, help="Show what was exported, and its status, instead.")
+@shared
+def export(
+    artifacts: Path | None,
+    engine: str,
+    precision: str,
+    threads: int | None,
+    list_only: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Export the four networks to ONNX, compare them with PyTorch on real images, and write the certificate.
 
-    console = Console(width=100)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip()
+    Exits non-zero when they are not near enough; the files then stay under a name that ends in .rejected.
+
+    \b
+    d4m-fast export
+    d4m-fast export --model stable-diffusion-v1-5 --data imagenet/train --static-batch 8
+    d4m-fast export --list
+    """
+    from d4m_fast.engine.artifacts import catalogue
+    from d4m_fast.prepare import default_artifacts
+
+    cache = default_artifacts() if artifacts is None else artifacts
+    if list_only:
+        from d4m_fast.export.listing import listing, table
+
+        rows = listing(catalogue(cache))
+        say_result({"artifacts": rows}, as_json, lambda: text(table(rows)) if rows else f"nothing exported in {cache}")
+        return
+    require(engine == "onnx", "--engine tensorrt is not available yet; use --engine onnx")
+    require(precision == "fp32", "--precision fp16 is not available yet; use --precision fp32")
+    certificate = _export(options, threads, cache, quiet)
+    say_result(certificate, as_json, lambda: exported_text(certificate))
 
 
-def _track(label: str, items: Sized[T], quiet: bool) -> Iterator[T]:
-    """The items, with a progress bar on a terminal and a line now and then elsewhere, on stderr."""
-    if quiet:
-        yield from items
-    elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track
+def _export(options: dict[str, Any], threads: int | None, cache: Path, quiet: bool) -> dict[str, Any]:
+    """Export and certify; returns the certificate and where it lies."""
+    import torch
 
-        yield from track(items, label, len(items), console=Console(stderr=True))
-    else:
-        yield from _lines(label, items)
+    from d4m_fast.export.export import export as run
+    from d4m_fast.export.export import exported, prepare_export
 
-
-def _lines(label: str, items: Sized[T]) -> Iterator[T]:
-    said = time.monotonic()
-    for count, item in enumerate(items, 1):
-        yield item
-        if count == len(items) or time.monotonic() - said > LINE_SECONDS:
-            click.echo(f"{label} {count}/{len(items)}", err=True)
-            said = time.monotonic()
-
-
-def _say_result(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
-    click.echo(json.dumps(result, ensure_ascii=False) if as_json else text())
-
-
-def _distilled_text(summary: dict[str, Any]) -> str:
-    seconds = ", ".join(f"{stage} {spent:.1f}" for stage, spent in summary["seconds"].items())
-    lines = [
-        f"{summary['images']} images of {summary['classes']} classes in {summary['run']}/images",
-        f"look at {summary['run']}/preview.png; provenance is in manifest.jsonl beside it",
-        f"seconds: {seconds}",
-    ]
-    if summary["quarantined"]:
-        lines.append(f"{summary['quarantined']} damaged images left out: {summary['run']}/quarantine.jsonl")
-    return "\n".join(lines)
+    job = prepare_export(
+        ExportConfig(**options, threads=torch.get_num_threads() if threads is None else threads), cache
+    )
+    for _ in track("export", run(job), quiet):
+        pass
+    artifact = exported(job)
+    return {"path": str(artifact.path), **artifact.certificate}
 
 
 def _stop(*_: object) -> NoReturn:

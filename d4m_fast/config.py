@@ -22,7 +22,6 @@ Precision = Literal["auto", "fp32", "fp16"]
 NOT_YET = {
     "gram": "--kmeans direct",
     "minibatch": "--kmeans direct",
-    "onnx": "--engine torch",
     "tensorrt": "--engine torch",
 }
 
@@ -84,6 +83,29 @@ class DistillConfig:
         require(0 <= self.max_bad_fraction < 1, f"--max-bad-fraction must be in [0, 1), not {self.max_bad_fraction}")
         for name in (self.kmeans, self.engine):
             require(name not in NOT_YET, f"'{name}' is not available yet; use {NOT_YET.get(name)}")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Options of `d4m-fast export`.
+
+    Attributes:
+        model, resolution: as in `DistillConfig`.
+        data: real images whose prototypes PyTorch and the export are compared on.
+        static_batch: images per call the networks are fixed to; None leaves the batch free.
+        threads: of the comparison and of the timing, CPU.
+    """
+
+    model: str = "bundled"
+    data: str = "bundled"
+    resolution: int | None = None
+    static_batch: int | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "static_batch", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
 def require(condition: bool, message: str) -> None:

@@ -14,14 +14,18 @@ from typing import Any
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.config import DistillConfig, as_dict, fingerprint, require
+from d4m_fast.config import DistillConfig, Engine, as_dict, fingerprint, require
 from d4m_fast.data.dataset import BUNDLED, open_source, subset
+from d4m_fast.data.files import read_json
 from d4m_fast.data.plan import Group, Plan, make_plan
 from d4m_fast.data.records import ClassInfo, Source, by_class
 from d4m_fast.data.run import essence
+from d4m_fast.engine.artifacts import Artifact, Key, find
 from d4m_fast.engine.model import Model, open_model
+from d4m_fast.engine.networks import Networks, open_exported, open_networks
+from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.runtime import resolve_device, resolve_precision
-from d4m_fast.errors import DataError, PreflightError
+from d4m_fast.errors import DamageError, DataError, ModelError, PreflightError
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
@@ -43,6 +47,14 @@ class Job:
     resolution: int
     image_size: int
     plan: Plan
+    artifact: Artifact | None = None
+    engine_reason: str = ""
+
+    def open_networks(self) -> Networks:
+        """On the engine that was chosen."""
+        if self.artifact is None:
+            return open_networks(self.model.path, self.device, self.dtype)
+        return open_exported(self.model, self.resolution, self.artifact, self.device)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -54,7 +66,13 @@ class Job:
             "model_sha256": self.model.sha256,
             "prompts_sha256": fingerprint([info.prompt for info in self.source.classes]),
             "versions": {"d4m-fast": __version__, **libraries},
+            **self._engine,
         }
+
+    @property
+    def _engine(self) -> dict[str, Any]:
+        """What stands in a run's and in the latents' identity for networks that are not PyTorch's."""
+        return {} if self.artifact is None else {"artifact_sha256": self.artifact.sha256}
 
     def latents_made_by(self, plan: Plan) -> dict[str, Any]:
         """What the latents depend on; neither IPC, nor guidance, nor the run's seed."""
@@ -68,6 +86,7 @@ class Job:
             "batch": plan.encode_batch,
             "threads": plan.threads,
             "torch": importlib.metadata.version("torch"),
+            **self._engine,
         }
 
     def latents_path(self, artifacts: Path, plan: Plan) -> Path:
@@ -86,8 +105,12 @@ class Job:
         return Path("runs") / fingerprint(essence(self.identity))[:12]
 
 
-def prepare(config: DistillConfig) -> Job:
+def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) -> Job:
     """Open what the config names and resolve what it leaves open.
+
+    Args:
+        artifacts: where exported networks are kept.
+        run: the run directory, if it is named; a run that was begun keeps its engine.
 
     Raises:
         D4MError: the first thing that is wrong, before anything is written.
@@ -102,12 +125,14 @@ def prepare(config: DistillConfig) -> Job:
     image_size = resolution if config.image_size is None else config.image_size
     model.latent_shape(resolution)
     require(config.steps <= model.train_timesteps, f"--steps can be at most {model.train_timesteps} with this model")
+    key = Key(model.sha256, "onnx", "fp32" if dtype == torch.float32 else "fp16", resolution)
+    artifact, reason = choose_engine(config.engine, find(key, artifacts), model, device, _begun_with(run))
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),
         model=_absolute(config.model),
         kmeans="direct",
-        engine="torch",
+        engine="torch" if artifact is None else "onnx",
         device=str(device),
         precision="fp32" if dtype == torch.float32 else "fp16",
         resolution=resolution,
@@ -115,7 +140,46 @@ def prepare(config: DistillConfig) -> Job:
     )
     threads = torch.get_num_threads() if config.threads is None else config.threads
     plan = make_plan([info.id for info in source.classes], config.ipc, batch_size=config.batch_size, threads=threads)
-    return Job(resolved, source, model, device, dtype, resolution, image_size, plan)
+    return Job(resolved, source, model, device, dtype, resolution, image_size, plan, artifact, reason)
+
+
+def choose_engine(
+    wanted: Engine, artifact: Artifact | None, model: Model, device: torch.device, begun_with: Engine | None
+) -> tuple[Artifact | None, str]:
+    """The exported networks to run on, None for PyTorch, and why, for the log.
+
+    "auto" keeps the engine of a run that was begun; else it takes ONNX Runtime where a certified export is there and
+    was the faster one when it was made.
+
+    Raises:
+        D4MError: ONNX Runtime was asked for, or the run was begun with it, and it cannot be used.
+    """
+    automatic = wanted == "auto" and begun_with is None
+    engine = begun_with if wanted == "auto" and begun_with is not None else wanted
+    if engine == "torch" or (automatic and artifact is None):
+        return None, "torch"
+    if artifact is None:
+        raise ModelError("--engine onnx: this model is not exported at this resolution; run d4m-fast export first")
+    try:
+        require_ort(device)
+        artifact.check(model.sha256)
+    except (ModelError, PreflightError, DamageError) as error:
+        if automatic:
+            return None, f"torch; the ONNX export cannot be used ({error})"
+        raise
+    faster = f"{artifact.speed:.2f} times PyTorch's images per second when it was exported"
+    if automatic and artifact.speed < 1:
+        return None, f"torch; ONNX Runtime had {faster}"
+    return artifact, f"onnx, certified; {faster}"
+
+
+def _begun_with(run: Path | None) -> Engine | None:
+    file = None if run is None else run / "config.json"
+    if file is None or not file.is_file():
+        return None
+    options = read_json(file).get("options", {})
+    engine: Engine | None = options.get("engine")
+    return engine
 
 
 def _absolute(name: str) -> str:

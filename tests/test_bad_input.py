@@ -143,7 +143,7 @@ def test_unusable_data(distill: Distill, data: Path, tmp_path: Path) -> None:
         (("--prompts", "official"), "ImageNet"),
         (("--kmeans", "gram"), "use --kmeans direct"),
         (("--kmeans", "minibatch"), "use --kmeans direct"),
-        (("--engine", "onnx"), "use --engine torch"),
+        (("--engine", "tensorrt"), "use --engine torch"),
         (("--engine", "tensorrt"), "use --engine torch"),
     ],
 )

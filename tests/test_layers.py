@@ -14,8 +14,9 @@ PACKAGE = Path(d4m_fast.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("options", "prepare"),
-    ("export", "evaluation", "engine.encode", "engine.prototypes", "engine.generate"),
+    ("options", "prepare", "console"),
+    ("export",),
+    ("evaluation", "engine.encode", "engine.prototypes", "engine.generate"),
     ("engine.networks",),
     ("engine.eager", "engine.ort", "engine.trt"),
     ("engine.runtime", "engine.modules", "engine.artifacts"),

@@ -18,9 +18,7 @@ class EagerRuntime:
 
     max_batch = None
 
-    def __init__(
-        self, module: torch.nn.Module, component: Component, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, module: torch.nn.Module, component: Component, device: torch.device, dtype: torch.dtype) -> None:
         self._module = module
         self._signature = SIGNATURES[component]
         self.device = device
@@ -46,7 +44,7 @@ def open_eager(
     # Channels last for tensor cores. On CPUs diffusers' own layout is no slower and nearer to its bits, except in
     # the encoder, whose bits nothing is compared with.
     if device.type != "cpu" or component == "vae_encoder":
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = module.to(memory_format=torch.channels_last)
     if compiled:
         module.compile(dynamic=False)
     return EagerRuntime(module, component, device, dtype)

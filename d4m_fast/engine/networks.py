@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from d4m_fast.data.files import read_json
+from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.eager import open_eager
+from d4m_fast.engine.model import Model
+from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.runtime import Runtime
 from d4m_fast.engine.signature import Component
 from d4m_fast.errors import ModelError
@@ -95,7 +98,14 @@ class Networks:
 
     def __init__(self, path: Path, open_runtime: Open) -> None:
         self._path = path
-        self._open = open_runtime
+        self._open = cache(open_runtime)
+
+    def runtime(self, component: Component) -> Runtime:
+        return self._open(component)
+
+    def with_runtimes(self, open_runtime: Open) -> Networks:
+        """The same model, its tokenizer and its factors, on other runtimes."""
+        return Networks(self._path, open_runtime)
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
@@ -122,6 +132,17 @@ class Networks:
 def open_networks(path: Path, device: torch.device, dtype: torch.dtype) -> Networks:
     """The networks of a checked model directory on the PyTorch runtime."""
     return Networks(path, lambda component: open_eager(path, component, device, dtype))
+
+
+def open_exported(model: Model, resolution: int, artifact: Artifact, device: torch.device) -> Networks:
+    """The networks of a checked model directory on ONNX Runtime, with as many threads as PyTorch is set to."""
+    sizes, threads = model.sizes(resolution), torch.get_num_threads()
+
+    def open_runtime(component: Component) -> Runtime:
+        rows = artifact.static_rows(component)
+        return open_ort(artifact.file(component), component, sizes, device, threads=threads, static_batch=rows)
+
+    return Networks(model.path, open_runtime)
 
 
 def _tokenizer(folder: Path) -> Any:

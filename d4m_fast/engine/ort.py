@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from d4m_fast.engine.runtime import Batched, Runtime, Tensors, place
-from d4m_fast.engine.signature import BATCH, SIGNATURES, Component
+from d4m_fast.engine.signature import SIGNATURES, Component
 from d4m_fast.errors import ModelError, PreflightError
 
+SPINNING: frozenset[Component] = frozenset({"unet"})
+"""Networks called back to back, whose threads wait spinning; the others' would take the cores from reading images."""
 INSTALL = {"cpu": "pip install 'd4m-fast[cpu]'"}
 INSTALL_GPU = "pip install 'd4m-fast[gpu]'"
 
@@ -44,7 +46,10 @@ class OrtRuntime:
             self._run({name: x.contiguous() for name, x in placed.items()}, outputs, -1)
             return outputs
         if rows not in self._held:
-            self._held[rows] = ({name: torch.empty_like(x).contiguous() for name, x in placed.items()}, self._empty(rows))
+            self._held[rows] = (
+                {name: torch.empty_like(x).contiguous() for name, x in placed.items()},
+                self._empty(rows),
+            )
         held, outputs = self._held[rows]
         for name, x in placed.items():
             held[name].copy_(x)
@@ -79,20 +84,18 @@ def open_ort(
     threads: int,
     static_batch: int | None = None,
     graph: bool = False,
-    spin: bool = True,
 ) -> Runtime:
     """Open an exported ONNX file; `sizes` are the axes' lengths (`Model.sizes`).
 
     Args:
         static_batch: rows the file was exported for, when it takes no others; other batches are cut and padded.
         graph: capture a CUDA graph per batch size, on GPUs.
-        spin: let waiting CPU threads spin, which is faster and keeps the cores busy.
 
     Raises:
         PreflightError: ONNX Runtime is not installed, or has no provider for the device.
         ModelError: the file cannot be opened, or its tensors are not those of the component.
     """
-    session = _session(path, device, threads, graph=graph and device.type != "cpu", spin=spin)
+    session = _session(path, device, threads, graph=graph and device.type != "cpu", spin=component in SPINNING)
     _check(session, component, path)
     runtime = OrtRuntime(session, component, sizes, device, graph=graph and device.type != "cpu")
     if static_batch is None:
@@ -135,11 +138,19 @@ def _session(path: Path, device: torch.device, threads: int, *, graph: bool, spi
     wanted = provider_of(device)
     try:
         session = ort.InferenceSession(str(path), options, providers=[(wanted, _provider_options(device, graph))])
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+    except _errors() as error:
         raise ModelError(f"{path}: ONNX Runtime cannot open it ({str(error).splitlines()[0]})") from error
     if session.get_providers()[0] != wanted:
         raise PreflightError(f"{path}: ONNX Runtime fell back to {session.get_providers()[0]}; {wanted} did not load")
     return session
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises at a file it cannot open; its errors have no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+    return (RuntimeError, *(getattr(state, name) for name in names), state.RuntimeException)
 
 
 def _provider_options(device: torch.device, graph: bool) -> dict[str, str]:
@@ -158,12 +169,6 @@ def _check(session: Any, component: Component, path: Path) -> None:
     found = ([x.name for x in session.get_inputs()], [x.name for x in session.get_outputs()])
     if found != (list(signature.inputs), list(signature.outputs)):
         raise ModelError(f"{path}: its tensors {found} are not a {component}'s; export it again")
-
-
-def batch_of(session_input: Any, axes: tuple[str, ...]) -> int | None:
-    """Rows an input is fixed to; None for any."""
-    size = session_input.shape[axes.index(BATCH)]
-    return size if isinstance(size, int) else None
 
 
 def _dtype_of(session: Any, component: Component) -> torch.dtype:

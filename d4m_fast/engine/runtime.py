@@ -60,7 +60,9 @@ class Batched:
         piece = {name: x[start:end] if name in batched else x for name, x in inputs.items()}
         missing = self._limit - (end - start) if self._exact else 0
         if missing:
-            padded = {name: torch.cat([piece[name], piece[name][-1:].repeat_interleave(missing, 0)]) for name in batched}
+            padded = {
+                name: torch.cat([piece[name], piece[name][-1:].repeat_interleave(missing, 0)]) for name in batched
+            }
             piece |= padded
         return {name: x[: end - start] for name, x in self._runtime(piece).items()}
 

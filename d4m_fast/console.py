@@ -1,0 +1,88 @@
+"""What the command line shows: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+LINE_SECONDS = 10.0
+
+
+class Sized(Protocol[T_co]):
+    """What a stage returns."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+def text(table: Table) -> str:
+    from rich.console import Console
+
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip()
+
+
+def track(label: str, items: Sized[T], quiet: bool) -> Iterator[T]:
+    """The items, with a progress bar on a terminal and a line now and then elsewhere, on stderr."""
+    if quiet:
+        yield from items
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(items, label, len(items), console=Console(stderr=True))
+    else:
+        yield from _lines(label, items)
+
+
+def _lines(label: str, items: Sized[T]) -> Iterator[T]:
+    said = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        if count == len(items) or time.monotonic() - said > LINE_SECONDS:
+            click.echo(f"{label} {count}/{len(items)}", err=True)
+            said = time.monotonic()
+
+
+def say_result(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
+    click.echo(json.dumps(result, ensure_ascii=False) if as_json else text())
+
+
+def distilled_text(summary: dict[str, Any]) -> str:
+    seconds = ", ".join(f"{stage} {spent:.1f}" for stage, spent in summary["seconds"].items())
+    lines = [
+        f"{summary['images']} images of {summary['classes']} classes in {summary['run']}/images",
+        f"look at {summary['run']}/preview.png; provenance is in manifest.jsonl beside it",
+        f"seconds: {seconds}",
+    ]
+    if summary["quarantined"]:
+        lines.append(f"{summary['quarantined']} damaged images left out: {summary['run']}/quarantine.jsonl")
+    return "\n".join(lines)
+
+
+def exported_text(certificate: dict[str, Any]) -> str:
+    parts = certificate["components"].items()
+    worst = {name: max(p["relative_l2"] for p in part["parity"]) for name, part in parts}
+    images, speed = certificate["images"], certificate["speed"]
+    return "\n".join(
+        [
+            f"{certificate['status']}: {certificate['path']}",
+            "largest relative L2 from fp32 PyTorch: " + ", ".join(f"{n} {x:.1e}" for n, x in worst.items()),
+            f"worst of {images['count']} images: {images['psnr_worst']:.1f} dB",
+            f"{speed['ratio']:.2f} times PyTorch's images per second at batch {speed['batch']},"
+            f" {speed['threads']} threads",
+        ]
+    )

@@ -1,0 +1,127 @@
+"""The comparison itself: every kind of faulty runtime must be found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from d4m_fast.engine.eager import open_eager
+from d4m_fast.engine.model import open_model
+from d4m_fast.engine.runtime import Batched, Runtime, Tensors
+from d4m_fast.engine.signature import SIGNATURES
+from d4m_fast.export.parity import IDENTICAL_PSNR, compare, psnr, verdict
+
+Fault = Callable[[Runtime, Tensors, Tensors], Tensors]
+IMAGES = np.full((2, 4, 4, 3), 128, np.uint8)
+
+
+class Faulty:
+    """A runtime with something wrong; `fault` sees this call's inputs and the last call's outputs."""
+
+    max_batch = None
+
+    def __init__(self, runtime: Runtime, fault: Fault) -> None:
+        self._runtime, self._fault = runtime, fault
+        self._last: Tensors = {}
+        self.device, self.dtype = runtime.device, runtime.dtype
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+        outputs = self._fault(self._runtime, dict(inputs), self._last)
+        self._last = self._runtime(inputs)
+        return outputs
+
+
+def swapped_halves(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
+    return {"noise": torch.cat(runtime(inputs)["noise"].chunk(2)[::-1])}
+
+
+def permuted_batch(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
+    return {"noise": runtime(inputs)["noise"].roll(1, 0)}
+
+
+def stale_buffer(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
+    fits = last and last["noise"].shape == inputs["sample"].shape
+    return last if fits else runtime(inputs)
+
+
+def shifted_timestep(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
+    return runtime({**inputs, "timestep": inputs["timestep"] + 20})
+
+
+def overflow(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
+    noise = runtime(inputs)["noise"].clone()
+    noise[0, 0, 0, 0] = torch.nan
+    return {"noise": noise}
+
+
+def half(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
+    return {"noise": runtime({n: x.half().float() if x.is_floating_point() else x for n, x in inputs.items()})["noise"]}
+
+
+def correct(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
+    return runtime(inputs)
+
+
+@pytest.fixture(scope="module")
+def unet(tiny_model: Path) -> Runtime:
+    return open_eager(tiny_model, "unet", torch.device("cpu"), torch.float32)
+
+
+def calls(tiny_model: Path) -> list[Tensors]:
+    sizes, generator = open_model(str(tiny_model)).sizes(16), torch.Generator().manual_seed(0)
+    signature = SIGNATURES["unet"]
+
+    def random(name: str) -> torch.Tensor:
+        return torch.randn(signature.shape(name, sizes, 4), generator=generator)
+
+    return [
+        {"sample": random("sample"), "timestep": torch.tensor(t), "hidden_states": random("hidden_states")}
+        for t in (701, 361, 1)
+    ]
+
+
+@pytest.mark.parametrize("fault", [swapped_halves, permuted_batch, stale_buffer, shifted_timestep, overflow, half])
+def test_a_faulty_runtime_is_rejected(unet: Runtime, tiny_model: Path, fault: Fault) -> None:
+    found = compare("unet", unet, Faulty(unet, fault), calls(tiny_model), (1, 2, 7))
+    assert verdict({"unet": found}, [IDENTICAL_PSNR], IMAGES)
+
+
+def test_a_correct_one_is_not(unet: Runtime, tiny_model: Path) -> None:
+    found = compare("unet", unet, Faulty(unet, correct), calls(tiny_model), (1, 2, 7))
+    assert verdict({"unet": found}, [IDENTICAL_PSNR], IMAGES) == []
+    assert [p.batch for p in found] == [4, 4, 4, 1, 2, 7, 1, 2, 7]
+    assert [p.timestep for p in found] == [701, 361, 1, 701, 701, 701, 1, 1, 1]
+
+
+def test_bad_images_are_rejected() -> None:
+    black = IMAGES.copy()
+    black[1] = 0
+    assert "dB" in verdict({}, [60.0, 49.9], IMAGES)[0]
+    assert verdict({}, [float("nan")], IMAGES)
+    assert verdict({}, [60.0], black) == ["a black image"]
+
+
+def test_psnr_is_scikit_images_definition() -> None:
+    other = IMAGES.copy()
+    other[1] += 2
+    assert psnr(IMAGES, other) == [IDENTICAL_PSNR, pytest.approx(20 * np.log10(255 / 2))]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 8])
+@pytest.mark.parametrize("exact", [False, True])
+def test_batches_are_cut_and_padded(unet: Runtime, tiny_model: Path, rows: int, exact: bool) -> None:
+    seen: list[int] = []
+
+    def watch(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
+        seen.append(len(inputs["sample"]))
+        return runtime(inputs)
+
+    call = calls(tiny_model)[0]
+    wanted = {name: x.repeat(2, *[1] * (x.ndim - 1))[:rows] if x.ndim else x for name, x in call.items()}
+    batched = Batched(Faulty(unet, watch), SIGNATURES["unet"], 4, exact=exact)
+    torch.testing.assert_close(batched(wanted), unet(wanted), atol=1e-6, rtol=1e-5)
+    assert set(seen) == ({4} if exact else {min(4, rows), rows % 4} - {0})
