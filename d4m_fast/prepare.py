@@ -175,7 +175,7 @@ def choose_engine(
 
 def _begun_with(run: Path | None) -> Engine | None:
     file = None if run is None else run / "config.json"
-    if file is None or not file.is_file():
+    if file is None or not os.path.isfile(file):  # unlike Path.is_file, says no to a name that is too long
         return None
     options = read_json(file).get("options", {})
     engine: Engine | None = options.get("engine")
