@@ -71,7 +71,7 @@ def exported(model: Model, folder: Path) -> Networks:
     sizes = model.sizes(model.resolution)
     for component in COMPONENTS:
         file = folder / f"{component}.onnx"
-        export_onnx(model.path, component, file, sizes=sizes, opset=OPSET["onnx"], metadata={})
+        export_onnx(model.path, component, file, sizes=sizes, opset=OPSET, metadata={})
     eager = open_networks(model.path, CPU, torch.float32)
     return eager.with_runtimes(lambda c: open_ort(folder / f"{c}.onnx", c, sizes, CPU, threads=torch.get_num_threads()))
 

@@ -137,7 +137,7 @@ def _write(job: ExportJob, component: Component) -> OnnxReport:
             component,
             final,
             sizes=job.model.sizes(job.resolution),
-            opset=OPSET["onnx"],
+            opset=OPSET,
             static_batch=job.rows(component),
             metadata=metadata,
         )

@@ -16,9 +16,8 @@ from d4m_fast.engine.modules import load_module
 from d4m_fast.engine.signature import BATCH, SIGNATURES, Component
 from d4m_fast.errors import ModelError, PreflightError
 
-OPSET = {"onnx": 20, "tensorrt": 23}
-"""ONNX Runtime's CPU kernels are fastest on the decomposed graph of opset 20 (bench/opset.py). TensorRT's parser makes
-its own fused attention of opset 23's Attention."""
+OPSET = 20
+"""Attention and group normalisation as plain operators, for which ONNX Runtime's CPU provider has fast kernels."""
 EXTERNAL_BYTES = 1 << 30
 """Weights above this go to a file of their own; a protobuf cannot hold 2 GB."""
 EXAMPLE_BATCH = 3  # neither 1, which torch.export would freeze, nor the 2 of guidance

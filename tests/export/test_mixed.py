@@ -356,6 +356,22 @@ def test_source_casts_go_straight_to_each_type(tmp_path: Path) -> None:
     assert report.casts == 2
 
 
+def test_source_cast_that_nothing_reads_any_more_goes(tmp_path: Path) -> None:
+    body = "g (int64[2] x) => (float[2] y) { a = Cast <to = 1> (x) y = Exp(a) }"
+    model, _ = convert(write(tmp_path / "s.onnx", body), dict.fromkeys("ay", 1.0))
+    assert [(n.op_type, list(n.input)) for n in model.graph.node] == [
+        ("Cast", ["x"]),
+        ("Exp", ["a.fp32"]),
+        ("Cast", ["y.fp32"]),
+    ]
+
+
+def test_values_inside_may_be_beyond_fp16(tmp_path: Path) -> None:
+    model, report = convert(write(tmp_path / "s.onnx", SMALL), {**dict.fromkeys("xacy", 1.0), "b": 7e4})
+    assert [inferred(model)[name] for name in "xaby"] == [HALF, HALF, FLOAT, HALF]
+    assert report.fp32_nodes == {"b": "transcendental", "c": "activation 70,000 above the limit"}
+
+
 def test_types_that_do_not_vary_stay(converted: Converted, tmp_path: Path) -> None:
     model = onnx.load(converted.target)
     scales = [n.input[2] for n in model.graph.node if n.op_type == "Resize"]
