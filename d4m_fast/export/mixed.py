@@ -223,8 +223,8 @@ class _Plan:
             self._add(node, _schema(node, model.opset_imports))
 
     def _add(self, node: ir.Node, schema: OpSchema) -> None:
-        """A cast, and what only looks at a tensor, takes either type: it reads what is there."""
-        either = node.op_type == "Cast" or not _computes(node, _FLOAT)
+        """What only looks at a tensor, or casts it to integers, takes either type: it reads what is there."""
+        either = not _computes(node, _FLOAT)
         typed = _FLOAT if node in self.wide else _HALF
         for index, value in enumerate(node.inputs):
             admits = _is(value, _FLOAT) and _admits_half(schema, schema.inputs, index)

@@ -347,6 +347,12 @@ def test_fp32_nodes_stay_fp32_between_them(tmp_path: Path) -> None:
     assert (report.casts, report.fp16_nodes) == (2, 0)
 
 
+def test_looking_at_a_value_casts_nothing(tmp_path: Path) -> None:
+    body = "g (float[2, 2] x) => (int64[2] n, bool[2, 2] m) { a = Softmax(x) n = Shape(a) m = IsNaN(a) }"
+    model, _ = convert(write(tmp_path / "s.onnx", body), dict.fromkeys("xa", 1.0))
+    assert [n.op_type for n in model.graph.node] == ["Cast", "Softmax", "Shape", "IsNaN"]
+
+
 def test_source_casts_go_straight_to_each_type(tmp_path: Path) -> None:
     body = """g (int64[2] x) => (float[2] y, float[2] z, int64[2] n) { a = Cast <to = 1> (x)
         y = Exp(a) z = Neg(a) b = Exp(y) n = Cast <to = 7> (b) }"""
@@ -399,12 +405,21 @@ def test_external_data(converted: Converted, tmp_path: Path) -> None:
     assert np.array_equal(found, expected)
 
 
-def test_external_source_becomes_one_file_below_the_threshold(converted: Converted, tmp_path: Path) -> None:
-    ir.save(ir.load(converted.source), tmp_path / "source.onnx", external_data="weights.bin")
-    to_mixed_precision(tmp_path / "source.onnx", tmp_path / "target.onnx", converted.maxima)
+def test_external_source_becomes_one_file_below_the_threshold(tmp_path: Path) -> None:
+    """The norm's scale stays fp32 and the product's weight does not: neither refers to the source's file."""
+    body = """g (float[2, 256] x) => (float[2, 4] y) <float[256] s, float[256, 4] w>
+        { a = LayerNormalization (x, s) y = MatMul(a, w) }"""
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]> {body}')
+    weights = {"s": np.ones(256, np.float32), "w": np.ones((256, 4), np.float32)}
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
+    ir.save(ir.from_proto(model), source, external_data="weights.bin")
+    assert (tmp_path / "weights.bin").stat().st_size == 256 * 5 * 4
+    to_mixed_precision(source, target, dict.fromkeys("xay", 1.0))
     (tmp_path / "weights.bin").unlink()
-    (found,), (expected,) = (run(path, halves(converted.feed)) for path in (tmp_path / "target.onnx", converted.target))
-    assert np.array_equal(found, expected)
+    kept = {tensor.name: tensor.data_type for tensor in onnx.load(target).graph.initializer}
+    assert kept == {"s": FLOAT, "w": HALF}
 
 
 BRANCHES = """g (bool p) => (float y) { y = If (p) <
