@@ -273,7 +273,8 @@ def export(
 ) -> None:
     """Export the four networks to ONNX, compare them with PyTorch on real images, and write the certificate.
 
-    Exits non-zero when they are not near enough; the files then stay under a name that ends in .rejected.
+    Exits non-zero when they are not near enough; the files then stay under a name that ends in .rejected. What is
+    certified already is left as it is.
 
     \b
     d4m-fast export
@@ -297,19 +298,20 @@ def export(
 
 
 def _export(options: dict[str, Any], threads: int | None, cache: Path, quiet: bool) -> dict[str, Any]:
-    """Export and certify; returns the certificate and where it lies."""
+    """Export and certify what is not yet; returns the certificate and where it lies."""
     import torch
 
+    from d4m_fast.data.files import read_json
+    from d4m_fast.engine.artifacts import CERTIFICATE
+    from d4m_fast.export.export import certified, prepare_export
     from d4m_fast.export.export import export as run
-    from d4m_fast.export.export import exported, prepare_export
 
-    job = prepare_export(
-        ExportConfig(**options, threads=torch.get_num_threads() if threads is None else threads), cache
-    )
-    for _ in track("export", run(job), quiet):
-        pass
-    artifact = exported(job)
-    return {"path": str(artifact.path), **artifact.certificate}
+    config = ExportConfig(**options, threads=torch.get_num_threads() if threads is None else threads)
+    job = prepare_export(config, cache)
+    if certified(job) is None:
+        for _ in track("export", run(job), quiet):
+            pass
+    return {"path": str(job.path), **read_json(job.path / CERTIFICATE)}
 
 
 def _stop(*_: object) -> NoReturn:

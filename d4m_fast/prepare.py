@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ import torch
 
 from d4m_fast import __version__
 from d4m_fast.config import DistillConfig, Engine, as_dict, fingerprint, require
+from d4m_fast.data import files
 from d4m_fast.data.dataset import BUNDLED, open_source, subset
-from d4m_fast.data.files import read_json
 from d4m_fast.data.plan import Group, Plan, make_plan
 from d4m_fast.data.records import ClassInfo, Source, by_class
-from d4m_fast.data.run import essence
+from d4m_fast.data.run import essence, options_of
 from d4m_fast.engine.artifacts import Artifact, Key, find
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
@@ -72,7 +71,9 @@ class Job:
     @property
     def _engine(self) -> dict[str, Any]:
         """What stands in a run's and in the latents' identity for networks that are not PyTorch's."""
-        return {} if self.artifact is None else {"artifact_sha256": self.artifact.sha256}
+        if self.artifact is None:
+            return {}
+        return {"artifact_sha256": self.artifact.sha256, "run_with": dict(self.artifact.certificate["versions"])}
 
     def latents_made_by(self, plan: Plan) -> dict[str, Any]:
         """What the latents depend on; neither IPC, nor guidance, nor the run's seed."""
@@ -126,7 +127,8 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     model.latent_shape(resolution)
     require(config.steps <= model.train_timesteps, f"--steps can be at most {model.train_timesteps} with this model")
     key = Key(model.sha256, "onnx", "fp32" if dtype == torch.float32 else "fp16", resolution)
-    artifact, reason = choose_engine(config.engine, find(key, artifacts), model, device, _begun_with(run))
+    begun_with = None if run is None else options_of(run).get("engine")
+    artifact, reason = choose_engine(config.engine, find(key, artifacts), model, device, begun_with)
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),
@@ -162,7 +164,7 @@ def choose_engine(
         raise ModelError("--engine onnx: this model is not exported at this resolution; run d4m-fast export first")
     try:
         require_ort(device)
-        artifact.check(model.sha256)
+        artifact.check(model.sha256, device.type)
     except (ModelError, PreflightError, DamageError) as error:
         if automatic:
             return None, f"torch; the ONNX export cannot be used ({error})"
@@ -171,15 +173,6 @@ def choose_engine(
     if automatic and artifact.speed < 1:
         return None, f"torch; ONNX Runtime had {faster}"
     return artifact, f"onnx, certified; {faster}"
-
-
-def _begun_with(run: Path | None) -> Engine | None:
-    file = None if run is None else run / "config.json"
-    if file is None or not os.path.isfile(file):  # unlike Path.is_file, says no to a name that is too long
-        return None
-    options = read_json(file).get("options", {})
-    engine: Engine | None = options.get("engine")
-    return engine
 
 
 def _absolute(name: str) -> str:
@@ -206,20 +199,7 @@ def require_disk(job: Job, run: Path, artifacts: Path) -> None:
     images = len(job.source.classes) * job.config.ipc * (3 * job.image_size**2 + 4 * channels * height * width)
     places = ((job.latents_path(artifacts, job.plan), latents, "latents"), (run / "images", images, "images"))
     for path, wanted, what in places:
-        free = shutil.disk_usage(_existing(path)).free + _allocated(path)
-        if free < wanted:
-            raise PreflightError(
-                f"{path}: {what} need up to {wanted:,} bytes, {free:,} are free; free some or choose another place"
-            )
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
-
-
-def _allocated(path: Path) -> int:
-    """Bytes that an earlier run of the same command has taken up already."""
-    return sum(512 * file.lstat().st_blocks for file in path.rglob("*")) if os.path.isdir(path) else 0
+        files.require_room(path, wanted, what)
 
 
 def default_artifacts() -> Path:

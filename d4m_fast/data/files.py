@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,21 @@ def make_directory(path: Path) -> Path:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "", str(path))
     return path
+
+
+def require_room(path: Path, wanted: int, what: str) -> None:
+    """Refuse what cannot fit; bytes that an earlier run of the same command has taken up count as free.
+
+    Raises:
+        PreflightError: the file system of `path` has too little room.
+    """
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
+    taken = sum(512 * file.lstat().st_blocks for file in path.rglob("*")) if os.path.isdir(path) else 0
+    free = shutil.disk_usage(existing).free + taken
+    if free < wanted:
+        raise PreflightError(
+            f"{path}: {what} need up to {wanted:,} bytes, {free:,} are free; free some or choose another place"
+        )
 
 
 def sweep(path: Path) -> None:

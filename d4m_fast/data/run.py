@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -193,8 +194,14 @@ def essence(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {name: essence(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
+def options_of(run: Path) -> dict[str, Any]:
+    """The options a run was begun with; none if the directory is not a run of ours, or not there."""
+    config = run / "config.json"
+    found = files.read_json(config) if os.path.isfile(config) else {}  # Path.is_file fails at a name too long
+    options = found.get("options") if isinstance(found, dict) else None
+    return options if isinstance(options, dict) else {}
+
+
 def source_of(run: Path) -> str | None:
     """What a run was made from, as given to `--data`; None if the directory is not a run of ours."""
-    config = run / "config.json"
-    found = files.read_json(config) if config.is_file() else {}
-    return found["options"].get("data") if isinstance(found, dict) and "options" in found else None
+    return options_of(run).get("data")

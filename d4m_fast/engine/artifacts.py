@@ -76,11 +76,11 @@ class Artifact:
         rows: int | None = self.certificate["components"][component]["static_rows"]
         return rows
 
-    def check(self, model_sha256: str) -> None:
+    def check(self, model_sha256: str, device: str) -> None:
         """Refuse to run anything but what was certified, under the versions it was certified with.
 
         Raises:
-            ModelError: rejected, unverified, of another model or of other versions.
+            ModelError: rejected, unverified, of another model, other versions or another kind of device.
             DamageError: a file's bytes changed.
         """
         found, again = self.certificate, "run d4m-fast export again"
@@ -88,6 +88,8 @@ class Artifact:
             raise ModelError(f"{self.path}: {self.status}, so it is not run; {'; '.join(found['reasons'])}; {again}")
         if found["model_sha256"] != model_sha256:
             raise ModelError(f"{self.path}: made from another model; {again}")
+        if found["device"] != device:
+            raise ModelError(f"{self.path}: certified on a {found['device']}, this is a {device}; use --engine torch")
         now = versions(*found["versions"])
         for name, version in found["versions"].items():
             if now[name] != version:

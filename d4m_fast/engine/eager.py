@@ -14,9 +14,7 @@ from d4m_fast.engine.signature import SIGNATURES, Component
 
 
 class EagerRuntime:
-    """One network in inference mode, any batch."""
-
-    max_batch = None
+    """One network in inference mode."""
 
     def __init__(self, module: torch.nn.Module, component: Component, device: torch.device, dtype: torch.dtype) -> None:
         self._module = module

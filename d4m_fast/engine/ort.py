@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from d4m_fast.engine.runtime import Batched, Runtime, Tensors, place
+from d4m_fast.engine.runtime import FixedBatch, Runtime, Tensors, place
 from d4m_fast.engine.signature import SIGNATURES, Component
 from d4m_fast.errors import ModelError, PreflightError
 
@@ -19,60 +19,31 @@ INSTALL_GPU = "pip install 'd4m-fast[gpu]'"
 
 
 class OrtRuntime:
-    """A session whose inputs and outputs are torch's own memory, bound by address.
+    """A session whose inputs and outputs are torch's own memory, bound by address; outputs belong to the caller."""
 
-    Outputs belong to the caller, whom no later call can touch. With `graph`, calls of one batch size replay a CUDA
-    graph through buffers that stay where they are; this costs a copy in and a copy out.
-    """
-
-    max_batch = None
-
-    def __init__(
-        self, session: Any, component: Component, sizes: Mapping[str, int], device: torch.device, *, graph: bool = False
-    ) -> None:
+    def __init__(self, session: Any, component: Component, sizes: Mapping[str, int], device: torch.device) -> None:
         self._session = session
         self._signature = SIGNATURES[component]
         self._sizes = sizes
-        self._graph = graph
-        self._held: dict[int, tuple[Tensors, Tensors]] = {}
         self.device = device
         self.dtype = _dtype_of(session, component)
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
         placed = place(inputs, self._signature, self.device, self.dtype)
-        rows = self._signature.rows(placed)
-        if not self._graph:
-            outputs = self._empty(rows)
-            self._run({name: x.contiguous() for name, x in placed.items()}, outputs, -1)
-            return outputs
-        if rows not in self._held:
-            self._held[rows] = (
-                {name: torch.empty_like(x).contiguous() for name, x in placed.items()},
-                self._empty(rows),
-            )
-        held, outputs = self._held[rows]
-        for name, x in placed.items():
-            held[name].copy_(x)
-        self._run(held, outputs, rows)
-        return {name: x.clone() for name, x in outputs.items()}
+        contiguous = {name: x.contiguous() for name, x in placed.items()}
+        outputs = self._empty(self._signature.rows(placed))
+        binding = self._session.io_binding()
+        for bind, tensors in ((binding.bind_input, contiguous), (binding.bind_output, outputs)):
+            for name, x in tensors.items():
+                bind(name, self.device.type, _index(self.device), _element(x), list(x.shape), x.data_ptr())
+        if self.device.type != "cpu":
+            torch.cuda.current_stream(self.device).synchronize()
+        self._session.run_with_iobinding(binding)
+        return outputs
 
     def _empty(self, rows: int) -> Tensors:
         shapes = {name: self._signature.shape(name, self._sizes, rows) for name in self._signature.outputs}
         return {name: torch.empty(shape, dtype=self.dtype, device=self.device) for name, shape in shapes.items()}
-
-    def _run(self, inputs: Tensors, outputs: Tensors, graph_id: int) -> None:
-        import onnxruntime
-
-        binding = self._session.io_binding()
-        for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-            for name, x in tensors.items():
-                bind(name, self.device.type, _index(self.device), _element(x), list(x.shape), x.data_ptr())
-        options = onnxruntime.RunOptions()
-        if self._graph:
-            options.add_run_config_entry("gpu_graph_id", str(graph_id))
-        if self.device.type != "cpu":
-            torch.cuda.current_stream(self.device).synchronize()
-        self._session.run_with_iobinding(binding, options)
 
 
 def open_ort(
@@ -83,24 +54,22 @@ def open_ort(
     *,
     threads: int,
     static_batch: int | None = None,
-    graph: bool = False,
 ) -> Runtime:
     """Open an exported ONNX file; `sizes` are the axes' lengths (`Model.sizes`).
 
     Args:
         static_batch: rows the file was exported for, when it takes no others; other batches are cut and padded.
-        graph: capture a CUDA graph per batch size, on GPUs.
 
     Raises:
         PreflightError: ONNX Runtime is not installed, or has no provider for the device.
         ModelError: the file cannot be opened, or its tensors are not those of the component.
     """
-    session = _session(path, device, threads, graph=graph and device.type != "cpu", spin=component in SPINNING)
+    session = _session(path, device, threads, spin=component in SPINNING)
     _check(session, component, path)
-    runtime = OrtRuntime(session, component, sizes, device, graph=graph and device.type != "cpu")
+    runtime = OrtRuntime(session, component, sizes, device)
     if static_batch is None:
         return runtime
-    return Batched(runtime, SIGNATURES[component], static_batch, exact=True)
+    return FixedBatch(runtime, SIGNATURES[component], static_batch)
 
 
 def provider_of(device: torch.device) -> str:
@@ -126,7 +95,7 @@ def require_ort(device: torch.device) -> Any:
     return onnxruntime
 
 
-def _session(path: Path, device: torch.device, threads: int, *, graph: bool, spin: bool) -> Any:
+def _session(path: Path, device: torch.device, threads: int, *, spin: bool) -> Any:
     ort = require_ort(device)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -137,7 +106,7 @@ def _session(path: Path, device: torch.device, threads: int, *, graph: bool, spi
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     wanted = provider_of(device)
     try:
-        session = ort.InferenceSession(str(path), options, providers=[(wanted, _provider_options(device, graph))])
+        session = ort.InferenceSession(str(path), options, providers=[(wanted, _provider_options(device))])
     except _errors() as error:
         raise ModelError(f"{path}: ONNX Runtime cannot open it ({str(error).splitlines()[0]})") from error
     if session.get_providers()[0] != wanted:
@@ -153,14 +122,13 @@ def _errors() -> tuple[type[Exception], ...]:
     return (RuntimeError, *(getattr(state, name) for name in names), state.RuntimeException)
 
 
-def _provider_options(device: torch.device, graph: bool) -> dict[str, str]:
+def _provider_options(device: torch.device) -> dict[str, str]:
     if device.type == "cpu":
         return {}
     return {
         "device_id": str(_index(device)),
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "use_tf32": "0",
-        "enable_cuda_graph": str(int(graph)),
     }
 
 

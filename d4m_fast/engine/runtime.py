@@ -18,7 +18,6 @@ class Runtime(Protocol):
     """One network, opened and ready.
 
     Names and axes are those of `signature.SIGNATURES`. Tensors live on `device`; floating-point ones have `dtype`.
-    `max_batch` is the most rows a call may have; None is any number.
     """
 
     @property
@@ -27,44 +26,32 @@ class Runtime(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    @property
-    def max_batch(self) -> int | None: ...
-
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors: ...
 
 
-class Batched:
-    """A runtime that takes any batch, from one that takes at most, or exactly, so many rows.
+class FixedBatch:
+    """A runtime that takes any batch, from one that takes exactly `rows` of them.
 
-    The rows are computed in pieces of at most `limit`; with `exact`, short pieces are padded with their last row, and
-    what is computed for the padding is dropped.
+    A batch is computed in pieces; the last is padded with its last row, and what is computed for the padding dropped.
     """
 
-    max_batch = None
-
-    def __init__(self, runtime: Runtime, signature: Signature, limit: int, *, exact: bool = False) -> None:
+    def __init__(self, runtime: Runtime, signature: Signature, rows: int) -> None:
         self._runtime = runtime
         self._signature = signature
-        self._limit = limit
-        self._exact = exact
+        self._rows = rows
         self.device = runtime.device
         self.dtype = runtime.dtype
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
-        rows = self._signature.rows(inputs)
-        pieces = [self._piece(inputs, i, min(i + self._limit, rows)) for i in range(0, rows, self._limit)]
+        pieces = [self._piece(inputs, start) for start in range(0, self._signature.rows(inputs), self._rows)]
         return {name: torch.cat([piece[name] for piece in pieces]) for name in self._signature.outputs}
 
-    def _piece(self, inputs: Mapping[str, torch.Tensor], start: int, end: int) -> Tensors:
+    def _piece(self, inputs: Mapping[str, torch.Tensor], start: int) -> Tensors:
+        total = self._signature.rows(inputs)
+        rows = torch.arange(start, start + self._rows).clamp(max=total - 1)
         batched = self._signature.batched
-        piece = {name: x[start:end] if name in batched else x for name, x in inputs.items()}
-        missing = self._limit - (end - start) if self._exact else 0
-        if missing:
-            padded = {
-                name: torch.cat([piece[name], piece[name][-1:].repeat_interleave(missing, 0)]) for name in batched
-            }
-            piece |= padded
-        return {name: x[: end - start] for name, x in self._runtime(piece).items()}
+        piece = {name: x[rows.to(x.device)] if name in batched else x for name, x in inputs.items()}
+        return {name: x[: total - start] for name, x in self._runtime(piece).items()}
 
 
 def place(

@@ -28,7 +28,7 @@ from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.signature import COMPONENTS, Component
-from d4m_fast.errors import ModelError, PreflightError
+from d4m_fast.errors import DamageError, ModelError
 from d4m_fast.export import parity
 from d4m_fast.export.probe import Probe, final_images, probe
 from d4m_fast.export.to_onnx import OPSET, OnnxReport, export_onnx, require_onnx
@@ -81,7 +81,8 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     schedule = open_schedule(model.path, STEPS, STRENGTH)
     key = Key(model.sha256, "onnx", "fp32", resolution, config.static_batch)
     job = ExportJob(config, model, open_source(config.data), schedule, key, artifacts)
-    _require_disk(model, files.make_directory(job.path))
+    weights = sum(file.stat().st_size for file in model.path.rglob("*.safetensors"))
+    files.require_room(job.path, 2 * weights, "exports")  # fp32 from weights that may be stored in half precision
     return job
 
 
@@ -95,7 +96,7 @@ def export(job: ExportJob) -> Stream[str]:
 
 
 def _export(job: ExportJob) -> Iterator[str]:
-    with files.locked(job.path):
+    with files.locked(files.make_directory(job.path)):
         (job.path / CERTIFICATE).unlink(missing_ok=True)
         torch.set_num_threads(job.config.threads)
         reference = open_networks(job.model.path, CPU, torch.float32)
@@ -149,6 +150,8 @@ def _versions() -> dict[str, str]:
 
 def _certificate(job: ExportJob, reports: dict[Component, OnnxReport]) -> dict[str, Any]:
     names = sorted(file.name for file in job.path.glob("*.onnx*"))
+    for name in names:
+        files.sync_file(job.path / name)
     return {
         "status": "unverified",
         "reasons": [],
@@ -165,7 +168,6 @@ def _certificate(job: ExportJob, reports: dict[Component, OnnxReport]) -> dict[s
         "components": {
             component: {
                 "opset": report.opset,
-                "elements_per_row": report.elements,
                 "operators": report.operators,
                 "static_rows": job.rows(component),
             }
@@ -229,16 +231,12 @@ def _reject(path: Path) -> Path:
     return rejected
 
 
-def _require_disk(model: Model, path: Path) -> None:
-    weights = sum(file.stat().st_size for file in model.path.rglob("*.safetensors"))
-    wanted, free = 2 * weights, shutil.disk_usage(path).free  # fp32 from weights that may be stored in half precision
-    if free < wanted:
-        raise PreflightError(f"{path}: export needs up to {wanted:,} bytes, {free:,} are free; free some")
-
-
-def exported(job: ExportJob) -> Artifact:
-    """The set that `export` has just written."""
-    artifact = find(job.key, job.artifacts)
-    if artifact is None:
-        raise ModelError(f"{job.path}: no certificate; run d4m-fast export again")
+def certified(job: ExportJob) -> Artifact | None:
+    """The set for this request, if it is there and may be run as it is; None if it must be exported (again)."""
+    try:
+        artifact = find(job.key, job.artifacts)
+        if artifact is not None:
+            artifact.check(job.model.sha256, CPU.type)
+    except (ModelError, DamageError):
+        return None
     return artifact

@@ -46,7 +46,7 @@ class Recorder:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.calls: list[Tensors] = []
-        self.device, self.dtype, self.max_batch = runtime.device, runtime.dtype, runtime.max_batch
+        self.device, self.dtype = runtime.device, runtime.dtype
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
         self.calls.append(dict(inputs))
@@ -126,10 +126,12 @@ def _prototypes(source: Source, networks: Networks, resolution: int, count: int)
 
 
 def _cluster(info: ClassInfo, few: Few, networks: Networks, resolution: int, k: int) -> Prototypes:
-    batches = encode(few, networks.vae_encoder, resolution=resolution, latent="mean", batch=len(few.items))
-    latents = np.concatenate([batch.latents for batch in batches]) if few.items else np.empty((0, 1))
-    if len(latents) < k:
-        raise DataError(f"class {info.folder}: {len(latents)} usable images, {k} are needed to compare engines on")
+    batch = max(1, len(few.items))
+    batches = list(encode(few, networks.vae_encoder, resolution=resolution, latent="mean", batch=batch))
+    origins = [item.origin for encoded in batches for item in encoded.items]
+    if len(origins) < k:
+        raise DataError(f"class {info.folder}: {len(origins)} usable images, {k} are needed to compare engines on")
+    latents = np.concatenate([encoded.latents for encoded in batches])
     (result,) = kmeans([latents.reshape(len(latents), -1)], k, ids=[info.id])
     centroids = result.centroids.reshape(k, *latents.shape[1:])
-    return Prototypes(info, centroids, result.sizes, np.zeros(k), tuple(few.items[i].origin for i in result.medoids))
+    return Prototypes(info, centroids, result.sizes, np.zeros(k), tuple(origins[i] for i in result.medoids))

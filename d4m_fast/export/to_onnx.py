@@ -28,12 +28,10 @@ class OnnxReport:
     """What was written.
 
     Attributes:
-        elements: most elements per row of any tensor between two layers, by shape inference.
         operators: how many nodes of each kind.
     """
 
     opset: int
-    elements: int
     operators: dict[str, int]
 
 
@@ -66,7 +64,7 @@ def export_onnx(
     program.model.metadata_props.update(metadata)
     _check(graph, component, sizes, static_batch, path)
     _save(program.model, path)
-    return OnnxReport(opset, _largest(graph), _operators(graph))
+    return OnnxReport(opset, _operators(graph))
 
 
 def require_onnx() -> None:
@@ -76,13 +74,12 @@ def require_onnx() -> None:
         PreflightError: names the extra that has them.
     """
     try:
-        import onnx
+        import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise PreflightError(
             "export needs onnx and onnxscript: pip install 'd4m-fast[cpu]', or 'd4m-fast[gpu]' beside an NVIDIA GPU"
         ) from error
-    del onnx
 
 
 def _trace(
@@ -138,17 +135,6 @@ def _save(model: Any, path: Path) -> None:
     external = f"{path.name}.data" if weights > EXTERNAL_BYTES else None
     path.with_name(f"{path.name}.data").unlink(missing_ok=True)
     onnx_ir.save(model, path, external_data=external)
-
-
-def _largest(graph: Any) -> int:
-    """Most elements per row over all values whose shape is known."""
-    found = [1]
-    for node in graph:
-        for value in node.outputs:
-            if value.shape is not None:
-                lengths = [length for length in value.shape if isinstance(length, int)]
-                found.append(int(torch.Size(lengths).numel()))
-    return max(found)
 
 
 def _operators(graph: Any) -> dict[str, int]:

@@ -17,9 +17,14 @@ import torch
 from driving import CLASSES, Finished, Ran, refused, run_cli, write_photos
 from PIL import Image
 
+from d4m_fast.config import ExportConfig
+from d4m_fast.engine.artifacts import catalogue
 from d4m_fast.engine.model import open_model
+from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
+from d4m_fast.errors import ModelError
 from d4m_fast.export import parity
+from d4m_fast.export.export import certified, prepare_export
 from d4m_fast.export.to_onnx import export_onnx
 
 Change = Callable[[Callable[[dict[str, Any]], object]], None]
@@ -174,6 +179,32 @@ def test_what_the_certificate_does_not_cover_is_refused(
     refused(distill("--engine", "onnx"), 1, said, "d4m-fast export again")
 
 
+def test_another_device_is_refused(artifacts: Path, tiny_model: Path) -> None:
+    (found,) = catalogue(artifacts)
+    with pytest.raises(ModelError, match="certified on a cpu, this is a cuda"):
+        found.check(open_model(str(tiny_model)).sha256, "cuda")
+
+
+def test_a_certified_set_is_left_alone_and_a_damaged_one_is_not(artifacts: Path, tiny_model: Path, many: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in artifacts.rglob("*.onnx")}
+    args = ("--model", tiny_model, "--data", many, "--artifacts", artifacts, "--threads", 1)
+    ran = run_cli("export", *args)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("certified")
+    assert {file: file.stat().st_mtime_ns for file in artifacts.rglob("*.onnx")} == before
+    job = prepare_export(ExportConfig(str(tiny_model), str(many)), artifacts)
+    assert certified(job) is not None
+    job.path.joinpath("unet.onnx").write_bytes(b"")
+    assert certified(job) is None
+
+
+def test_a_class_without_images(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "photos" / "empty").mkdir(parents=True)
+    write_photos(tmp_path / "photos", ("full",), 40)
+    ran = run_cli("export", "--model", tiny_model, "--data", tmp_path / "photos", "--artifacts", tmp_path / "art")
+    refused(ran, 1, "empty")
+
+
 def test_something_else_in_place_of_a_certificate(artifacts: Path, distill: Callable[..., Ran]) -> None:
     (file,) = artifacts.rglob("certificate.json")
     file.write_text("{}")
@@ -227,9 +258,6 @@ def test_too_few_images_to_compare_on(tmp_path: Path, tiny_model: Path, photos: 
 
 
 def test_a_file_that_is_no_model(tmp_path: Path, tiny_model: Path) -> None:
-    from d4m_fast.engine.ort import open_ort
-    from d4m_fast.errors import ModelError
-
     (tmp_path / "unet.onnx").write_bytes(b"nothing")
     sizes = open_model(str(tiny_model)).sizes(16)
     with pytest.raises(ModelError, match="cannot open it"):
@@ -237,9 +265,6 @@ def test_a_file_that_is_no_model(tmp_path: Path, tiny_model: Path) -> None:
 
 
 def test_a_file_of_another_component(exported: Path, tiny_model: Path) -> None:
-    from d4m_fast.engine.ort import open_ort
-    from d4m_fast.errors import ModelError
-
     (file,) = exported.rglob("vae_decoder.onnx")
     sizes = open_model(str(tiny_model)).sizes(16)
     with pytest.raises(ModelError, match="not a unet's"):

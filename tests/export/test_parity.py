@@ -11,7 +11,7 @@ import torch
 
 from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.model import open_model
-from d4m_fast.engine.runtime import Batched, Runtime, Tensors
+from d4m_fast.engine.runtime import FixedBatch, Runtime, Tensors
 from d4m_fast.engine.signature import SIGNATURES
 from d4m_fast.export.parity import IDENTICAL_PSNR, compare, psnr, verdict
 
@@ -21,8 +21,6 @@ IMAGES = np.full((2, 4, 4, 3), 128, np.uint8)
 
 class Faulty:
     """A runtime with something wrong; `fault` sees this call's inputs and the last call's outputs."""
-
-    max_batch = None
 
     def __init__(self, runtime: Runtime, fault: Fault) -> None:
         self._runtime, self._fault = runtime, fault
@@ -112,8 +110,7 @@ def test_psnr_is_scikit_images_definition() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 4, 5, 8])
-@pytest.mark.parametrize("exact", [False, True])
-def test_batches_are_cut_and_padded(unet: Runtime, tiny_model: Path, rows: int, exact: bool) -> None:
+def test_batches_are_cut_and_padded(unet: Runtime, tiny_model: Path, rows: int) -> None:
     seen: list[int] = []
 
     def watch(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
@@ -122,6 +119,6 @@ def test_batches_are_cut_and_padded(unet: Runtime, tiny_model: Path, rows: int, 
 
     call = calls(tiny_model)[0]
     wanted = {name: x.repeat(2, *[1] * (x.ndim - 1))[:rows] if x.ndim else x for name, x in call.items()}
-    batched = Batched(Faulty(unet, watch), SIGNATURES["unet"], 4, exact=exact)
+    batched = FixedBatch(Faulty(unet, watch), SIGNATURES["unet"], 4)
     torch.testing.assert_close(batched(wanted), unet(wanted), atol=1e-6, rtol=1e-5)
-    assert set(seen) == ({4} if exact else {min(4, rows), rows % 4} - {0})
+    assert set(seen) == {4}
