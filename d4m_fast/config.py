@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,11 +19,11 @@ PrototypeKind = Literal["mean", "medoid"]
 LatentKind = Literal["sample", "mean"]
 Engine = Literal["auto", "torch", "onnx", "tensorrt"]
 Precision = Literal["auto", "fp32", "fp16"]
+FloatType = Literal["fp32", "fp16"]
 
 NOT_YET = {
     "gram": "--kmeans direct",
     "minibatch": "--kmeans direct",
-    "tensorrt": "--engine torch",
 }
 
 
@@ -81,8 +82,7 @@ class DistillConfig:
             f"--steps {self.steps} at --strength {self.strength} is no step at all",
         )
         require(0 <= self.max_bad_fraction < 1, f"--max-bad-fraction must be in [0, 1), not {self.max_bad_fraction}")
-        for name in (self.kmeans, self.engine):
-            require(name not in NOT_YET, f"'{name}' is not available yet; use {NOT_YET.get(name)}")
+        require(self.kmeans not in NOT_YET, f"'{self.kmeans}' is not available yet; use {NOT_YET.get(self.kmeans)}")
 
 
 @dataclass(frozen=True)
@@ -90,22 +90,39 @@ class ExportConfig:
     """Options of `d4m-fast export`.
 
     Attributes:
-        model, resolution: as in `DistillConfig`.
+        model, resolution, device: as in `DistillConfig`.
         data: real images whose prototypes PyTorch and the export are compared on.
+        target: compute capabilities to build TensorRT engines for ahead of time, "sm80,sm89"; None is the GPU here.
         static_batch: images per call the networks are fixed to; None leaves the batch free.
+        max_batch: images per call of the largest profile of an engine.
+        level: of TensorRT's builder, 0 (quick to build) to 5.
         threads: of the comparison and of the timing, CPU.
     """
 
     model: str = "bundled"
     data: str = "bundled"
+    engine: Literal["onnx", "tensorrt"] = "onnx"
+    precision: FloatType = "fp32"
+    target: str | None = None
     resolution: int | None = None
     static_batch: int | None = None
+    max_batch: int = 50
+    level: int = 3
+    device: str = "auto"
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("resolution", "static_batch", "threads"):
+        for name in ("resolution", "static_batch", "max_batch", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        require(0 <= self.level <= 5, f"--level must be 0 to 5, not {self.level}")
+        require(self.target is None or self.engine == "tensorrt", "--target is for --engine tensorrt")
+        for target in self.targets:
+            require(re.fullmatch(r"sm\d{2,3}", target) is not None, f"--target {target}: not of the form sm89")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return () if self.target is None else tuple(sorted(set(self.target.lower().split(","))))
 
 
 def require(condition: bool, message: str) -> None:

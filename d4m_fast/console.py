@@ -57,6 +57,19 @@ def _lines(label: str, items: Sized[T]) -> Iterator[T]:
             said = time.monotonic()
 
 
+def now_and_then(quiet: bool) -> Callable[[str], None]:
+    """A listener that shows, on stderr, one line of what it is told every ten seconds."""
+    said = time.monotonic()
+
+    def listen(line: str) -> None:
+        nonlocal said
+        if not quiet and time.monotonic() - said > LINE_SECONDS:
+            click.echo(line, err=True)
+            said = time.monotonic()
+
+    return listen
+
+
 def say_result(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
     click.echo(json.dumps(result, ensure_ascii=False) if as_json else text())
 
@@ -77,12 +90,15 @@ def exported_text(certificate: dict[str, Any]) -> str:
     parts = certificate["components"].items()
     worst = {name: max(p["relative_l2"] for p in part["parity"]) for name, part in parts}
     images, speed = certificate["images"], certificate["speed"]
-    return "\n".join(
-        [
-            f"{certificate['status']}: {certificate['path']}",
-            "largest relative L2 from fp32 PyTorch: " + ", ".join(f"{n} {x:.1e}" for n, x in worst.items()),
-            f"worst of {images['count']} images: {images['psnr_worst']:.1f} dB",
+    lines = [
+        f"{certificate['status']}: {certificate['path']}",
+        f"compared: {certificate['compared']}",
+        "largest relative L2 from fp32 PyTorch: " + ", ".join(f"{n} {x:.1e}" for n, x in worst.items()),
+        f"worst of {images['count']} images: {images['psnr_worst']:.1f} dB",
+    ]
+    if speed is not None:
+        lines.append(
             f"{speed['ratio']:.2f} times PyTorch's images per second at batch {speed['batch']},"
-            f" {speed['threads']} threads",
-        ]
-    )
+            f" {speed['threads']} threads"
+        )
+    return "\n".join([*lines, *certificate["unverified"]])

@@ -13,18 +13,20 @@ from typing import Any
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.config import DistillConfig, Engine, as_dict, fingerprint, require
+from d4m_fast.config import DistillConfig, Engine, FloatType, as_dict, fingerprint, require
 from d4m_fast.data import files
 from d4m_fast.data.dataset import BUNDLED, open_source, subset
 from d4m_fast.data.plan import Group, Plan, make_plan
 from d4m_fast.data.records import ClassInfo, Source, by_class
 from d4m_fast.data.run import essence, options_of
-from d4m_fast.engine.artifacts import Artifact, Key, find
+from d4m_fast.engine.artifacts import Artifact, exports_of
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
 from d4m_fast.engine.ort import require_ort
-from d4m_fast.engine.runtime import resolve_device, resolve_precision
-from d4m_fast.errors import DamageError, DataError, ModelError, PreflightError
+from d4m_fast.engine.runtime import device_name, resolve_device, resolve_precision
+from d4m_fast.engine.trt import require_gpu
+from d4m_fast.engine.trt_api import load_trt
+from d4m_fast.errors import D4MError, DamageError, DataError, ModelError, PreflightError
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
@@ -126,17 +128,19 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     image_size = resolution if config.image_size is None else config.image_size
     model.latent_shape(resolution)
     require(config.steps <= model.train_timesteps, f"--steps can be at most {model.train_timesteps} with this model")
-    key = Key(model.sha256, "onnx", "fp32" if dtype == torch.float32 else "fp16", resolution)
+    precision: FloatType = "fp32" if dtype == torch.float32 else "fp16"
     begun_with = None if run is None else options_of(run).get("engine")
-    artifact, reason = choose_engine(config.engine, find(key, artifacts), model, device, begun_with)
+    artifact, reason = choose_engine(
+        config.engine, exports_of(model.sha256, precision, resolution, artifacts), model, device, begun_with
+    )
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),
         model=_absolute(config.model),
         kmeans="direct",
-        engine="torch" if artifact is None else "onnx",
+        engine="torch" if artifact is None else artifact.engine,
         device=str(device),
-        precision="fp32" if dtype == torch.float32 else "fp16",
+        precision=precision,
         resolution=resolution,
         image_size=image_size,
     )
@@ -146,33 +150,52 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
 
 
 def choose_engine(
-    wanted: Engine, artifact: Artifact | None, model: Model, device: torch.device, begun_with: Engine | None
+    wanted: Engine, sets: Sequence[Artifact], model: Model, device: torch.device, begun_with: Engine | None
 ) -> tuple[Artifact | None, str]:
     """The exported networks to run on, None for PyTorch, and why, for the log.
 
-    "auto" keeps the engine of a run that was begun; else it takes ONNX Runtime where a certified export is there and
-    was the faster one when it was made.
+    "auto" keeps the engine of a run that was begun; else it takes the certified export that was the fastest when it
+    was made, if that was faster than PyTorch.
 
     Raises:
-        D4MError: ONNX Runtime was asked for, or the run was begun with it, and it cannot be used.
+        D4MError: an engine was asked for by name, or the run was begun with it, and it cannot be used.
     """
     automatic = wanted == "auto" and begun_with is None
     engine = begun_with if wanted == "auto" and begun_with is not None else wanted
-    if engine == "torch" or (automatic and artifact is None):
+    sets = [a for a in sets if engine in ("auto", a.engine)]
+    if engine == "torch" or (automatic and not sets):
         return None, "torch"
-    if artifact is None:
-        raise ModelError("--engine onnx: this model is not exported at this resolution; run d4m-fast export first")
-    try:
-        require_ort(device)
-        artifact.check(model.sha256, device.type)
-    except (ModelError, PreflightError, DamageError) as error:
-        if automatic:
-            return None, f"torch; the ONNX export cannot be used ({error})"
-        raise
-    faster = f"{artifact.speed:.2f} times PyTorch's images per second when it was exported"
-    if automatic and artifact.speed < 1:
-        return None, f"torch; ONNX Runtime had {faster}"
-    return artifact, f"onnx, certified; {faster}"
+    if engine == "tensorrt":
+        require_gpu(device)
+    if not sets:
+        raise ModelError(f"--engine {engine}: this model is not exported at this resolution; run d4m-fast export first")
+    ranked = sorted(sets, key=lambda a: -1.0 if a.speed is None else -a.speed)
+    usable, refusals = _usable(ranked, model, device)
+    if not usable and not automatic:
+        raise refusals[0]
+    if not usable:
+        return None, f"torch; the {ranked[0].engine} export cannot be used ({refusals[0]})"
+    faster = f"{usable[0].speed:.2f} times PyTorch's images per second when it was exported"
+    if automatic and usable[0].speed is not None and usable[0].speed < 1:
+        return None, f"torch; {usable[0].engine} had {faster}"
+    return usable[0], f"{usable[0].engine}, certified; {faster}"
+
+
+def _usable(sets: Sequence[Artifact], model: Model, device: torch.device) -> tuple[list[Artifact], list[D4MError]]:
+    """The sets that may be run here, and why the others may not."""
+    usable, refusals = list[Artifact](), list[D4MError]()
+    for artifact in sets:
+        try:
+            if artifact.engine == "onnx":
+                require_ort(device)
+            else:
+                require_gpu(device)
+                load_trt(artifact.certificate["library"])
+            artifact.check(model.sha256, device_name(device))
+            usable.append(artifact)
+        except (ModelError, PreflightError, DamageError) as error:
+            refusals.append(error)
+    return usable, refusals
 
 
 def _absolute(name: str) -> str:

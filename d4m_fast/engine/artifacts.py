@@ -1,7 +1,8 @@
 """Exported networks on disk, each set with the certificate that says what it is and how near it is to PyTorch.
 
-<artifacts>/engines/<model hash>/<engine>-<precision>-<resolution>[-batch<N>]/
+<artifacts>/engines/<model hash>/<engine>-<precision>-<resolution>[-batch<N>][-<compute capabilities>]/
     text_encoder.onnx  vae_encoder.onnx  unet.onnx  vae_decoder.onnx   and .data beside those that are large
+    text_encoder.engine  ...                                           TensorRT's, and .engine.log of their builds
     certificate.json                                                   written last
 
 A set that failed its own check lies beside it under the same name with `.rejected` at the end.
@@ -23,24 +24,37 @@ from d4m_fast.errors import DamageError, ModelError
 
 CERTIFICATE = "certificate.json"
 REJECTED = ".rejected"
+_FIELDS = {
+    *("status", "reasons", "unverified", "files", "versions", "speed", "device"),
+    *("model_sha256", "engine", "precision", "resolution", "static_batch", "targets"),
+}
+ELEMENTS = 2**31 - 1
 Status = Literal["certified", "rejected", "unverified"]
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a set of exported networks is for; `static_batch` is in images, None for any number."""
+    """What a set of exported networks is for.
+
+    Attributes:
+        static_batch: in images, None for any number.
+        targets: compute capabilities ("sm89") of TensorRT engines.
+    """
 
     model_sha256: str
     engine: str
     precision: str
     resolution: int
     static_batch: int | None = None
+    targets: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        batch = () if self.static_batch is None else (f"batch{self.static_batch}",)
+        return "-".join((self.engine, self.precision, str(self.resolution), *batch, *self.targets))
 
     def path(self, artifacts: Path) -> Path:
-        batch = "" if self.static_batch is None else f"-batch{self.static_batch}"
-        return (
-            artifacts / "engines" / self.model_sha256[:16] / f"{self.engine}-{self.precision}-{self.resolution}{batch}"
-        )
+        return artifacts / "engines" / self.model_sha256[:16] / self.folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +70,22 @@ class Artifact:
         return status
 
     @property
-    def speed(self) -> float:
-        """Images per second over PyTorch's, measured when it was exported."""
-        return float(self.certificate["speed"]["ratio"])
+    def engine(self) -> Literal["onnx", "tensorrt"]:
+        engine: Literal["onnx", "tensorrt"] = self.certificate["engine"]
+        return engine
+
+    @property
+    def key(self) -> Key:
+        c = self.certificate
+        return Key(
+            c["model_sha256"], c["engine"], c["precision"], c["resolution"], c["static_batch"], tuple(c["targets"])
+        )
+
+    @property
+    def speed(self) -> float | None:
+        """Images per second over PyTorch's, measured when it was exported; None where it could not run."""
+        speed: float | None = None if self.certificate["speed"] is None else self.certificate["speed"]["ratio"]
+        return speed
 
     @property
     def sha256(self) -> str:
@@ -69,7 +96,15 @@ class Artifact:
         return sum(entry["bytes"] for entry in self.certificate["files"].values())
 
     def file(self, component: Component) -> Path:
+        """What its engine opens."""
+        return self.path / f"{component}.{'onnx' if self.engine == 'onnx' else 'engine'}"
+
+    def onnx(self, component: Component) -> Path:
         return self.path / f"{component}.onnx"
+
+    def most_rows(self, component: Component) -> int:
+        """Rows of one call, so that no activation has 2^31 elements: kernels count them in 32 bits."""
+        return max(1, ELEMENTS // int(self.certificate["components"][component]["elements_per_row"]))
 
     def static_rows(self, component: Component) -> int | None:
         """Rows the file takes, where it takes no other number."""
@@ -77,19 +112,39 @@ class Artifact:
         return rows
 
     def check(self, model_sha256: str, device: str) -> None:
-        """Refuse to run anything but what was certified, under the versions it was certified with.
+        """Refuse to run anything but what was certified, on the device and under the versions it was certified with.
+
+        Args:
+            device: as `runtime.device_name` has it.
 
         Raises:
-            ModelError: rejected, unverified, of another model, other versions or another kind of device.
+            ModelError: rejected, unverified, of another model, other versions or another device.
+            DamageError: a file's bytes changed.
+        """
+        self.check_status(device)
+        self.check_files(model_sha256)
+
+    def check_status(self, device: str, *, unverified: bool = False) -> None:
+        """The part of `check` that reads no files; `unverified` lets that status pass."""
+        found, again = self.certificate, "run d4m-fast export again"
+        if self.status == "unverified" and not unverified:
+            why, again = "; ".join(found["unverified"]), "run d4m-fast export --certify on the GPU it is for"
+            raise ModelError(f"{self.path}: unverified, so it is not run; {why}; {again}")
+        if self.status == "rejected":
+            raise ModelError(f"{self.path}: rejected, so it is not run; {'; '.join(found['reasons'])}; {again}")
+        if found["device"] != device:
+            raise ModelError(f"{self.path}: certified on {found['device']}, this is {device}; {again} here")
+
+    def check_files(self, model_sha256: str) -> None:
+        """The part of `check` that holds wherever the set was made.
+
+        Raises:
+            ModelError: made from another model, or under other versions.
             DamageError: a file's bytes changed.
         """
         found, again = self.certificate, "run d4m-fast export again"
-        if self.status != "certified":
-            raise ModelError(f"{self.path}: {self.status}, so it is not run; {'; '.join(found['reasons'])}; {again}")
         if found["model_sha256"] != model_sha256:
             raise ModelError(f"{self.path}: made from another model; {again}")
-        if found["device"] != device:
-            raise ModelError(f"{self.path}: certified on a {found['device']}, this is a {device}; use --engine torch")
         now = versions(*found["versions"])
         for name, version in found["versions"].items():
             if now[name] != version:
@@ -101,6 +156,13 @@ class Artifact:
 def find(key: Key, artifacts: Path) -> Artifact | None:
     """The set for a key, unchecked; None if none was exported."""
     return _read(key.path(artifacts))
+
+
+def exports_of(model_sha256: str, precision: str, resolution: int, artifacts: Path) -> list[Artifact]:
+    """The sets of a model that `distill` may choose from, unchecked."""
+    folders = sorted((artifacts / "engines" / model_sha256[:16]).glob(f"*/{CERTIFICATE}"))
+    found = [_read(folder.parent) for folder in folders if not folder.parent.name.endswith(REJECTED)]
+    return [a for a in found if a is not None and (a.key.precision, a.key.resolution) == (precision, resolution)]
 
 
 def catalogue(artifacts: Path) -> list[Artifact]:
@@ -131,7 +193,7 @@ def _read(path: Path) -> Artifact | None:
         return None
     certificate = files.read_json(file)
     parts = certificate.get("components", {}) if isinstance(certificate, dict) else {}
-    if not {"status", "files", "versions"} <= certificate.keys() or parts.keys() != set(COMPONENTS):
+    if not certificate.keys() >= _FIELDS or parts.keys() != set(COMPONENTS):
         raise DamageError(f"{file}: not a certificate; remove {path} and run d4m-fast export again")
     return Artifact(path, certificate)
 

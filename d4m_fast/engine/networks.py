@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,6 +17,8 @@ from d4m_fast.engine.model import Model
 from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.runtime import Runtime
 from d4m_fast.engine.signature import Component
+from d4m_fast.engine.trt import TorchDevice, open_trt, require_gpu
+from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import ModelError
 
 Open = Callable[[Component], Runtime]
@@ -135,14 +137,33 @@ def open_networks(path: Path, device: torch.device, dtype: torch.dtype) -> Netwo
 
 
 def open_exported(model: Model, resolution: int, artifact: Artifact, device: torch.device) -> Networks:
-    """The networks of a checked model directory on ONNX Runtime, with as many threads as PyTorch is set to."""
-    sizes, threads = model.sizes(resolution), torch.get_num_threads()
+    """The networks of a checked model directory on ONNX Runtime or TensorRT, as the artifact is."""
+    opener = _on_ort if artifact.engine == "onnx" else _on_trt
+    return Networks(model.path, opener(model.sizes(resolution), artifact, device))
+
+
+def _on_ort(sizes: Mapping[str, int], artifact: Artifact, device: torch.device) -> Open:
+    """With as many threads as PyTorch is set to."""
+    threads = torch.get_num_threads()
 
     def open_runtime(component: Component) -> Runtime:
-        rows = artifact.static_rows(component)
-        return open_ort(artifact.file(component), component, sizes, device, threads=threads, static_batch=rows)
+        rows, most = artifact.static_rows(component), artifact.most_rows(component)
+        file = artifact.file(component)
+        return open_ort(file, component, sizes, device, threads=threads, static_batch=rows, most_rows=most)
 
-    return Networks(model.path, open_runtime)
+    return open_runtime
+
+
+def _on_trt(sizes: Mapping[str, int], artifact: Artifact, device: torch.device) -> Open:
+    """All on one stream, with one block of memory for their activations."""
+    require_gpu(device)
+    api, gpu = load_trt(artifact.certificate["library"]), TorchDevice(device)
+
+    def open_runtime(component: Component) -> Runtime:
+        most = artifact.most_rows(component)
+        return open_trt(api, artifact.file(component), component, sizes, gpu, most_rows=most)
+
+    return open_runtime
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from d4m_fast.engine.runtime import FixedBatch, Runtime, Tensors, place
+from d4m_fast.engine.runtime import InPieces, Runtime, Tensors, place
 from d4m_fast.engine.signature import SIGNATURES, Component
 from d4m_fast.errors import ModelError, PreflightError
 
@@ -54,11 +54,13 @@ def open_ort(
     *,
     threads: int,
     static_batch: int | None = None,
+    most_rows: int | None = None,
 ) -> Runtime:
     """Open an exported ONNX file; `sizes` are the axes' lengths (`Model.sizes`).
 
     Args:
         static_batch: rows the file was exported for, when it takes no others; other batches are cut and padded.
+        most_rows: rows of one call at most; larger batches are cut.
 
     Raises:
         PreflightError: ONNX Runtime is not installed, or has no provider for the device.
@@ -67,9 +69,10 @@ def open_ort(
     session = _session(path, device, threads, spin=component in SPINNING)
     _check(session, component, path)
     runtime = OrtRuntime(session, component, sizes, device)
-    if static_batch is None:
+    rows = most_rows if static_batch is None else static_batch
+    if rows is None:
         return runtime
-    return FixedBatch(runtime, SIGNATURES[component], static_batch)
+    return InPieces(runtime, SIGNATURES[component], rows, exact=static_batch is not None)
 
 
 def provider_of(device: torch.device) -> str:

@@ -29,26 +29,30 @@ class Runtime(Protocol):
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors: ...
 
 
-class FixedBatch:
-    """A runtime that takes any batch, from one that takes exactly `rows` of them.
+class InPieces:
+    """A runtime that takes any batch, from one that takes at most, or exactly, `rows` of them.
 
-    A batch is computed in pieces; the last is padded with its last row, and what is computed for the padding dropped.
+    Where they must be exact, the last piece is padded with its last row, and what is computed for the padding dropped.
     """
 
-    def __init__(self, runtime: Runtime, signature: Signature, rows: int) -> None:
+    def __init__(self, runtime: Runtime, signature: Signature, rows: int, *, exact: bool) -> None:
         self._runtime = runtime
         self._signature = signature
         self._rows = rows
+        self._exact = exact
         self.device = runtime.device
         self.dtype = runtime.dtype
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
-        pieces = [self._piece(inputs, start) for start in range(0, self._signature.rows(inputs), self._rows)]
+        total = self._signature.rows(inputs)
+        if total == self._rows or (total < self._rows and not self._exact):
+            return self._runtime(inputs)
+        pieces = [self._piece(inputs, start, total) for start in range(0, total, self._rows)]
         return {name: torch.cat([piece[name] for piece in pieces]) for name in self._signature.outputs}
 
-    def _piece(self, inputs: Mapping[str, torch.Tensor], start: int) -> Tensors:
-        total = self._signature.rows(inputs)
-        rows = torch.arange(start, start + self._rows).clamp(max=total - 1)
+    def _piece(self, inputs: Mapping[str, torch.Tensor], start: int, total: int) -> Tensors:
+        length = self._rows if self._exact else min(self._rows, total - start)
+        rows = torch.arange(start, start + length).clamp(max=total - 1)
         batched = self._signature.batched
         piece = {name: x[rows.to(x.device)] if name in batched else x for name, x in inputs.items()}
         return {name: x[: total - start] for name, x in self._runtime(piece).items()}
@@ -94,3 +98,22 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 is for GPUs; use --precision fp32 on the CPU")
     return torch.float16 if precision == "fp16" else torch.float32
+
+
+def device_name(device: torch.device) -> str:
+    """ "cpu", or the GPU's name and compute capability: what a certificate is for."""
+    if device.type == "cpu":
+        return "cpu"
+    return f"{torch.cuda.get_device_name(device)} ({compute_capability(device)})"
+
+
+def compute_capability(device: torch.device) -> str:
+    """ "sm90" of an H100."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm{major}{minor}"
+
+
+def full_fp32() -> None:
+    """fp32 on GPUs without TF32, whose 10 bits PyTorch lets convolutions use unless told not to."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False

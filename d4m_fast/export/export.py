@@ -1,226 +1,217 @@
-"""The export stage: four networks to ONNX, each compared with PyTorch, and one certificate over all."""
+"""The export stage: four networks to ONNX and, if asked for, to TensorRT; compared with PyTorch; certified."""
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
-import statistics
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.config import ExportConfig
 from d4m_fast.data import files
-from d4m_fast.data.dataset import open_source
-from d4m_fast.data.plan import ENCODE_BATCH, GENERATE_BATCH
-from d4m_fast.data.records import Source
 from d4m_fast.data.stream import Stream
-from d4m_fast.engine.artifacts import CERTIFICATE, REJECTED, Artifact, Key, digests, find, versions
-from d4m_fast.engine.model import Model, open_model
-from d4m_fast.engine.networks import Networks, open_exported, open_networks
-from d4m_fast.engine.ort import require_ort
-from d4m_fast.engine.runtime import Runtime, Tensors
-from d4m_fast.engine.schedule import Schedule, open_schedule
+from d4m_fast.engine.artifacts import CERTIFICATE, REJECTED, Artifact, digests, find, versions
+from d4m_fast.engine.networks import Networks, open_networks
+from d4m_fast.engine.runtime import Tensors, device_name, full_fp32
 from d4m_fast.engine.signature import COMPONENTS, Component
-from d4m_fast.errors import DamageError, ModelError
-from d4m_fast.export import parity
-from d4m_fast.export.probe import Probe, final_images, probe
-from d4m_fast.export.to_onnx import OPSET, OnnxReport, export_onnx, require_onnx
+from d4m_fast.engine.trt import inspect
+from d4m_fast.errors import ModelError
+from d4m_fast.export.job import ExportJob
+from d4m_fast.export.judge import GUIDANCE, IMAGES, candidate, judge, speed
+from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
+from d4m_fast.export.parity import resized
+from d4m_fast.export.probe import Probe, probe
+from d4m_fast.export.to_onnx import OPSETS, export_onnx
+from d4m_fast.export.to_trt import BuildOptions, Say, build_engine, check_engine
 
-CPU = torch.device("cpu")
-IMAGES = 32
-STEPS, STRENGTH, GUIDANCE = 50, 0.7, 8.0  # the reference preset's
-PACKAGES = ("onnxruntime", "torch", "diffusers", "transformers", "onnx", "onnxscript")
-RUN_WITH = ("onnxruntime",)
-ALTERNATIONS = 5
-PAUSE = 0.1  # seconds
-
-
-@dataclass(frozen=True)
-class ExportJob:
-    """A checked request."""
-
-    config: ExportConfig
-    model: Model
-    source: Source
-    schedule: Schedule
-    key: Key
-    artifacts: Path
-
-    @property
-    def resolution(self) -> int:
-        return self.key.resolution
-
-    @property
-    def path(self) -> Path:
-        return self.key.path(self.artifacts)
-
-    def rows(self, component: Component) -> int | None:
-        """Rows the exported file is fixed to; guidance doubles the UNet's."""
-        static = self.config.static_batch
-        return static if static is None or component != "unet" else 2 * static
+EXPORTED_WITH = ("onnxruntime", "torch", "diffusers", "transformers", "onnx", "onnxscript")
+RUN_WITH = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt": ("tensorrt-cu13", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13-libs",),
+}
 
 
-def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
-    """Open what the config names.
-
-    Raises:
-        D4MError: the first thing that is wrong, before anything is written.
-    """
-    require_onnx()
-    require_ort(CPU)
-    model = open_model(config.model)
-    resolution = model.resolution if config.resolution is None else config.resolution
-    model.latent_shape(resolution)
-    schedule = open_schedule(model.path, STEPS, STRENGTH)
-    key = Key(model.sha256, "onnx", "fp32", resolution, config.static_batch)
-    job = ExportJob(config, model, open_source(config.data), schedule, key, artifacts)
-    weights = sum(file.stat().st_size for file in model.path.rglob("*.safetensors"))
-    files.require_room(job.path, 2 * weights, "exports")  # fp32 from weights that may be stored in half precision
-    return job
-
-
-def export(job: ExportJob) -> Stream[str]:
-    """Write the set; yields the name of each step as it is done.
+def export(job: ExportJob, say: Say) -> Stream[str]:
+    """Write the set; yields the name of each step as it is done. `say` is told what engine builds are at.
 
     Raises:
         ModelError: it is not near enough to PyTorch; its files stay under a rejected name.
     """
-    return Stream(len(COMPONENTS) + 3, _export(job))
+    engines = 0 if job.api is None else len(COMPONENTS)
+    return Stream(len(COMPONENTS) + engines + 3, _export(job, say))
 
 
-def _export(job: ExportJob) -> Iterator[str]:
+def certify(job: ExportJob) -> Stream[str]:
+    """Compare a set that is there, on the device that is here, and write its certificate anew.
+
+    Raises:
+        ModelError: there is none, or it is not near enough to PyTorch.
+        DamageError: its files changed since they were exported.
+    """
+    artifact = find(job.key, job.artifacts)
+    if artifact is None:
+        raise ModelError(f"{job.path}: nothing exported there; run d4m-fast export without --certify")
+    artifact.check_files(job.model.sha256)
+    return Stream(3, _certify(job, dict(artifact.certificate)))
+
+
+def _export(job: ExportJob, say: Say) -> Iterator[str]:
     with files.locked(files.make_directory(job.path)):
         (job.path / CERTIFICATE).unlink(missing_ok=True)
-        torch.set_num_threads(job.config.threads)
-        reference = open_networks(job.model.path, CPU, torch.float32)
-        recorded = probe(
-            job.source,
-            reference,
-            job.schedule,
-            resolution=job.resolution,
-            count=IMAGES,
-            batch=IMAGES,
-            guidance=GUIDANCE,
-        )
+        reference, recorded = _reference(job)
         yield "reference"
-        reports = {}
+        parts: dict[Component, dict[str, Any]] = {}
         for component in COMPONENTS:
-            reports[component] = _write(job, component)
+            parts[component] = _write_onnx(job, component, recorded.calls[component])
             yield component
-        certificate = _certificate(job, reports)
-        candidate = open_exported(job.model, job.resolution, Artifact(job.path, certificate), CPU)
-        _judge(certificate, job, reference, candidate, recorded)
-        yield "parity"
-        certificate["speed"] = _speed(reference, candidate, recorded, job.config.threads)
-        files.write_json(job.path / CERTIFICATE, certificate)
-        yield "speed"
-    if certificate["reasons"]:
-        raise ModelError(f"{_reject(job.path)}: rejected; {'; '.join(certificate['reasons'])}")
+        for component in COMPONENTS if job.api is not None else ():
+            parts[component]["engine"] = _write_engine(job, component, parts[component], say)
+            yield f"{component} engine"
+        yield from _judged(job, _begin(job, parts), reference, recorded)
+    _refuse_rejected(job)
 
 
-def _write(job: ExportJob, component: Component) -> OnnxReport:
+def _certify(job: ExportJob, certificate: dict[str, Any]) -> Iterator[str]:
+    with files.locked(job.path):
+        reference, recorded = _reference(job)
+        yield "reference"
+        yield from _judged(job, certificate, reference, recorded)
+    _refuse_rejected(job)
+
+
+def _reference(job: ExportJob) -> tuple[Networks, Probe]:
+    """fp32 PyTorch, and what it was asked on real images."""
+    torch.set_num_threads(job.config.threads)
+    full_fp32()
+    networks = open_networks(job.model.path, job.device, torch.float32)
+    sizes = {"resolution": job.resolution, "count": IMAGES, "batch": IMAGES}
+    return networks, probe(job.source, networks, job.schedule, guidance=GUIDANCE, **sizes)
+
+
+def _write_onnx(job: ExportJob, component: Component, calls: list[Tensors]) -> dict[str, Any]:
+    """Export one network, in fp16 by way of fp32; what there is to say of it in the certificate."""
     final = job.path / f"{component}.onnx"
-    metadata = {
-        "model_sha256": job.model.sha256,
-        "resolution": str(job.resolution),
-        **{f"version {name}": version for name, version in _versions().items()},
-    }
+    whole = final if job.key.precision == "fp32" else job.path / f".fp32-{component}.onnx"
     with files.refusing(job.path):
-        return export_onnx(
+        report = export_onnx(
             job.model.path,
             component,
-            final,
+            whole,
             sizes=job.model.sizes(job.resolution),
-            opset=OPSET,
+            opset=OPSETS[job.key.engine],
             static_batch=job.rows(component),
-            metadata=metadata,
+            metadata=_metadata(job),
         )
+    part = {**asdict(report), "static_rows": job.rows(component)}
+    if whole != final:
+        feeds = ({name: x.cpu().numpy() for name, x in call.items()} for call in _fitting(job, component, calls))
+        maxima = activation_maxima(whole, feeds, threads=job.config.threads)
+        part["mixed"] = asdict(to_mixed_precision(whole, final, maxima))
+        for leftover in job.path.glob(f"{whole.name}*"):
+            leftover.unlink()
+    return part
+
+
+def _fitting(job: ExportJob, component: Component, calls: list[Tensors]) -> Iterator[Tensors]:
+    """The calls, with as many rows as the exported file takes."""
+    rows = job.rows(component)
+    yield from calls if rows is None else (resized(component, call, rows) for call in calls)
+
+
+def _metadata(job: ExportJob) -> dict[str, str]:
+    made_with = {f"version {name}": version for name, version in _versions().items()}
+    return {"model_sha256": job.model.sha256, "resolution": str(job.resolution), **made_with}
 
 
 def _versions() -> dict[str, str]:
-    return {"d4m-fast": __version__, **versions(*PACKAGES)}
+    return {"d4m-fast": __version__, **versions(*EXPORTED_WITH)}
 
 
-def _certificate(job: ExportJob, reports: dict[Component, OnnxReport]) -> dict[str, Any]:
-    names = sorted(file.name for file in job.path.glob("*.onnx*"))
+def _write_engine(job: ExportJob, component: Component, part: dict[str, Any], say: Say) -> dict[str, Any]:
+    assert job.api is not None
+    ahead = bool(job.config.targets)
+    options = BuildOptions(
+        job.config.precision,
+        job.config.targets,
+        job.config.level,
+        timing_cache=None if ahead else job.path.parent / f"timing-{'-'.join(job.key.targets)}.cache",
+    )
+    report = build_engine(
+        job.api,
+        job.path / f"{component}.onnx",
+        job.path / f"{component}.engine",
+        component,
+        job.model.sizes(job.resolution),
+        job.profiles(component, part["elements_per_row"]),
+        options,
+        attentions=part["operators"].get("Attention", 0),
+        say=lambda phase: say(f"{component}: {phase}"),
+    )
+    found = asdict(report)
+    if not ahead:
+        found["inspected"] = _inspect(job, component)
+    return found
+
+
+def _inspect(job: ExportJob, component: Component) -> dict[str, int]:
+    """Open the engine on its GPU and read what its layers write."""
+    assert job.api is not None
+    path = job.path / f"{component}.engine"
+    sides = job.score_sides() if component == "unet" else []
+    return check_engine(inspect(job.api, path), job.config.precision, sides, str(path))
+
+
+def _begin(job: ExportJob, parts: dict[Component, dict[str, Any]]) -> dict[str, Any]:
+    """A certificate with everything but the comparison."""
+    names = sorted(f.name for pattern in ("*.onnx", "*.onnx.data", "*.engine") for f in job.path.glob(pattern))
     for name in names:
         files.sync_file(job.path / name)
+    library = "onnxruntime" if job.api is None else job.api.flavour
     return {
         "status": "unverified",
-        "reasons": [],
-        "engine": "onnx",
-        "precision": "fp32",
-        "device": "cpu",
+        "engine": job.key.engine,
+        "precision": job.key.precision,
         "resolution": job.resolution,
         "static_batch": job.config.static_batch,
+        "targets": list(job.key.targets),
+        "library": library,
         "model": str(job.config.model),
         "model_sha256": job.model.sha256,
-        "versions": versions(*RUN_WITH),
+        "versions": {n: v for n, v in versions(*RUN_WITH[library]).items() if v != "not installed"},
         "exported_with": _versions(),
+        "options": asdict(job.config),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "files": digests(job.path, names),
-        "components": {
-            component: {
-                "opset": report.opset,
-                "operators": report.operators,
-                "static_rows": job.rows(component),
-            }
-            for component, report in reports.items()
-        },
+        "components": parts,
     }
 
 
-def _judge(
-    certificate: dict[str, Any], job: ExportJob, reference: Networks, candidate: Networks, recorded: Probe
-) -> None:
-    """Compare network by network and image by image; write what was found into the certificate."""
-    found: dict[str, list[parity.Parity]] = {}
-    for component in COMPONENTS:
-        most = {"unet": 2 * GENERATE_BATCH, "vae_encoder": ENCODE_BATCH}.get(component, GENERATE_BATCH)
-        runtimes = reference.runtime(component), candidate.runtime(component)
-        found[component] = parity.compare(component, *runtimes, recorded.calls[component], (1, 2, 7, most))
-        certificate["components"][component]["parity"] = parity.to_json(found[component])
-    images = final_images(
-        recorded.prototypes, candidate, job.schedule, resolution=job.resolution, batch=IMAGES, guidance=GUIDANCE
+def _judged(job: ExportJob, certificate: dict[str, Any], reference: Networks, recorded: Probe) -> Iterator[str]:
+    """Fill in the comparison and write the certificate."""
+    with candidate(job, Artifact(job.path, certificate)) as (networks, compared):
+        certificate |= {"device": device_name(job.device), "compared": compared, "speed": None}
+        judge(certificate, job, reference, networks, recorded)
+        yield "parity"
+        if job.runnable:
+            certificate["speed"] = speed(reference, networks, recorded, job.config.threads)
+        yield "speed"
+    certificate["unverified"] = [] if job.runnable else [f"it has not run on its own device, only {compared}"]
+    certificate["status"] = (
+        "rejected" if certificate["reasons"] else "unverified" if certificate["unverified"] else "certified"
     )
-    decibels = parity.psnr(recorded.images, images)
-    certificate["images"] = {"count": len(images), "psnr_worst": min(decibels), "psnr_mean": float(np.mean(decibels))}
-    certificate["reasons"] = parity.verdict(found, decibels, images)
-    certificate["status"] = "rejected" if certificate["reasons"] else "certified"
+    files.write_json(job.path / CERTIFICATE, certificate)
 
 
-def _speed(reference: Networks, candidate: Networks, recorded: Probe, threads: int) -> dict[str, Any]:
-    """Seconds per image of both, from the UNet's and the decoder's calls of the reference preset."""
-    engines = {"torch": reference, "onnx": candidate}
-    generating: tuple[Component, ...] = ("unet", "vae_decoder")
-    taken = dict.fromkeys(engines, 0.0)
-    for component in generating:
-        runtimes = {name: networks.runtime(component) for name, networks in engines.items()}
-        for name, seconds in _alternate(runtimes, recorded.calls[component][0]).items():
-            taken[name] += len(recorded.calls[component]) * seconds / IMAGES
-    return {"seconds_per_image": taken, "ratio": taken["torch"] / taken["onnx"], "batch": IMAGES, "threads": threads}
-
-
-def _alternate(runtimes: Mapping[str, Runtime], call: Tensors) -> dict[str, float]:
-    """Median seconds of a call, the runtimes taking turns, each after a pause and an untimed call of its own.
-
-    Threads of the one that has just run would otherwise still be spinning on the cores of the next.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in runtimes}
-    for _ in range(ALTERNATIONS):
-        for name, runtime in runtimes.items():
-            time.sleep(PAUSE)
-            runtime(call)
-            start = time.perf_counter()
-            runtime(call)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def _refuse_rejected(job: ExportJob) -> None:
+    reasons = files.read_json(job.path / CERTIFICATE)["reasons"]
+    if reasons:
+        raise ModelError(f"{_reject(job.path)}: rejected; {'; '.join(reasons)}")
 
 
 def _reject(path: Path) -> Path:
@@ -229,14 +220,3 @@ def _reject(path: Path) -> Path:
     os.rename(path, rejected)
     files.sync_directory(path.parent)
     return rejected
-
-
-def certified(job: ExportJob) -> Artifact | None:
-    """The set for this request, if it is there and may be run as it is; None if it must be exported (again)."""
-    try:
-        artifact = find(job.key, job.artifacts)
-        if artifact is not None:
-            artifact.check(job.model.sha256, CPU.type)
-    except (ModelError, DamageError):
-        return None
-    return artifact

@@ -23,7 +23,8 @@ def listing(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
             "bytes": a.bytes,
             "status": a.status,
             "psnr_worst": round(a.certificate["images"]["psnr_worst"], 1),
-            "speed": round(a.speed, 2),
+            "targets": a.certificate["targets"],
+            "speed": None if a.speed is None else round(a.speed, 2),
         }
         for a in artifacts
     ]
@@ -36,5 +37,9 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         batch = "any" if row["static_batch"] is None else str(row["static_batch"])
         size = f"{row['bytes'] / 1e6:.1f}"
-        shown.add_row(row["path"], row["status"], batch, size, f"{row['psnr_worst']:.1f}", f"{row['speed']:.2f}")
+        shown.add_row(row["path"], row["status"], batch, size, f"{row['psnr_worst']:.1f}", _speed(row))
     return shown
+
+
+def _speed(row: dict[str, Any]) -> str:
+    return "not run" if row["speed"] is None else f"{row['speed']:.2f}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,8 +18,9 @@ from d4m_fast.engine.modules import load_module
 from d4m_fast.engine.signature import BATCH, SIGNATURES, Component
 from d4m_fast.errors import ModelError, PreflightError
 
-OPSET = 20
-"""Attention and group normalisation as plain operators, for which ONNX Runtime's CPU provider has fast kernels."""
+OPSETS: Mapping[str, int] = MappingProxyType({"onnx": 20, "tensorrt": 23})
+"""For ONNX Runtime, attention and group normalisation as plain operators, for which its CPU provider has fast kernels.
+For TensorRT the native `Attention`, which it parses as one layer."""
 EXTERNAL_BYTES = 1 << 30
 """Weights above this go to a file of their own; a protobuf cannot hold 2 GB."""
 EXAMPLE_BATCH = 3  # neither 1, which torch.export would freeze, nor the 2 of guidance
@@ -29,10 +32,12 @@ class OnnxReport:
 
     Attributes:
         operators: how many nodes of each kind.
+        elements_per_row: of the largest activation, per row of the batch.
     """
 
     opset: int
     operators: dict[str, int]
+    elements_per_row: int
 
 
 def export_onnx(
@@ -64,7 +69,7 @@ def export_onnx(
     program.model.metadata_props.update(metadata)
     _check(graph, component, sizes, static_batch, path)
     _save(program.model, path)
-    return OnnxReport(opset, _operators(graph))
+    return OnnxReport(opset, _operators(graph), elements_per_row(path, component))
 
 
 def require_onnx() -> None:
@@ -135,6 +140,34 @@ def _save(model: Any, path: Path) -> None:
     external = f"{path.name}.data" if weights > EXTERNAL_BYTES else None
     path.with_name(f"{path.name}.data").unlink(missing_ok=True)
     onnx_ir.save(model, path, external_data=external)
+
+
+def elements_per_row(path: Path, component: Component) -> int:
+    """Elements of the largest activation of an exported file, by ONNX's shape inference, per row of its batch.
+
+    Raises:
+        ModelError: the batch is not where it should be.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    (given,) = [v for v in model.graph.input if v.name == SIGNATURES[component].batched[0]]
+    rows = given.type.tensor_type.shape.dim[0].dim_value
+    for value in model.graph.input:
+        if value.name in SIGNATURES[component].batched:
+            value.type.tensor_type.shape.dim[0].dim_value = 1 if rows == 0 else rows
+    graph = onnx.shape_inference.infer_shapes(_unshaped(model), data_prop=True).graph
+    shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)]
+    whole = max(math.prod(shape) for shape in shapes)
+    return whole if rows == 0 else math.ceil(whole / rows)
+
+
+def _unshaped(model: Any) -> Any:
+    """Without the exporter's own shapes, in which the batch is still a symbol."""
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return model
 
 
 def _operators(graph: Any) -> dict[str, int]:

@@ -11,7 +11,7 @@ import torch
 
 from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.model import open_model
-from d4m_fast.engine.runtime import FixedBatch, Runtime, Tensors
+from d4m_fast.engine.runtime import InPieces, Runtime, Tensors
 from d4m_fast.engine.signature import SIGNATURES
 from d4m_fast.export.parity import IDENTICAL_PSNR, compare, psnr, verdict
 
@@ -119,6 +119,6 @@ def test_batches_are_cut_and_padded(unet: Runtime, tiny_model: Path, rows: int) 
 
     call = calls(tiny_model)[0]
     wanted = {name: x.repeat(2, *[1] * (x.ndim - 1))[:rows] if x.ndim else x for name, x in call.items()}
-    batched = FixedBatch(Faulty(unet, watch), SIGNATURES["unet"], 4)
+    batched = InPieces(Faulty(unet, watch), SIGNATURES["unet"], 4, exact=True)
     torch.testing.assert_close(batched(wanted), unet(wanted), atol=1e-6, rtol=1e-5)
     assert set(seen) == {4}

@@ -1,0 +1,231 @@
+"""The TensorRT runtime: engines on one stream, their activations in one shared block, each batch a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from d4m_fast.engine.runtime import InPieces, Runtime, Tensors, place
+from d4m_fast.engine.signature import SIGNATURES, Component
+from d4m_fast.engine.trt_api import Api, ICudaEngine, IExecutionContext
+from d4m_fast.errors import ModelError, PreflightError
+
+KEPT_GRAPHS = 4
+"""Batches per network whose buffers and graph are kept: the full one, its half without guidance, and tails."""
+Launch = Callable[[], None]
+
+
+class Device(Protocol):
+    """Where engines run: one stream for all of them, and the block they share for activations."""
+
+    device: torch.device
+    stream: int
+
+    def block(self, size: int) -> tuple[int, int]:
+        """Address and generation of at least `size` bytes; the generation changes when the block moves."""
+
+    def ordered(self, launch: Launch) -> None:
+        """Launch on the stream, after what the caller has queued and before what the caller queues next."""
+
+    def capture(self, launch: Launch) -> Launch:
+        """Record what a launch queues, as a launch of its own."""
+
+
+class TorchDevice:
+    """A GPU of PyTorch's, with a stream that is not the default one, whose launches would wait for every other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device)
+        self.stream = int(self._stream.cuda_stream)
+        self._memory = torch.empty(0, dtype=torch.uint8, device=device)
+        self._generation = 0
+
+    def block(self, size: int) -> tuple[int, int]:
+        if self._memory.numel() < size:
+            self._stream.synchronize()
+            self._memory = torch.empty(size, dtype=torch.uint8, device=self.device)
+            self._generation += 1
+        return self._memory.data_ptr(), self._generation
+
+    def ordered(self, launch: Launch) -> None:
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        launch()
+        current.wait_stream(self._stream)
+
+    def capture(self, launch: Launch) -> Launch:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            launch()
+
+        def replay() -> None:
+            with torch.cuda.stream(self._stream):
+                graph.replay()
+
+        return replay
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """The buffers of one batch size and what computes on them."""
+
+    inputs: Tensors
+    outputs: Tensors
+    launch: Launch
+    generation: int
+
+
+class TrtRuntime:
+    """One engine; a batch size is bound, run once and captured when it is first seen. Outputs belong to the caller."""
+
+    def __init__(
+        self, api: Api, engine: ICudaEngine, component: Component, sizes: Mapping[str, int], device: Device, path: Path
+    ) -> None:
+        self._api, self._engine, self._gpu, self._path = api, engine, device, path
+        self._signature = SIGNATURES[component]
+        self._sizes = sizes
+        self._contexts: dict[int, IExecutionContext] = {}
+        self._bound: dict[int, _Bound] = {}
+        self.device = device.device
+        self.dtype = _dtype(api, engine, component, path)
+        self.profiles = _profiles(engine, self._signature.batched[0])
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+        placed = place(inputs, self._signature, self.device, self.dtype)
+        bound = self._bind(self._signature.rows(placed))
+        for name, x in placed.items():
+            bound.inputs[name].copy_(x)
+        self._gpu.ordered(bound.launch)
+        return {name: x.clone() for name, x in bound.outputs.items()}
+
+    def _bind(self, rows: int) -> _Bound:
+        profile = self._profile(rows)
+        size = self._engine.get_device_memory_size_for_profile_v2(profile)
+        address, generation = self._gpu.block(size)
+        known = self._bound.pop(rows, None)
+        if known is None or known.generation != generation:
+            known = self._capture(rows, profile, address, size, generation)
+        self._bound[rows] = known  # the last used comes last
+        while len(self._bound) > KEPT_GRAPHS:
+            del self._bound[next(iter(self._bound))]
+        return known
+
+    def _profile(self, rows: int) -> int:
+        fitting = [i for i, (least, most) in enumerate(self.profiles) if least <= rows <= most]
+        if not fitting:
+            raise ModelError(f"{self._path}: built for {self.profiles} rows, not for {rows}; export it again")
+        return fitting[0]
+
+    def _capture(self, rows: int, profile: int, address: int, size: int, generation: int) -> _Bound:
+        context = self._context(profile)
+        context.set_device_memory(address, size)
+        inputs, outputs = self._buffers(rows)
+        for name, x in (inputs | outputs).items():
+            context.set_tensor_address(name, x.data_ptr())
+        for name, x in inputs.items():
+            if not context.set_input_shape(name, tuple(x.shape)):
+                raise ModelError(f"{self._path}: refuses {name} of shape {tuple(x.shape)}")
+        if missing := context.infer_shapes():
+            raise ModelError(f"{self._path}: does not know the shape of {', '.join(missing)}")
+
+        def launch() -> None:
+            if not context.execute_async_v3(self._gpu.stream):
+                raise ModelError(f"{self._path}: the engine failed at {rows} rows")
+
+        self._gpu.ordered(launch)  # uncaptured once: lazy allocations must not fall into the graph
+        return _Bound(inputs, outputs, self._gpu.capture(launch), generation)
+
+    def _context(self, profile: int) -> IExecutionContext:
+        """One per profile, so that changing the batch changes no profile."""
+        if profile not in self._contexts:
+            strategy = self._api.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
+            context = self._engine.create_execution_context(strategy)
+            if not context.set_optimization_profile_async(profile, self._gpu.stream):
+                raise ModelError(f"{self._path}: profile {profile} cannot be set")
+            self._contexts[profile] = context
+        return self._contexts[profile]
+
+    def _buffers(self, rows: int) -> tuple[Tensors, Tensors]:
+        """Zeros: the run before the capture must not meet numbers that are none."""
+        signature = self._signature
+
+        def zeros(name: str) -> torch.Tensor:
+            dtype = torch.int64 if name in signature.integers else self.dtype
+            return torch.zeros(signature.shape(name, self._sizes, rows), dtype=dtype, device=self.device)
+
+        return {n: zeros(n) for n in signature.inputs}, {n: zeros(n) for n in signature.outputs}
+
+
+def open_trt(
+    api: Api,
+    path: Path,
+    component: Component,
+    sizes: Mapping[str, int],
+    device: Device,
+    *,
+    most_rows: int | None = None,
+) -> Runtime:
+    """Open an engine file; batches it cannot take at once are cut, and padded where it takes one size only.
+
+    Args:
+        most_rows: rows one launch may have, when that is fewer than the engine's; kernels count elements in 32 bits.
+
+    Raises:
+        ModelError: the file is no engine of this component for this GPU.
+    """
+    engine = _deserialize(api, path)
+    runtime = TrtRuntime(api, engine, component, sizes, device, path)
+    most = max(most for _, most in runtime.profiles)
+    rows = most if most_rows is None else min(most, most_rows)
+    exact = all(least == most for least, most in runtime.profiles)
+    return InPieces(runtime, SIGNATURES[component], rows, exact=exact)
+
+
+def inspect(api: Api, path: Path) -> str:
+    """The layers of an engine, as the inspector's JSON.
+
+    Raises:
+        ModelError: the file is no engine for this GPU.
+    """
+    inspector = _deserialize(api, path).create_engine_inspector()
+    return inspector.get_engine_information(api.member("LayerInformationFormat", "JSON"))
+
+
+def _deserialize(api: Api, path: Path) -> ICudaEngine:
+    said: list[str] = []
+    logger = api.logger(lambda severity, message: said.append(f"{severity} {message}"))
+    engine = api.runtime(logger).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        reason = next((line for line in said if "ERROR" in line), "no reason given")
+        raise ModelError(f"{path}: {api.flavour} {api.version} cannot open it ({reason}); export it again on this GPU")
+    return engine
+
+
+def require_gpu(device: torch.device) -> None:
+    """Refuse devices TensorRT does not run on.
+
+    Raises:
+        PreflightError: not a GPU.
+    """
+    if device.type == "cpu":
+        raise PreflightError("--engine tensorrt needs an NVIDIA GPU; use --engine onnx or --engine torch on the CPU")
+
+
+def _dtype(api: Api, engine: ICudaEngine, component: Component, path: Path) -> torch.dtype:
+    signature = SIGNATURES[component]
+    found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+    if found != {*signature.inputs, *signature.outputs}:
+        raise ModelError(f"{path}: its tensors {sorted(found)} are not a {component}'s; export it again")
+    kinds = {api.member("DataType", "FLOAT"): torch.float32, api.member("DataType", "HALF"): torch.float16}
+    return kinds[engine.get_tensor_dtype(next(iter(signature.outputs)))]
+
+
+def _profiles(engine: ICudaEngine, name: str) -> list[tuple[int, int]]:
+    """Least and most rows of each profile."""
+    shapes = [engine.get_tensor_profile_shape(name, i) for i in range(engine.num_optimization_profiles)]
+    return [(least[0], most[0]) for least, _, most in shapes]

@@ -1,0 +1,126 @@
+"""What `d4m-fast export` was asked for, checked before anything is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from d4m_fast.config import ExportConfig
+from d4m_fast.data import files
+from d4m_fast.data.dataset import open_source
+from d4m_fast.data.records import Source
+from d4m_fast.engine.artifacts import Artifact, Key, find
+from d4m_fast.engine.model import Model, open_model
+from d4m_fast.engine.ort import require_ort
+from d4m_fast.engine.runtime import compute_capability, device_name, resolve_device
+from d4m_fast.engine.schedule import Schedule, open_schedule
+from d4m_fast.engine.signature import Component
+from d4m_fast.engine.trt_api import Api, load_trt
+from d4m_fast.errors import DamageError, ModelError, PreflightError
+from d4m_fast.export.to_onnx import require_onnx
+from d4m_fast.export.to_trt import Range, capabilities, ranges
+
+STEPS, STRENGTH = 50, 0.7  # the reference preset's
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """A checked request.
+
+    Attributes:
+        device: where what is exported is compared with PyTorch, which runs there too.
+        api: the library that builds engines, if engines are asked for.
+    """
+
+    config: ExportConfig
+    model: Model
+    source: Source
+    schedule: Schedule
+    key: Key
+    artifacts: Path
+    device: torch.device
+    api: Api | None
+
+    @property
+    def resolution(self) -> int:
+        return self.key.resolution
+
+    @property
+    def path(self) -> Path:
+        return self.key.path(self.artifacts)
+
+    @property
+    def runnable(self) -> bool:
+        """Whether what is exported can run here: engines built ahead of time, and fp16 on a CPU, cannot."""
+        return self.device.type != "cpu" or (self.key.engine == "onnx" and self.key.precision == "fp32")
+
+    def rows(self, component: Component) -> int | None:
+        """Rows the exported file is fixed to; guidance doubles the UNet's."""
+        static = self.config.static_batch
+        return static if static is None or component != "unet" else 2 * static
+
+    def profiles(self, component: Component, elements_per_row: int) -> tuple[Range, ...]:
+        """Of an engine; no activation reaches 2^31 elements, so that the decoder's may end before the UNet's."""
+        most = self.config.max_batch * (2 if component == "unet" else 1)
+        return ranges(max(1, min(most, (2**31 - 1) // elements_per_row)), self.rows(component))
+
+    def score_sides(self) -> list[int]:
+        """Queries of the UNet's attention levels, where no other axis of Stable Diffusion is as long."""
+        _, h, w = self.model.latent_shape(self.resolution)
+        levels = int(math.log2(max(h, w)))
+        return [side for level in range(levels) if (side := (h >> level) * (w >> level)) > 2560]
+
+
+def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
+    """Open what the config names.
+
+    Raises:
+        D4MError: the first thing that is wrong, before anything is written.
+    """
+    require_onnx()
+    device = resolve_device(config.device)
+    require_ort(torch.device("cpu") if config.engine == "tensorrt" else device)
+    api = _api(config, device) if config.engine == "tensorrt" else None
+    model = open_model(config.model)
+    resolution = model.resolution if config.resolution is None else config.resolution
+    model.latent_shape(resolution)
+    schedule = open_schedule(model.path, STEPS, STRENGTH)
+    targets = _targets(config, device) if config.engine == "tensorrt" else ()
+    key = Key(model.sha256, config.engine, config.precision, resolution, config.static_batch, targets)
+    compared_on = torch.device("cpu") if config.targets else device
+    job = ExportJob(config, model, open_source(config.data), schedule, key, artifacts, compared_on, api)
+    weights = sum(file.stat().st_size for file in model.path.rglob("*.safetensors"))
+    files.require_room(job.path, 2 * weights, "exports")  # fp32 from weights that may be stored in half precision
+    return job
+
+
+def _api(config: ExportConfig, device: torch.device) -> Api:
+    if config.targets:
+        api = load_trt("tensorrt-rtx")
+        capabilities(api, config.targets)
+        return api
+    if device.type == "cpu":
+        raise PreflightError(
+            "--engine tensorrt: there is no GPU here; name the one it is for (--target sm89), and TensorRT for RTX"
+            " builds for it ahead of time"
+        )
+    return load_trt("tensorrt")
+
+
+def _targets(config: ExportConfig, device: torch.device) -> tuple[str, ...]:
+    return config.targets if config.targets else (compute_capability(device),)
+
+
+def exported(job: ExportJob) -> Artifact | None:
+    """The set for this request, if it is there whole; None if it must be exported (again)."""
+    try:
+        artifact = find(job.key, job.artifacts)
+        if artifact is not None:
+            artifact.check_files(job.model.sha256)
+            artifact.check_status(device_name(job.device), unverified=not job.runnable)
+    except (ModelError, DamageError):
+        return None
+    return artifact

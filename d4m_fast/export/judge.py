@@ -1,0 +1,134 @@
+"""Is an exported set near enough to PyTorch: network by network, image by image, and how fast."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from d4m_fast.data.plan import ENCODE_BATCH, GENERATE_BATCH
+from d4m_fast.engine.artifacts import Artifact
+from d4m_fast.engine.eager import open_eager
+from d4m_fast.engine.networks import Networks, open_exported
+from d4m_fast.engine.ort import open_ort
+from d4m_fast.engine.runtime import Runtime, Tensors
+from d4m_fast.engine.signature import COMPONENTS, Component
+from d4m_fast.export import parity
+from d4m_fast.export.job import ExportJob
+from d4m_fast.export.probe import Probe, final_images
+from d4m_fast.export.twin import write_twin
+
+IMAGES = 32
+GUIDANCE = 8.0  # the reference preset's
+HALF_IMAGES = 4  # of a call, that PyTorch's own half precision is measured on: it is slow on a CPU
+ALTERNATIONS = 5
+PAUSE = 0.1  # seconds
+Candidate = tuple[Networks, str]
+
+
+@contextmanager
+def candidate(job: ExportJob, artifact: Artifact) -> Iterator[Candidate]:
+    """The networks to compare, and what they are, in words.
+
+    Where the set itself cannot run, its ONNX files stand in: as they are, or rounded where fp16 would round.
+    """
+    if job.runnable:
+        library = "ONNX Runtime" if artifact.engine == "onnx" else "TensorRT"
+        yield open_exported(job.model, job.resolution, artifact, job.device), f"{library} on {job.device.type}"
+    elif job.key.precision == "fp32":
+        yield _by_onnx(job, artifact, {c: artifact.onnx(c) for c in COMPONENTS}), "the ONNX files, ONNX Runtime on cpu"
+    else:
+        with tempfile.TemporaryDirectory(dir=job.path, prefix=".twin-") as folder:
+            twins = {component: Path(folder) / f"{component}.onnx" for component in COMPONENTS}
+            for component, twin in twins.items():
+                write_twin(artifact.onnx(component), twin)
+            yield _by_onnx(job, artifact, twins), "the ONNX files with every fp16 value rounded, ONNX Runtime on cpu"
+
+
+def _by_onnx(job: ExportJob, artifact: Artifact, paths: Mapping[Component, Path]) -> Networks:
+    sizes, threads = job.model.sizes(job.resolution), job.config.threads
+
+    def open_runtime(component: Component) -> Runtime:
+        rows = artifact.static_rows(component)
+        return open_ort(paths[component], component, sizes, job.device, threads=threads, static_batch=rows)
+
+    return Networks(job.model.path, open_runtime)
+
+
+def judge(
+    certificate: dict[str, Any], job: ExportJob, reference: Networks, networks: Networks, recorded: Probe
+) -> None:
+    """Compare network by network and image by image; write what was found into the certificate."""
+    found: dict[Component, list[parity.Parity]] = {}
+    for component in COMPONENTS:
+        most = {"unet": 2 * GENERATE_BATCH, "vae_encoder": ENCODE_BATCH}.get(component, GENERATE_BATCH)
+        runtimes = reference.runtime(component), networks.runtime(component)
+        found[component] = parity.compare(component, *runtimes, recorded.calls[component], (1, 2, 7, most), GUIDANCE)
+        certificate["components"][component]["parity"] = parity.to_json(found[component])
+    images = final_images(
+        recorded.prototypes, networks, job.schedule, resolution=job.resolution, batch=IMAGES, guidance=GUIDANCE
+    )
+    decibels = parity.psnr(recorded.images, images)
+    certificate["images"] = {"count": len(images), "psnr_worst": min(decibels), "psnr_mean": float(np.mean(decibels))}
+    limits = parity.LIMITS[job.key.precision]
+    certificate["limits"] = parity.limits_to_json(limits)
+    certificate["reasons"] = parity.verdict(found, decibels, images, limits)
+    if job.key.precision == "fp16":
+        certificate["reasons"] += _judge_half(certificate, job, reference, networks, recorded)
+
+
+def _judge_half(
+    certificate: dict[str, Any], job: ExportJob, reference: Networks, networks: Networks, recorded: Probe
+) -> list[str]:
+    """Against PyTorch's own half precision of the UNet, on some rows of every call; and the calibrated maxima."""
+    half = open_eager(job.model.path, "unet", job.device, torch.float16)
+    calls = [parity.few(call, HALF_IMAGES) for call in recorded.calls["unet"]]
+    errors = {
+        name: max(p.relative_l2 for p in parity.compare("unet", reference.runtime("unet"), runtime, calls, (), None))
+        for name, runtime in {"ours": networks.runtime("unet"), "pytorch": half}.items()
+    }
+    certificate["half"] = {**errors, "rows": 2 * HALF_IMAGES, "timesteps": len(calls)}
+    largest = {c: certificate["components"][c]["mixed"]["largest_fp16_activation"] for c in COMPONENTS}
+    return parity.half_verdict(errors["ours"], errors["pytorch"], largest)
+
+
+def speed(reference: Networks, networks: Networks, recorded: Probe, threads: int) -> dict[str, Any]:
+    """Seconds per image of both, from the UNet's and the decoder's calls of the reference preset."""
+    engines = {"torch": reference, "exported": networks}
+    generating: tuple[Component, ...] = ("unet", "vae_decoder")
+    taken = dict.fromkeys(engines, 0.0)
+    for component in generating:
+        runtimes = {name: engine.runtime(component) for name, engine in engines.items()}
+        for name, seconds in _alternate(runtimes, recorded.calls[component][0]).items():
+            taken[name] += len(recorded.calls[component]) * seconds / IMAGES
+    ratio = taken["torch"] / taken["exported"]
+    return {"seconds_per_image": taken, "ratio": ratio, "batch": IMAGES, "threads": threads}
+
+
+def _alternate(runtimes: Mapping[str, Runtime], call: Tensors) -> dict[str, float]:
+    """Median seconds of a call, the runtimes taking turns, each after a pause and an untimed call of its own.
+
+    Threads of the one that has just run would otherwise still be spinning on the cores of the next.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runtimes}
+    for _ in range(ALTERNATIONS):
+        for name, runtime in runtimes.items():
+            time.sleep(PAUSE)
+            runtime(call)
+            start = time.perf_counter()
+            _wait(runtime(call))
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _wait(outputs: Tensors) -> None:
+    """Until the device is done: a copy to the host waits for it."""
+    for x in outputs.values():
+        x.cpu()

@@ -1,0 +1,263 @@
+"""ONNX to a TensorRT engine, strongly typed: on the GPU it is for, or ahead of time by TensorRT for RTX."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from d4m_fast.config import FloatType
+from d4m_fast.data import files
+from d4m_fast.engine.signature import BATCH, SIGNATURES, Component
+from d4m_fast.engine.trt_api import Api, Builder, IBuilderConfig, INetworkDefinition, ITensor, RtxBuilderConfig
+from d4m_fast.errors import ModelError, PreflightError
+
+PRODUCTS = ("CONVOLUTION", "MATRIX_MULTIPLY", "ATTENTION_INPUT", "ATTENTION_OUTPUT")
+WORKSPACE_BYTES = 8 << 30
+"""More made builds of Stable Diffusion's UNet run out of memory, and no faster (NVIDIA/TensorRT #4360)."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Rows one optimisation profile takes; it is tuned for `opt`."""
+
+    least: int
+    opt: int
+    most: int
+
+
+def ranges(most: int, static: int | None) -> tuple[Range, ...]:
+    """Profiles for 1 to `most` rows, or for `static` rows alone.
+
+    One row, up to eight, and the rest apart: a profile is as fast as its kernels for `opt` are for what it is given
+    (onnxruntime PR #17788: 1.13 times slower away from it).
+    """
+    if static is not None:
+        return (Range(static, static, static),)
+    ends = sorted({min(end, most) for end in (1, 8, most)})
+    return tuple(Range(start + 1, end, end) for start, end in zip([0, *ends], ends, strict=False))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What was built.
+
+    Attributes:
+        layers: how many of each kind and type the parsed network has, "CONVOLUTION HALF".
+        attentions: fused ones the parsed network asks for.
+        peak_bytes: of this process, up to the end of the build.
+    """
+
+    seconds: float
+    bytes: int
+    peak_bytes: int
+    layers: dict[str, int]
+    attentions: int
+    profiles: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How to build; `targets` are the compute capabilities of TensorRT for RTX, none for the GPU that is here."""
+
+    precision: FloatType
+    targets: tuple[str, ...] = ()
+    level: int = 3
+    workspace_bytes: int = WORKSPACE_BYTES
+    timing_cache: Path | None = None
+
+
+def capabilities(api: Api, targets: Sequence[str]) -> list[Any]:
+    """The library's names of "sm80", ...
+
+    Raises:
+        PreflightError: it does not build for one of them.
+    """
+    found = {target: api.capability(target) for target in targets}
+    for target, capability in found.items():
+        if capability is None:
+            known = sorted(name.lower() for name in dir(api.module.ComputeCapability) if name.startswith("SM"))
+            raise PreflightError(
+                f"--target {target}: {api.flavour} {api.version} builds for {', '.join(known)} only; for another GPU"
+                " export on that GPU, without --target"
+            )
+    return list(found.values())
+
+
+def build_engine(
+    api: Api,
+    onnx: Path,
+    target: Path,
+    component: Component,
+    sizes: Mapping[str, int],
+    profiles: Sequence[Range],
+    options: BuildOptions,
+    *,
+    attentions: int,
+    say: Say,
+) -> EngineReport:
+    """Write the engine of one exported network, and `<target>.log` beside it.
+
+    Args:
+        sizes: lengths of the axes (`Model.sizes`).
+        attentions: `Attention` nodes of the ONNX file; the parsed network must have as many fused attentions.
+        say: told the phases of the build.
+
+    Raises:
+        ModelError: it cannot be parsed or built, or the parsed network is not what was asked for.
+        PreflightError: the disk refuses, or the library does not build for a target.
+    """
+    start = time.monotonic()
+    with files.refusing(target), target.with_name(f"{target.name}.log").open("w", encoding="utf-8") as log:
+        logger = api.logger(lambda severity, message: log.write(f"{severity} {message}\n"))
+        builder = api.builder(logger)
+        network = _parse(api, builder, logger, onnx)
+        layers = check_network(api, network, component, options.precision, attentions, onnx)
+        config = _config(api, builder, options, say)
+        for rows in profiles:
+            _add_profile(builder, config, network, component, sizes, rows)
+        built = builder.build_serialized_network(network, config)
+        if built is None:
+            raise ModelError(f"{onnx}: {api.flavour} cannot build it; {target.name}.log beside it says why")
+        _save_timing_cache(config, options.timing_cache)
+        files.write_bytes(target, memoryview(cast(Any, built)))
+        size = built.nbytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    fused = layers["ATTENTION_OUTPUT HALF"] + layers["ATTENTION_OUTPUT FLOAT"]
+    return EngineReport(time.monotonic() - start, size, peak, dict(sorted(layers.items())), fused, tuple(profiles))
+
+
+def _parse(api: Api, builder: Builder, logger: Any, onnx: Path) -> INetworkDefinition:
+    network = builder.create_network(1 << int(api.member("NetworkDefinitionCreationFlag", "STRONGLY_TYPED")))
+    parser = api.parser(network, logger)
+    if not parser.parse_from_file(str(onnx)):  # from the file, so that weights beside it are found
+        error = parser.get_error(0)
+        raise ModelError(f"{onnx}: {api.flavour} cannot read node {error.node_name()} ({error.desc().splitlines()[0]})")
+    return network
+
+
+def check_network(
+    api: Api, network: INetworkDefinition, component: Component, precision: FloatType, attentions: int, onnx: Path
+) -> Counter[str]:
+    """The layers of a parsed network by kind and type, once they are what was asked for.
+
+    Raises:
+        ModelError: products in another precision, other tensors than the signature's, or attention not as one layer.
+    """
+    wanted = "HALF" if precision == "fp16" else "FLOAT"
+    layers = Counter(_kind(network, i) for i in range(network.num_layers))
+    wrong = {kind: n for kind, n in layers.items() if kind.split()[0] in PRODUCTS and kind.split()[1] != wanted}
+    if wrong or not any(kind.split()[0] in PRODUCTS for kind in layers):
+        raise ModelError(f"{onnx}: {precision} was asked for, but the network has {wrong or 'no products'}")
+    for tensor in _tensors(network):
+        known = SIGNATURES[component].integers
+        expected = api.member("DataType", "INT64" if tensor.name in known else wanted)
+        if tensor.dtype != expected:
+            raise ModelError(f"{onnx}: {tensor.name} is {tensor.dtype}, {expected} was asked for")
+    fused = layers[f"ATTENTION_OUTPUT {wanted}"]
+    if fused != attentions:
+        raise ModelError(f"{onnx}: {attentions} attentions, of which {fused} were parsed as one layer each")
+    return layers
+
+
+def _kind(network: INetworkDefinition, index: int) -> str:
+    layer = network.get_layer(index)
+    return f"{layer.type.name} {layer.get_output(0).dtype.name}"
+
+
+def _tensors(network: INetworkDefinition) -> Iterator[ITensor]:
+    yield from (network.get_input(i) for i in range(network.num_inputs))
+    yield from (network.get_output(i) for i in range(network.num_outputs))
+
+
+def _config(api: Api, builder: Builder, options: BuildOptions, say: Say) -> IBuilderConfig:
+    config = builder.create_builder_config()
+    config.clear_flag(api.member("BuilderFlag", "TF32"))  # on by default; fp32 is to mean fp32
+    config.set_memory_pool_limit(api.member("MemoryPoolType", "WORKSPACE"), options.workspace_bytes)
+    config.builder_optimization_level = options.level
+    config.profiling_verbosity = api.member("ProfilingVerbosity", "DETAILED")  # the inspector shows types then
+    config.progress_monitor = _monitor(api, say)
+    if options.targets:
+        rtx = cast(RtxBuilderConfig, config)
+        rtx.num_compute_capabilities = len(options.targets)
+        for index, capability in enumerate(capabilities(api, options.targets)):
+            if not rtx.set_compute_capability(capability, index):
+                raise PreflightError(f"--target {options.targets[index]}: {api.flavour} refuses it")
+    elif options.timing_cache is not None:  # setting one asks for a GPU
+        known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), True)
+    return config
+
+
+def _monitor(api: Api, say: Say) -> Any:
+    """Tells the outer phases: those below the whole build."""
+    depth: dict[str, int] = {}
+
+    def start(phase: str, parent: str | None, steps: int) -> None:
+        depth[phase] = depth.get(parent, 0) + 1 if parent is not None else 0
+        if depth[phase] < 2:
+            say(f"{phase}, {steps} steps")
+
+    return api.monitor(start, lambda phase: None)
+
+
+def _add_profile(
+    builder: Builder,
+    config: IBuilderConfig,
+    network: INetworkDefinition,
+    component: Component,
+    sizes: Mapping[str, int],
+    rows: Range,
+) -> None:
+    signature = SIGNATURES[component]
+    profile = builder.create_optimization_profile()
+    for name, axes in signature.inputs.items():
+        if BATCH in axes:
+            shapes = [signature.shape(name, sizes, n) for n in (rows.least, rows.opt, rows.most)]
+            profile.set_shape(name, *shapes)
+    if config.add_optimization_profile(profile) < 0:
+        raise ModelError(f"{network.name}: no profile for {rows.least} to {rows.most} rows can be added")
+
+
+def _save_timing_cache(config: IBuilderConfig, path: Path | None) -> None:
+    if path is not None:
+        files.write_bytes(path, memoryview(cast(Any, config.get_timing_cache().serialize())))
+
+
+def check_engine(information: str, precision: FloatType, score_sides: Sequence[int], name: str) -> dict[str, int]:
+    """Layers of a built engine by the type they write, from the inspector's JSON; it needs the GPU to be opened.
+
+    Args:
+        score_sides: numbers of queries, h x w of the attention levels; a tensor with two such axes in fp32 or fp16 is
+            a matrix of attention scores, which fused attention never writes.
+
+    Raises:
+        ModelError: nothing runs in the precision asked for, or attention is not fused.
+    """
+    layers = [layer for layer in json.loads(information)["Layers"] if isinstance(layer, dict)]
+    outputs = [output for layer in layers for output in layer.get("Outputs", [])]
+    kinds = Counter("fp16" if _is_half(o) else "fp32" if _is_float(o) else "other" for o in outputs)
+    if not kinds[precision]:
+        raise ModelError(f"{name}: {precision} was asked for, but the engine's layers write {dict(kinds)}")
+    for output in outputs:
+        if any(_pairs(output.get("Dimensions", []), side) for side in score_sides):
+            raise ModelError(f"{name}: attention is not fused, {output.get('Name')} is {output['Dimensions']}")
+    return dict(kinds)
+
+
+def _is_half(output: Mapping[str, Any]) -> bool:
+    return any(word in str(output.get("Format/Datatype", "")) for word in ("FloatType", "FP16"))
+
+
+def _is_float(output: Mapping[str, Any]) -> bool:
+    return any(word in str(output.get("Format/Datatype", "")) for word in ("Float", "FP32"))
+
+
+def _pairs(dimensions: Sequence[int], side: int) -> bool:
+    return list(dimensions[-2:]) == [side, side]
