@@ -263,9 +263,7 @@ def _known(option: str, given: str | None, origin: str | None) -> str:
 @click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="Of TensorRT's builder.")
 @click.option("--device", default="auto", show_default=True, help="Where to compare: auto, cpu, cuda or cuda:1.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]")
-@click.option(
-    "--certify", "certify_only", is_flag=True, help="Compare what is exported, on this device; build nothing."
-)
+@click.option("--certify", "certify_only", is_flag=True, help="Compare what is there, on this device.")
 @click.option("--list", "list_only", is_flag=True, help="Show what was exported, and its status, instead.")
 @shared
 def export(

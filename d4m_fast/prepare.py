@@ -130,9 +130,8 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     require(config.steps <= model.train_timesteps, f"--steps can be at most {model.train_timesteps} with this model")
     precision: FloatType = "fp32" if dtype == torch.float32 else "fp16"
     begun_with = None if run is None else options_of(run).get("engine")
-    artifact, reason = choose_engine(
-        config.engine, exports_of(model.sha256, precision, resolution, artifacts), model, device, begun_with
-    )
+    sets = exports_of(model.sha256, precision, resolution, artifacts)
+    artifact, reason = choose_engine(config.engine, sets, model, device, begun_with)
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),

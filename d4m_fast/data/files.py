@@ -11,9 +11,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d4m_fast.errors import DamageError, PreflightError, RunDirectoryError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 TEMPORARY = ".tmp-"
 _REFUSALS = {
@@ -41,7 +44,7 @@ def refusing(path: Path) -> Iterator[None]:
         raise PreflightError(f"{error.filename or path}: {_REFUSALS[error.errno]}") from error
 
 
-def write_bytes(path: Path, data: bytes) -> str:
+def write_bytes(path: Path, data: Buffer) -> str:
     """Write a file whole, durably, or not at all; returns its SHA-256.
 
     Raises:

@@ -40,7 +40,7 @@ class TorchDevice:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.stream = int(self._stream.cuda_stream)
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)
         self._generation = 0

@@ -206,7 +206,12 @@ class Api:
     def logger(self, write: Any) -> Any:
         """An ILogger that hands every (severity, message) to `write`."""
 
-        class Logger(self.module.ILogger):  # type: ignore[misc]
+        base: Any = self.module.ILogger
+
+        class Logger(base):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()  # pybind11 refuses an object whose own __init__ was not called
+
             def log(self, severity: Any, msg: str) -> None:
                 write(severity.name, msg)
 
@@ -227,9 +232,11 @@ class Api:
     def monitor(self, start: Any, finish: Any) -> Any:
         """An IProgressMonitor that reports the phases of a build."""
 
-        class Monitor(self.module.IProgressMonitor):  # type: ignore[misc]
+        base: Any = self.module.IProgressMonitor
+
+        class Monitor(base):  # type: ignore[misc]
             def __init__(self) -> None:
-                super().__init__()  # pybind11 refuses an object whose own __init__ was not called
+                super().__init__()
 
             def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
                 start(phase_name, parent_phase, num_steps)

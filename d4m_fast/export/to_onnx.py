@@ -152,13 +152,13 @@ def elements_per_row(path: Path, component: Component) -> int:
 
     model = onnx.load(path, load_external_data=False)
     (given,) = [v for v in model.graph.input if v.name == SIGNATURES[component].batched[0]]
-    rows = given.type.tensor_type.shape.dim[0].dim_value
+    rows: int = given.type.tensor_type.shape.dim[0].dim_value
     for value in model.graph.input:
         if value.name in SIGNATURES[component].batched:
             value.type.tensor_type.shape.dim[0].dim_value = 1 if rows == 0 else rows
     graph = onnx.shape_inference.infer_shapes(_unshaped(model), data_prop=True).graph
     shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)]
-    whole = max(math.prod(shape) for shape in shapes)
+    whole: int = max(math.prod(shape) for shape in shapes)
     return whole if rows == 0 else math.ceil(whole / rows)
 
 

@@ -24,7 +24,8 @@ from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.errors import ModelError
 from d4m_fast.export import parity
-from d4m_fast.export.export import certified, prepare_export
+from d4m_fast.export.job import exported as whole
+from d4m_fast.export.job import prepare_export
 from d4m_fast.export.to_onnx import export_onnx
 
 Change = Callable[[Callable[[dict[str, Any]], object]], None]
@@ -78,11 +79,11 @@ def test_the_certificate_says_what_was_compared(exported: Path) -> None:
     found = certificate_of(exported)
     assert (found["status"], found["reasons"]) == ("certified", [])
     assert found["images"]["count"] == 32
-    assert found["images"]["psnr_worst"] >= parity.FP32_PSNR
+    assert found["images"]["psnr_worst"] >= parity.LIMITS["fp32"].psnr
     for component in COMPONENTS:
         calls = found["components"][component]["parity"]
         assert {1, 2, 7} < {call["batch"] for call in calls}
-        assert 0 < max(call["relative_l2"] for call in calls) <= parity.FP32_RELATIVE_L2
+        assert 0 < max(call["relative_l2"] for call in calls) <= parity.LIMITS["fp32"].relative_l2
     steps = {call["timestep"] for call in found["components"]["unet"]["parity"]}
     assert steps == set(range(1, 702, 20))
     assert max(call["batch"] for call in found["components"]["unet"]["parity"]) == 100
@@ -161,7 +162,7 @@ def test_a_flipped_byte_is_caught(artifacts: Path, distill: Callable[..., Ran]) 
     refused(distill("--engine", "onnx"), 5, "not those that were certified", "d4m-fast export again")
     ran = distill("--engine", "auto")
     assert ran.code == 0
-    assert "engine: torch; the ONNX export cannot be used" in ran.err
+    assert "engine: torch; the onnx export cannot be used" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_a_flipped_byte_is_caught(artifacts: Path, distill: Callable[..., Ran]) 
     [
         (lambda c: c["versions"].update(onnxruntime="1.0"), "certified with onnxruntime 1.0"),
         (lambda c: c.update(model_sha256="0"), "made from another model"),
-        (lambda c: c.update(status="unverified"), "unverified"),
+        (lambda c: c.update(status="rejected"), "rejected"),
     ],
 )
 def test_what_the_certificate_does_not_cover_is_refused(
@@ -181,8 +182,8 @@ def test_what_the_certificate_does_not_cover_is_refused(
 
 def test_another_device_is_refused(artifacts: Path, tiny_model: Path) -> None:
     (found,) = catalogue(artifacts)
-    with pytest.raises(ModelError, match="certified on a cpu, this is a cuda"):
-        found.check(open_model(str(tiny_model)).sha256, "cuda")
+    with pytest.raises(ModelError, match="certified on cpu, this is NVIDIA A100"):
+        found.check(open_model(str(tiny_model)).sha256, "NVIDIA A100 (sm80)")
 
 
 def test_a_certified_set_is_left_alone_and_a_damaged_one_is_not(artifacts: Path, tiny_model: Path, many: Path) -> None:
@@ -193,9 +194,9 @@ def test_a_certified_set_is_left_alone_and_a_damaged_one_is_not(artifacts: Path,
     assert ran.out.startswith("certified")
     assert {file: file.stat().st_mtime_ns for file in artifacts.rglob("*.onnx")} == before
     job = prepare_export(ExportConfig(str(tiny_model), str(many)), artifacts)
-    assert certified(job) is not None
+    assert whole(job) is not None
     job.path.joinpath("unet.onnx").write_bytes(b"")
-    assert certified(job) is None
+    assert whole(job) is None
 
 
 def test_a_class_without_images(tmp_path: Path, tiny_model: Path) -> None:
@@ -226,7 +227,7 @@ def test_list(exported: Path, tmp_path: Path) -> None:
 def test_an_export_that_is_too_far_off_is_kept_as_rejected(
     tmp_path: Path, tiny_model: Path, many: Path, monkeypatch: pytest.MonkeyPatch, distill: Callable[..., Ran]
 ) -> None:
-    monkeypatch.setattr(parity, "FP32_RELATIVE_L2", 1e-12)
+    monkeypatch.setattr(parity, "LIMITS", {"fp32": parity.Limits(1e-12, 1.0, 0.0)})
     art = tmp_path / "art"
     ran = run_cli("export", "--model", tiny_model, "--data", many, "--artifacts", art, "--quiet", "--static-batch", 3)
     refused(ran, 1, ".rejected", "relative L2", "the limit is 1e-12")
@@ -246,9 +247,43 @@ def test_a_missing_extra_names_the_install(
     assert not (tmp_path / "art").exists()
 
 
-@pytest.mark.parametrize("args", [("--engine", "tensorrt"), ("--precision", "fp16")])
-def test_what_is_not_built_yet_is_refused(tmp_path: Path, args: tuple[str, str]) -> None:
-    refused(run_cli("export", "--artifacts", tmp_path / "art", *args), 2, "not available yet")
+def test_fp16_is_compared_by_its_twin_and_unverified(tmp_path: Path, tiny_model: Path, many: Path) -> None:
+    art = tmp_path / "art"
+    args = ("--model", tiny_model, "--data", many, "--artifacts", art, "--threads", 1, "--quiet")
+    ran = run_cli("export", *args, "--precision", "fp16")
+    assert ran.code == 0, ran.err
+    found = certificate_of(art)
+    assert (found["status"], found["speed"]) == ("unverified", None)
+    assert "every fp16 value rounded" in found["compared"]
+    assert found["half"]["ours"] <= parity.HALF_RATIO * found["half"]["pytorch"]
+    for component in COMPONENTS:
+        part = found["components"][component]
+        assert 1e-5 < max(call["relative_l2"] for call in part["parity"]) <= 3e-3
+        assert 0 < part["mixed"]["largest_fp16_activation"] < parity.LARGEST_ACTIVATION
+    assert not [file for file in art.rglob("*") if file.name.startswith((".fp32", ".twin"))]
+    again = run_cli("export", *args, "--precision", "fp16", "--certify")
+    assert (again.code, "unverified" in again.out) == (0, True)
+    (artifact,) = catalogue(art)
+    with pytest.raises(ModelError, match=r"unverified, so it is not run.*export --certify"):
+        artifact.check(open_model(str(tiny_model)).sha256, "cpu")
+
+
+def test_fp16_beyond_a_limit_is_rejected(
+    tmp_path: Path, tiny_model: Path, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "HALF_RATIO", 0.01)
+    args = ("--model", tiny_model, "--data", many, "--artifacts", tmp_path / "art", "--quiet")
+    refused(run_cli("export", *args, "--precision", "fp16"), 1, ".rejected", "PyTorch's own half precision")
+
+
+def test_a_fixed_batch_is_run_by_distill(
+    tmp_path: Path, tiny_model: Path, many: Path, finished: Finished, distill: Callable[..., Ran]
+) -> None:
+    args = ("--model", tiny_model, "--data", many, "--artifacts", tmp_path / "art", "--quiet", "--static-batch", 4)
+    assert run_cli("export", *args).code == 0
+    ran = distill("--engine", "onnx")
+    assert ran.code == 0, ran.err
+    assert np.abs(pixels(tmp_path / "run") - pixels(finished.run)).max() <= 1
 
 
 def test_too_few_images_to_compare_on(tmp_path: Path, tiny_model: Path, photos: Path) -> None:

@@ -20,6 +20,7 @@ from onnx import parser
 from d4m_fast.engine.modules import load_module
 from d4m_fast.errors import ModelError
 from d4m_fast.export.mixed import MixedReport, activation_maxima, to_mixed_precision
+from d4m_fast.export.twin import write_twin
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 NORMALISATIONS = {"InstanceNormalization", "GroupNormalization", "LayerNormalization"}
@@ -128,40 +129,10 @@ def inferred(model: onnx.ModelProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def rounding_twin(mixed: Path) -> bytes:
-    """The same graph in fp32 with every value that is fp16 in `mixed` rounded to fp16: fp16 with fp32 sums.
-
-    ONNX Runtime's CPU provider runs fp16 nodes in fp32 and drops the rounding between them; these casts it keeps.
-    """
-    model = ir.load(mixed)
-    half = [v for n in model.graph for v in n.outputs if v.dtype == ir.DataType.FLOAT16]
-    for value in [*half, *(v for v in model.graph.inputs if v.dtype == ir.DataType.FLOAT16)]:
-        _round(model.graph, value)
-    for value in model.graph.initializers.values():
-        if value.dtype == ir.DataType.FLOAT16 and value.const_value is not None:
-            value.const_value = ir.Tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-    return bytes(ir.to_proto(model).SerializeToString())
-
-
-def _round(graph: ir.Graph, value: ir.Value) -> None:
-    producer, uses = value.producer(), list(value.uses())
-    down = ir.node("Cast", [value], {"to": HALF})
-    up = ir.node("Cast", [down.outputs[0]], {"to": FLOAT})
-    for node, kind in ((down, ir.DataType.FLOAT16), (up, ir.DataType.FLOAT)):
-        node.outputs[0].type = ir.TensorType(kind)
-    if producer is None:
-        graph.insert_before(next(iter(graph)), [down, up])
-    else:
-        graph.insert_after(producer, [down, up])
-        value.type = ir.TensorType(ir.DataType.FLOAT)
-        if producer.op_type == "Cast":
-            producer.attributes["to"] = ir.AttrInt64("to", FLOAT)
-    for use in uses:
-        use.node.replace_input_with(use.idx, up.outputs[0])
-    for index, output in enumerate(graph.outputs):
-        if output is value:
-            graph.outputs[index] = down.outputs[0]
+def rounding_twin(mixed: Path) -> Path:
+    twin = mixed.with_name("twin.onnx")
+    write_twin(mixed, twin)
+    return twin
 
 
 def test_close_to_fp32(converted: Converted) -> None:

@@ -13,9 +13,10 @@ from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.runtime import InPieces, Runtime, Tensors
 from d4m_fast.engine.signature import SIGNATURES
-from d4m_fast.export.parity import IDENTICAL_PSNR, compare, psnr, verdict
+from d4m_fast.export.parity import IDENTICAL_PSNR, LIMITS, Limits, compare, few, half_verdict, psnr, verdict
 
 Fault = Callable[[Runtime, Tensors, Tensors], Tensors]
+FP32, FP16 = LIMITS["fp32"], LIMITS["fp16"]
 IMAGES = np.full((2, 4, 4, 3), 128, np.uint8)
 
 
@@ -84,23 +85,55 @@ def calls(tiny_model: Path) -> list[Tensors]:
 
 @pytest.mark.parametrize("fault", [swapped_halves, permuted_batch, stale_buffer, shifted_timestep, overflow, half])
 def test_a_faulty_runtime_is_rejected(unet: Runtime, tiny_model: Path, fault: Fault) -> None:
-    found = compare("unet", unet, Faulty(unet, fault), calls(tiny_model), (1, 2, 7))
-    assert verdict({"unet": found}, [IDENTICAL_PSNR], IMAGES)
+    found = compare("unet", unet, Faulty(unet, fault), calls(tiny_model), (1, 2, 7), 8.0)
+    assert verdict({"unet": found}, [IDENTICAL_PSNR], IMAGES, FP32)
 
 
 def test_a_correct_one_is_not(unet: Runtime, tiny_model: Path) -> None:
-    found = compare("unet", unet, Faulty(unet, correct), calls(tiny_model), (1, 2, 7))
-    assert verdict({"unet": found}, [IDENTICAL_PSNR], IMAGES) == []
+    found = compare("unet", unet, Faulty(unet, correct), calls(tiny_model), (1, 2, 7), 8.0)
+    assert verdict({"unet": found}, [IDENTICAL_PSNR], IMAGES, FP32) == []
     assert [p.batch for p in found] == [4, 4, 4, 1, 2, 7, 1, 2, 7]
     assert [p.timestep for p in found] == [701, 361, 1, 701, 701, 701, 1, 1, 1]
+
+
+@pytest.mark.parametrize("fault", [swapped_halves, permuted_batch, stale_buffer, shifted_timestep, overflow])
+def test_a_faulty_fp16_runtime_is_rejected(unet: Runtime, tiny_model: Path, fault: Fault) -> None:
+    found = compare("unet", unet, Faulty(unet, fault), calls(tiny_model), (1, 2, 7), 8.0)
+    assert verdict({"unet": found}, [IDENTICAL_PSNR], IMAGES, FP16)
+
+
+def test_fp16_is_judged_by_other_limits(unet: Runtime, tiny_model: Path) -> None:
+    found = compare("unet", unet, Faulty(unet, half), calls(tiny_model), (1, 2, 7), 8.0)
+    assert verdict({"unet": found}, [40.0], IMAGES, FP16) == []
+    assert "after guidance" in verdict({"unet": found}, [40.0], IMAGES, Limits(1.0, 1e-9, 30.0))[0]
+
+
+def test_guidance_multiplies_the_error(unet: Runtime, tiny_model: Path) -> None:
+    found = compare("unet", unet, Faulty(unet, half), calls(tiny_model), (2,), 8.0)
+    assert all(p.guided_l2 is not None and p.guided_l2 > p.relative_l2 for p in found[:3])
+    assert [p.guided_l2 for p in found[3:]] == [None, None]
+
+
+def test_some_images_of_both_halves(tiny_model: Path) -> None:
+    (whole, *_) = calls(tiny_model)
+    part = few(whole, 1)
+    assert torch.equal(part["sample"], whole["sample"][[0, 2]])
+    assert torch.equal(part["timestep"], whole["timestep"])
+
+
+def test_fp16_against_pytorchs_own() -> None:
+    assert half_verdict(1.4e-3, 1e-3, {"unet": 20.0}) == []
+    assert "PyTorch's own" in half_verdict(1.6e-3, 1e-3, {"unet": 20.0})[0]
+    assert "PyTorch's own" in half_verdict(float("nan"), 1e-3, {})[0]
+    assert "16000" in half_verdict(1e-3, 1e-3, {"vae_decoder": 16_000.0})[0]
 
 
 def test_bad_images_are_rejected() -> None:
     black = IMAGES.copy()
     black[1] = 0
-    assert "dB" in verdict({}, [60.0, 49.9], IMAGES)[0]
-    assert verdict({}, [float("nan")], IMAGES)
-    assert verdict({}, [60.0], black) == ["a black image"]
+    assert "dB" in verdict({}, [60.0, 49.9], IMAGES, FP32)[0]
+    assert verdict({}, [float("nan")], IMAGES, FP32)
+    assert verdict({}, [60.0], black, FP32) == ["a black image"]
 
 
 def test_psnr_is_scikit_images_definition() -> None:
