@@ -30,7 +30,7 @@ from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
 from d4m_fast.export.parity import compare
-from d4m_fast.export.to_onnx import OPSETS, elements_per_row, export_onnx
+from d4m_fast.export.to_onnx import OPSETS, export_onnx
 from d4m_fast.export.to_trt import BuildOptions, build_engine, ranges
 
 CPU = torch.device("cpu")
@@ -89,7 +89,8 @@ def build(model: Model, component: Component, work: Path) -> Row:
 
     source = work / f"{component}.fp16.onnx"
     nodes = onnx.load(source, load_external_data=False).graph.node
-    most = min(MOST[component], (2**31 - 1) // elements_per_row(work / f"{component}.onnx", component))
+    exported = json.loads((work / f"{component}.export.json").read_text())
+    most = min(MOST[component], (2**31 - 1) // exported["elements_per_row"])
     report = build_engine(
         load_trt("tensorrt-rtx"),
         source,

@@ -69,7 +69,7 @@ def export_onnx(
     program.model.metadata_props.update(metadata)
     _check(graph, component, sizes, static_batch, path)
     _save(program.model, path)
-    return OnnxReport(opset, _operators(graph), elements_per_row(path, component))
+    return OnnxReport(opset, _operators(graph), _elements_per_row(program, _rows(static_batch)))
 
 
 def require_onnx() -> None:
@@ -91,14 +91,16 @@ def _trace(
     module: torch.nn.Module, component: Component, sizes: Mapping[str, int], opset: int, static_batch: int | None
 ) -> Any:
     signature = SIGNATURES[component]
-    rows = EXAMPLE_BATCH if static_batch is None else static_batch
     free = {} if static_batch is not None else {0: torch.export.Dim.DYNAMIC}
     dynamic = {name: free if BATCH in axes else {} for name, axes in signature.inputs.items()}
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
-                tuple(_example(name, signature.shape(name, sizes, rows), component) for name in signature.inputs),
+                tuple(
+                    _example(name, signature.shape(name, sizes, _rows(static_batch)), component)
+                    for name in signature.inputs
+                ),
                 dynamo=True,
                 input_names=list(signature.inputs),
                 output_names=list(signature.outputs),
@@ -111,6 +113,10 @@ def _trace(
     if program is None:
         raise ModelError(f"{component}: the exporter returned nothing")
     return program
+
+
+def _rows(static_batch: int | None) -> int:
+    return EXAMPLE_BATCH if static_batch is None else static_batch
 
 
 def _example(name: str, shape: tuple[int, ...], component: Component) -> torch.Tensor:
@@ -142,32 +148,21 @@ def _save(model: Any, path: Path) -> None:
     onnx_ir.save(model, path, external_data=external)
 
 
-def elements_per_row(path: Path, component: Component) -> int:
-    """Elements of the largest activation of an exported file, by ONNX's shape inference, per row of its batch.
-
-    Raises:
-        ModelError: the batch is not where it should be.
-    """
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    (given,) = [v for v in model.graph.input if v.name == SIGNATURES[component].batched[0]]
-    rows: int = given.type.tensor_type.shape.dim[0].dim_value
-    for value in model.graph.input:
-        if value.name in SIGNATURES[component].batched:
-            value.type.tensor_type.shape.dim[0].dim_value = 1 if rows == 0 else rows
-    graph = onnx.shape_inference.infer_shapes(_unshaped(model), data_prop=True).graph
-    shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)]
-    whole: int = max(math.prod(shape) for shape in shapes)
-    return whole if rows == 0 else math.ceil(whole / rows)
+def _elements_per_row(program: Any, rows: int) -> int:
+    """Elements of the largest activation, by the shapes of the trace of `rows` rows."""
+    nodes = [node for node in program.exported_program.graph.nodes if node.op == "call_function"]
+    values = [value for node in nodes for value in _tensors(node.meta.get("val"))]
+    return max(math.prod(_length(n) for n in value.shape) for value in values) // rows
 
 
-def _unshaped(model: Any) -> Any:
-    """Without the exporter's own shapes, in which the batch is still a symbol."""
-    del model.graph.value_info[:]
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    return model
+def _tensors(value: Any) -> list[torch.Tensor]:
+    several = value if isinstance(value, tuple | list) else [value]
+    return [x for x in several if isinstance(x, torch.Tensor)]
+
+
+def _length(axis: int | torch.SymInt) -> int:
+    """Of an axis in the trace: a symbol stands for the example's length."""
+    return axis if isinstance(axis, int) else int(axis.node.hint)
 
 
 def _operators(graph: Any) -> dict[str, int]:

@@ -77,10 +77,8 @@ class FakeContext:
     def execute_async_v3(self, stream_handle: int) -> bool:
         if self._engine.broken:
             return False
-        inputs = {
-            n: view(self._addresses[n], s, torch.int64 if n == "timestep" else torch.float32)
-            for n, s in self._shapes.items()
-        }
+        kinds = {name: torch.int64 if name in UNET.integers else torch.float32 for name in self._shapes}
+        inputs = {name: view(self._addresses[name], self._shapes[name], kind) for name, kind in kinds.items()}
         noise = self._engine.network(inputs)["noise"]
         view(self._addresses["noise"], tuple(noise.shape), torch.float32).copy_(noise)
         return stream_handle == 7
@@ -262,7 +260,7 @@ def test_an_engine_of_something_else(opened: Opened, engine: FakeEngine) -> None
 def test_an_engine_of_another_gpu(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "unet.engine").write_bytes(b"plan")
     sizes = open_model(str(tiny_model)).sizes(16)
-    with pytest.raises(ModelError, match="cannot open it .ERROR wrong GPU"):
+    with pytest.raises(ModelError, match=r"cannot open it .ERROR wrong GPU"):
         open_trt(fake_api(None), tmp_path / "unet.engine", "unet", sizes, FakeDevice())
 
 

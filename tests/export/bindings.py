@@ -1,4 +1,4 @@
-"""Print what TensorRT's bindings know of the names in `trt_api`, in a process of its own; the real ones load beside stubs.
+"""Print what TensorRT's bindings know of the names in `trt_api`; the real ones load beside stub libraries.
 
 python bindings.py tensorrt_bindings|tensorrt_rtx_bindings
 """

@@ -268,14 +268,6 @@ def test_fp16_is_compared_by_its_twin_and_unverified(tmp_path: Path, tiny_model:
         artifact.check(open_model(str(tiny_model)).sha256, "cpu")
 
 
-def test_fp16_beyond_a_limit_is_rejected(
-    tmp_path: Path, tiny_model: Path, many: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parity, "HALF_RATIO", 0.01)
-    args = ("--model", tiny_model, "--data", many, "--artifacts", tmp_path / "art", "--quiet")
-    refused(run_cli("export", *args, "--precision", "fp16"), 1, ".rejected", "PyTorch's own half precision")
-
-
 def test_a_fixed_batch_is_run_by_distill(
     tmp_path: Path, tiny_model: Path, many: Path, finished: Finished, distill: Callable[..., Ran]
 ) -> None:
