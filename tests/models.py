@@ -19,14 +19,18 @@ def write_model(
     vae_channels: tuple[int, ...] = (8, 16),
     unet_channels: tuple[int, ...] = (16, 32),
     sample_size: int = 8,
+    width_text: int = WIDTH_TEXT,
 ) -> Path:
-    """Save a diffusers directory; the VAE halves the image once per entry of `vae_channels` after the first."""
+    """Save a diffusers directory; the VAE halves the image once per entry of `vae_channels` after the first.
+
+    Two attention heads everywhere: each half of `width_text` and of the UNet's channels wide.
+    """
     torch.manual_seed(0)
     tokens = _tokenizer()
     parts = {
         "vae": _vae(vae_channels),
-        "unet": _unet(unet_channels, sample_size),
-        "text_encoder": _text_encoder(tokens),
+        "unet": _unet(unet_channels, sample_size, width_text),
+        "text_encoder": _text_encoder(tokens, width_text),
         "tokenizer": tokens,
         "scheduler": _scheduler(),
     }
@@ -50,14 +54,14 @@ def _vae(channels: tuple[int, ...]) -> AutoencoderKL:
     )
 
 
-def _unet(channels: tuple[int, ...], sample_size: int) -> UNet2DConditionModel:
+def _unet(channels: tuple[int, ...], sample_size: int, width_text: int) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=sample_size,
         down_block_types=("CrossAttnDownBlock2D",) + ("DownBlock2D",) * (len(channels) - 1),
         up_block_types=("UpBlock2D",) * (len(channels) - 1) + ("CrossAttnUpBlock2D",),
         block_out_channels=channels,
         layers_per_block=1,
-        cross_attention_dim=WIDTH_TEXT,
+        cross_attention_dim=width_text,
         attention_head_dim=2,
         norm_num_groups=8,
     )
@@ -69,11 +73,11 @@ def _tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer({name: i for i, name in enumerate(names)}, [], model_max_length=TOKENS)
 
 
-def _text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
+def _text_encoder(tokens: CLIPTokenizer, width: int) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokens),
-            hidden_size=WIDTH_TEXT,
+            hidden_size=width,
             intermediate_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,

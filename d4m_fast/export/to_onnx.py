@@ -91,16 +91,14 @@ def _trace(
     module: torch.nn.Module, component: Component, sizes: Mapping[str, int], opset: int, static_batch: int | None
 ) -> Any:
     signature = SIGNATURES[component]
+    rows = _rows(static_batch)
     free = {} if static_batch is not None else {0: torch.export.Dim.DYNAMIC}
     dynamic = {name: free if BATCH in axes else {} for name, axes in signature.inputs.items()}
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
-                tuple(
-                    _example(name, signature.shape(name, sizes, _rows(static_batch)), component)
-                    for name in signature.inputs
-                ),
+                tuple(_example(name, signature.shape(name, sizes, rows), component) for name in signature.inputs),
                 dynamo=True,
                 input_names=list(signature.inputs),
                 output_names=list(signature.outputs),
@@ -162,7 +160,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 def _length(axis: int | torch.SymInt) -> int:
     """Of an axis in the trace: a symbol stands for the example's length."""
-    return axis if isinstance(axis, int) else int(axis.node.hint)
+    return axis if isinstance(axis, int) else int(str(axis.node.hint))
 
 
 def _operators(graph: Any) -> dict[str, int]:

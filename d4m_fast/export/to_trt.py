@@ -115,7 +115,14 @@ def build_engine(
     """
     start = time.monotonic()
     with files.refusing(target), target.with_name(f"{target.name}.log").open("w", encoding="utf-8") as log:
-        logger = api.logger(lambda severity, message: log.write(f"{severity} {message}\n"))
+        errors: list[str] = []
+
+        def write(severity: str, message: str) -> None:
+            log.write(f"{severity} {message}\n")
+            if severity.endswith("ERROR"):
+                errors.append(message)
+
+        logger = api.logger(write)
         builder = api.builder(logger)
         network = _parse(api, builder, logger, onnx)
         layers = check_network(api, network, component, options.precision, attentions, onnx)
@@ -124,13 +131,18 @@ def build_engine(
             _add_profile(builder, config, network, component, sizes, rows)
         built = builder.build_serialized_network(network, config)
         if built is None:
-            raise ModelError(f"{onnx}: {api.flavour} cannot build it; {target.name}.log beside it says why")
+            # An attention without a fused kernel ends here: a native `Attention` is not taken apart unless allowed.
+            raise ModelError(f"{onnx}: {api.flavour} cannot build it ({_short(errors)}); all in {target.name}.log")
         _save_timing_cache(config, options.timing_cache)
         files.write_bytes(target, memoryview(cast(Any, built)))
         size = built.nbytes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     fused = layers["ATTENTION_OUTPUT HALF"] + layers["ATTENTION_OUTPUT FLOAT"]
     return EngineReport(time.monotonic() - start, size, peak, dict(sorted(layers.items())), fused, tuple(profiles))
+
+
+def _short(errors: Sequence[str]) -> str:
+    return errors[0].splitlines()[0][:300] if errors else "no reason given"
 
 
 def _parse(api: Api, builder: Builder, logger: Any, onnx: Path) -> INetworkDefinition:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from driving import CLASSES, Ran, refused, run_cli, write_photos
+from models import write_model
 
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.trt_api import load_trt
@@ -34,10 +35,16 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, many: Path) -> Path:
-    """An artifacts directory with fp16 engines of the tiny model; not to be changed."""
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads of 32 channels, for which there are fused attention kernels."""
+    return write_model(tmp_path_factory.mktemp("wide"), unet_channels=(64, 128), width_text=64)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, wide_model: Path, many: Path) -> Path:
+    """An artifacts directory with fp16 engines; not to be changed."""
     artifacts = tmp_path_factory.mktemp("built")
-    args = ("--model", tiny_model, "--data", many, "--artifacts", artifacts, "--threads", 1)
+    args = ("--model", wide_model, "--data", many, "--artifacts", artifacts, "--threads", 1)
     ran = run_cli("export", *args, "--engine", "tensorrt", "--precision", "fp16", "--target", "sm89,sm80", "--quiet")
     assert ran.code == 0, ran.err
     assert "unverified" in ran.out
@@ -104,11 +111,11 @@ def test_the_certificate_of_what_was_built(built: Path) -> None:
 
 
 @rtx
-def test_what_has_not_run_on_its_gpu_is_listed_and_left_alone(built: Path, tiny_model: Path, many: Path) -> None:
+def test_what_has_not_run_on_its_gpu_is_listed_and_left_alone(built: Path, wide_model: Path, many: Path) -> None:
     (row,) = run_cli("export", "--list", "--json", "--artifacts", built).json["artifacts"]
     assert (row["status"], row["engine"], row["speed"]) == ("unverified", "tensorrt", None)
     before = {file: file.stat().st_mtime_ns for file in built.rglob("*")}
-    args = ("--model", tiny_model, "--data", many, "--artifacts", built, "--threads", 1)
+    args = ("--model", wide_model, "--data", many, "--artifacts", built, "--threads", 1)
     again = run_cli("export", *args, "--engine", "tensorrt", "--precision", "fp16", "--target", "sm80,sm89")
     assert (again.code, again.err) == (0, "")
     assert {file: file.stat().st_mtime_ns for file in built.rglob("*")} == before
@@ -186,6 +193,25 @@ def test_a_file_that_cannot_be_parsed(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "vae_decoder.onnx").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="cannot read node"):
         build(tmp_path, tiny_model, tmp_path / "decoder.engine")
+
+
+@rtx
+def test_attention_without_a_fused_kernel_is_not_built(tiny_model: Path, tmp_path: Path) -> None:
+    """Of the tiny text encoder, with heads of eight channels: an engine that lost it would be slow without a word."""
+    sizes, file = open_model(str(tiny_model)).sizes(16), tmp_path / "text_encoder.onnx"
+    export_onnx(tiny_model, "text_encoder", file, sizes=sizes, opset=23, metadata={})
+    with pytest.raises(ModelError, match="Attention operation was not supported by a dedicated kernel"):
+        build_engine(
+            load_trt("tensorrt-rtx"),
+            file,
+            tmp_path / "text_encoder.engine",
+            "text_encoder",
+            sizes,
+            ranges(2, None),
+            BuildOptions("fp32", ("sm89",)),
+            attentions=1,
+            say=lambda phase: None,
+        )
 
 
 def test_ranges() -> None:
