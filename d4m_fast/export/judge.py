@@ -27,7 +27,7 @@ from d4m_fast.export.twin import write_twin
 
 IMAGES = 32
 GUIDANCE = 8.0  # the reference preset's
-HALF_IMAGES = 4  # of a call, that PyTorch's own half precision is measured on: it is slow on a CPU
+HALF_IMAGES = 2  # of a call, that PyTorch's own half precision is measured on: it is slow on a CPU
 ALTERNATIONS = 5
 PAUSE = 0.1  # seconds
 Candidate = tuple[Networks, str]

@@ -22,14 +22,22 @@ LARGEST_ACTIVATION = 16_000.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of a precision; `guided` is on the noise after guidance, which multiplies errors."""
+    """Of a precision.
 
+    Attributes:
+        least: relative L2 of a network at least; what is nearer than fp16 can be does not run in it.
+        guided: on the noise after guidance, which multiplies errors.
+    """
+
+    least: float
     relative_l2: float
     guided: float
     psnr: float
 
 
-LIMITS: Mapping[str, Limits] = MappingProxyType({"fp32": Limits(1e-4, 1e-3, 50.0), "fp16": Limits(3e-3, 2e-2, 30.0)})
+LIMITS: Mapping[str, Limits] = MappingProxyType(
+    {"fp32": Limits(0.0, 1e-4, 1e-3, 50.0), "fp16": Limits(1e-5, 3e-3, 2e-2, 30.0)}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +127,8 @@ def verdict(
         if not worst.relative_l2 <= limits.relative_l2:
             where = f"at batch {worst.batch}" if worst.timestep is None else f"at timestep {worst.timestep}"
             reasons.append(f"{name}: relative L2 {worst.relative_l2:.2g} {where}, the limit is {limits.relative_l2:g}")
+        if worst.relative_l2 < limits.least:
+            reasons.append(f"{name}: relative L2 {worst.relative_l2:.2g} is fp32's, another precision was asked for")
         guided = max((_or_inf(p.guided_l2) for p in found if p.guided_l2 is not None), default=0.0)
         if not guided <= limits.guided:
             reasons.append(f"{name}: relative L2 {guided:.2g} after guidance, the limit is {limits.guided:g}")

@@ -227,7 +227,7 @@ def test_list(exported: Path, tmp_path: Path) -> None:
 def test_an_export_that_is_too_far_off_is_kept_as_rejected(
     tmp_path: Path, tiny_model: Path, many: Path, monkeypatch: pytest.MonkeyPatch, distill: Callable[..., Ran]
 ) -> None:
-    monkeypatch.setattr(parity, "LIMITS", {"fp32": parity.Limits(1e-12, 1.0, 0.0)})
+    monkeypatch.setattr(parity, "LIMITS", {"fp32": parity.Limits(0.0, 1e-12, 1.0, 0.0)})
     art = tmp_path / "art"
     ran = run_cli("export", "--model", tiny_model, "--data", many, "--artifacts", art, "--quiet", "--static-batch", 3)
     refused(ran, 1, ".rejected", "relative L2", "the limit is 1e-12")

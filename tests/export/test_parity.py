@@ -96,8 +96,9 @@ def test_a_correct_one_is_not(unet: Runtime, tiny_model: Path) -> None:
     assert [p.timestep for p in found] == [701, 361, 1, 701, 701, 701, 1, 1, 1]
 
 
-@pytest.mark.parametrize("fault", [swapped_halves, permuted_batch, stale_buffer, shifted_timestep, overflow])
+@pytest.mark.parametrize("fault", [swapped_halves, permuted_batch, stale_buffer, shifted_timestep, overflow, correct])
 def test_a_faulty_fp16_runtime_is_rejected(unet: Runtime, tiny_model: Path, fault: Fault) -> None:
+    """The correct one too: it answers in fp32."""
     found = compare("unet", unet, Faulty(unet, fault), calls(tiny_model), (1, 2, 7), 8.0)
     assert verdict({"unet": found}, [IDENTICAL_PSNR], IMAGES, FP16)
 
@@ -105,7 +106,7 @@ def test_a_faulty_fp16_runtime_is_rejected(unet: Runtime, tiny_model: Path, faul
 def test_fp16_is_judged_by_other_limits(unet: Runtime, tiny_model: Path) -> None:
     found = compare("unet", unet, Faulty(unet, half), calls(tiny_model), (1, 2, 7), 8.0)
     assert verdict({"unet": found}, [40.0], IMAGES, FP16) == []
-    assert "after guidance" in verdict({"unet": found}, [40.0], IMAGES, Limits(1.0, 1e-9, 30.0))[0]
+    assert "after guidance" in verdict({"unet": found}, [40.0], IMAGES, Limits(0.0, 1.0, 1e-9, 30.0))[0]
 
 
 def test_guidance_multiplies_the_error(unet: Runtime, tiny_model: Path) -> None:

@@ -36,8 +36,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heads of 32 channels, for which there are fused attention kernels."""
-    return write_model(tmp_path_factory.mktemp("wide"), unet_channels=(64, 128), width_text=64)
+    """Heads of 16 channels, for which there are fused attention kernels."""
+    return write_model(tmp_path_factory.mktemp("wide"), unet_channels=(32, 64), width_text=32)
 
 
 @pytest.fixture(scope="session")
