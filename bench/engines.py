@@ -31,7 +31,7 @@ from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.signature import COMPONENTS
-from d4m_fast.export.to_onnx import OPSETS, export_onnx
+from d4m_fast.export.to_onnx import export_onnx, opset_of
 
 CPU = torch.device("cpu")
 PAUSE = 0.1  # seconds, for the threads of the last engine to go to sleep
@@ -71,7 +71,7 @@ def exported(model: Model, folder: Path) -> Networks:
     sizes = model.sizes(model.resolution)
     for component in COMPONENTS:
         file = folder / f"{component}.onnx"
-        export_onnx(model.path, component, file, sizes=sizes, opset=OPSETS["onnx"], metadata={})
+        export_onnx(model.path, component, file, sizes=sizes, opset=opset_of("onnx", component), metadata={})
     eager = open_networks(model.path, CPU, torch.float32)
     return eager.with_runtimes(lambda c: open_ort(folder / f"{c}.onnx", c, sizes, CPU, threads=torch.get_num_threads()))
 

@@ -5,7 +5,7 @@
 Each step runs in a process of its own, whose peak memory is the operating system's figure. A step that is in --out
 already is left out, so that the command goes on where it was stopped. WORK needs 20 GB.
 
-Steps per network: `export` (fp32 ONNX, opset 23), `compare` (one call of it in ONNX Runtime and in PyTorch, on random
+Steps per network: `export` (fp32 ONNX), `compare` (one call of it in ONNX Runtime and in PyTorch, on random
 numbers of latents' scale), `half` (fp16 with the maxima of that call), `build` (TensorRT for RTX, SM80 and SM89).
 """
 
@@ -30,7 +30,7 @@ from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
 from d4m_fast.export.parity import compare
-from d4m_fast.export.to_onnx import OPSETS, export_onnx
+from d4m_fast.export.to_onnx import export_onnx, opset_of
 from d4m_fast.export.to_trt import BuildOptions, build_engine, ranges
 
 CPU = torch.device("cpu")
@@ -53,12 +53,13 @@ def call_of(model: Model, component: Component) -> Tensors:
 def export(model: Model, component: Component, work: Path) -> Row:
     path = work / f"{component}.onnx"
     report = export_onnx(
-        model.path, component, path, sizes=model.sizes(RESOLUTION), opset=OPSETS["tensorrt"], metadata={}
+        model.path, component, path, sizes=model.sizes(RESOLUTION), opset=opset_of("tensorrt", component), metadata={}
     )
     return {
         "bytes": sum(f.stat().st_size for f in work.glob(f"{path.name}*")),
         "elements_per_row": report.elements_per_row,
         "attentions": report.operators.get("Attention", 0),
+        "opset": report.opset,
     }
 
 

@@ -26,7 +26,7 @@ from d4m_fast.export.judge import GUIDANCE, IMAGES, candidate, judge, speed
 from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
 from d4m_fast.export.parity import resized
 from d4m_fast.export.probe import Probe, probe
-from d4m_fast.export.to_onnx import OPSETS, export_onnx
+from d4m_fast.export.to_onnx import export_onnx, opset_of
 from d4m_fast.export.to_trt import BuildOptions, Say, build_engine, check_engine
 
 EXPORTED_WITH = ("onnxruntime", "torch", "diffusers", "transformers", "onnx", "onnxscript")
@@ -104,7 +104,7 @@ def _write_onnx(job: ExportJob, component: Component, calls: list[Tensors]) -> d
             component,
             whole,
             sizes=job.model.sizes(job.resolution),
-            opset=OPSETS[job.key.engine],
+            opset=opset_of(job.key.engine, component),
             static_batch=job.rows(component),
             metadata=_metadata(job),
         )

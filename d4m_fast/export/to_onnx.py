@@ -15,12 +15,15 @@ from typing import Any
 import torch
 
 from d4m_fast.engine.modules import load_module
-from d4m_fast.engine.signature import BATCH, SIGNATURES, Component
+from d4m_fast.engine.signature import BATCH, COMPONENTS, SIGNATURES, Component
 from d4m_fast.errors import ModelError, PreflightError
 
-OPSETS: Mapping[str, int] = MappingProxyType({"onnx": 20, "tensorrt": 23})
-"""For ONNX Runtime, attention and group normalisation as plain operators, for which its CPU provider has fast kernels.
-For TensorRT the native `Attention`, which it parses as one layer."""
+_OPSETS: Mapping[str, Mapping[Component, int]] = MappingProxyType(
+    {
+        "onnx": dict.fromkeys(COMPONENTS, 20),
+        "tensorrt": {"text_encoder": 23, "unet": 23, "vae_encoder": 22, "vae_decoder": 22},
+    }
+)
 EXTERNAL_BYTES = 1 << 30
 """Weights above this go to a file of their own; a protobuf cannot hold 2 GB."""
 EXAMPLE_BATCH = 3  # neither 1, which torch.export would freeze, nor the 2 of guidance
@@ -38,6 +41,16 @@ class OnnxReport:
     opset: int
     operators: dict[str, int]
     elements_per_row: int
+
+
+def opset_of(engine: str, component: Component) -> int:
+    """The operators to export in, by what runs them.
+
+    ONNX Runtime's CPU provider has fast kernels for attention and group normalisation as plain operators, which opset
+    20 gives. TensorRT keeps the native `Attention` of opset 23 one layer and refuses to build it without a fused
+    kernel; for the one attention of a VAE, whose head is as wide as its features, it has none, so there it stays plain.
+    """
+    return _OPSETS[engine][component]
 
 
 def export_onnx(
