@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from d4m_fast import __version__
+from d4m_fast.commands.verify import verify
 from d4m_fast.config import DistillConfig, ExportConfig, require
 from d4m_fast.console import Sized, distilled_text, exported_text, say_result, text, track
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
@@ -35,6 +36,7 @@ def cli() -> None:
     d4m-fast distill                    distill the bundled images with the bundled model
     d4m-fast evaluate runs/RUN          train students on the result, beside random real images
     d4m-fast export                     the networks to ONNX, compared with PyTorch and certified
+    d4m-fast verify runs/RUN            check a run's files against their records; --repair uncommits what is damaged
 
     \b
     Exit codes: 0 done, 1 failed, 2 usage, 3 finished with quarantined images, 4 run directory of another
@@ -312,6 +314,9 @@ def _export(options: dict[str, Any], threads: int | None, cache: Path, quiet: bo
         for _ in track("export", run(job), quiet):
             pass
     return {"path": str(job.path), **read_json(job.path / CERTIFICATE)}
+
+
+cli.add_command(verify)
 
 
 def _stop(*_: object) -> NoReturn:

@@ -14,6 +14,8 @@ PACKAGE = Path(d4m_fast.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("commands",),
+    ("planning",),
     ("options", "prepare", "console"),
     ("export",),
     ("evaluation", "engine.encode", "engine.prototypes", "engine.generate"),
