@@ -29,7 +29,10 @@ def flip(name: str) -> Damage:
 
 
 def cut(name: str) -> Damage:
-    return lambda run: (run / name).write_bytes((run / name).read_bytes()[:-7]) and None  # type: ignore[func-returns-value]
+    def damage(run: Path) -> None:
+        (run / name).write_bytes((run / name).read_bytes()[:-7])
+
+    return damage
 
 
 def lose(name: str) -> Damage:
@@ -76,6 +79,7 @@ def test_a_whole_run_is_whole_and_stays_as_it_is(run: Path, flags: tuple[str, ..
         (cut("manifest.jsonl"), "damaged", "manifest.jsonl"),
         (lose("manifest.jsonl"), "missing", "manifest.jsonl"),
         (lose("preview.png"), "missing", "preview.png"),
+        (lose("plan.json"), "missing", "plan.json"),
         (lose("quarantine.jsonl"), "missing", "quarantine.jsonl"),
     ],
 )
@@ -150,7 +154,8 @@ def test_a_run_that_is_not_finished(run: Path) -> None:
         (run / name).unlink()
     ran = run_cli("verify", run)
     assert (ran.code, "sound, but not finished" in ran.out) == (1, True)
-    (run / "plan.json").unlink()
+    for name in ("images", "prototypes", "plan.json"):
+        shutil.rmtree(run / name) if name != "plan.json" else (run / name).unlink()
     assert run_cli("verify", run).code == 1
 
 

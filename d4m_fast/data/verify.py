@@ -107,13 +107,14 @@ class _Check:
         self._images = 0
 
     def verdict(self) -> Verdict:
-        if self._plan is not None:
-            for group in self._plan.groups:
-                self._findings += self._check_group(group.id, group.classes)
+        for group in () if self._plan is None else self._plan.groups:
+            self._findings += self._check_group(group.id, group.classes)
         finished = (self._run / "summary.json").is_file()
         if finished:
             self._findings += self._check_derived()
         self._findings += self._foreign()
+        if self._plan is None and any((self._run / "groups").glob("*")):
+            self._findings.append(Finding("plan.json", "missing", "there are records of groups it should name"))
         total = 0 if self._plan is None else len(self._plan.groups)
         return Verdict(self._run, total, len(self._records), self._images, finished, tuple(self._findings))
 
@@ -159,8 +160,10 @@ class _Check:
 
     def _foreign(self) -> Iterator[Finding]:
         """Files among ours that no record names; in a run that is not finished they may be the next group's."""
+        if self._plan is None:
+            return
         named = {row["file"] for r in self._records.values() for row in (*r["images"], *r.get("prototypes", ()))}
-        groups = () if self._plan is None else self._plan.groups
+        groups = self._plan.groups
         named |= {f"groups/{group.id:05d}.json" for group in groups}
         all_recorded = len(self._records) == len(groups)
         for path in sorted(f for folder in _FOLDERS for f in (self._run / folder).rglob("*") if not f.is_dir()):
