@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from d4m_fast import __version__
+from d4m_fast.commands.doctor import doctor
+from d4m_fast.commands.plan import plan as plan_command
 from d4m_fast.commands.verify import verify
 from d4m_fast.config import DistillConfig, ExportConfig, require
 from d4m_fast.console import Sized, distilled_text, exported_text, say_result, text, track
@@ -36,6 +38,7 @@ def cli() -> None:
     d4m-fast distill                    distill the bundled images with the bundled model
     d4m-fast evaluate runs/RUN          train students on the result, beside random real images
     d4m-fast export                     the networks to ONNX, compared with PyTorch and certified
+    d4m-fast plan --gpu h100 --ipc 50   FLOPs, hours, disk and memory of a run, calculated before it
     d4m-fast verify runs/RUN            check a run's files against their records; --repair uncommits what is damaged
 
     \b
@@ -316,6 +319,8 @@ def _export(options: dict[str, Any], threads: int | None, cache: Path, quiet: bo
     return {"path": str(job.path), **read_json(job.path / CERTIFICATE)}
 
 
+cli.add_command(doctor)
+cli.add_command(plan_command)
 cli.add_command(verify)
 
 

@@ -16,7 +16,7 @@ LAYERS = (
     ("cli",),
     ("commands",),
     ("planning",),
-    ("options", "prepare", "console"),
+    ("options", "prepare", "console", "diagnose"),
     ("export",),
     ("evaluation", "engine.encode", "engine.prototypes", "engine.generate"),
     ("engine.networks",),
