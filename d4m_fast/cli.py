@@ -43,7 +43,7 @@ def cli() -> None:
 
     \b
     Exit codes: 0 done, 1 failed, 2 usage, 3 finished with quarantined images, 4 run directory of another
-    config or in use, 5 damaged artifact, 6 no disk, permission, device or extra, 130 and 143 interrupted.
+    config or in use, 5 damaged artifact or run, 6 no disk, permission, device or extra, 130 and 143 interrupted.
     """
 
 

@@ -64,7 +64,7 @@ def test_attention_is_counted_and_its_scores_not_stored() -> None:
 
 
 def test_hours_by_hand(sd15: Shapes) -> None:
-    """3.02 EFLOP are 1.7 hours at half of an H100, and 5.7 at 15% of it; twice the GPUs halve the wait, not the work."""
+    """3.02 EFLOP are 1.7 hours at half of an H100, and 5.7 at 15%; twice the GPUs halve the wait, not the work."""
     figures = {(f.stage, f.name): f for f in plan_figures(request(gpus=2), sd15, Traced(1, 10, 1, 1), {})}
     made, wall = figures["generation", "GPU-hours"], figures["generation", "hours"]
     assert (made.low, made.high) == (pytest.approx(1.70, abs=0.01), pytest.approx(5.65, abs=0.01))
@@ -161,6 +161,6 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
 def test_doctor_says_what_runs() -> None:
     ran = run_cli("doctor", "--json")
     assert (ran.code, ran.json["engines"]["torch"]["available"]) == (0, True)
-    assert ran.json["libraries"]["torch"] == torch.__version__.split("+")[0] or ran.json["libraries"]["torch"]
+    assert ran.json["libraries"]["torch"].startswith(torch.__version__.split("+")[0])
     assert all(engine["reason"] for engine in ran.json["engines"].values())
     assert "engines:" in run_cli("doctor").out
