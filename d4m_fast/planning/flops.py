@@ -77,11 +77,11 @@ def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: A
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers alive at once among the results of operations, parameters left out."""
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._parameters = {p.untyped_storage()._cdata for p in parameters}
         self._sizes: dict[int, int] = {}
         self.now = self.peak = self.largest = 0
