@@ -1,8 +1,11 @@
 """Generation with the reference preset on every engine: images per second, in one process, the engines taking turns.
 
-    python bench/engines.py --batches 1,16,64 --rounds 5
+    python bench/engines.py --batches 1,16,64,128,256
+    python tools/random_model.py medium /tmp/medium
+    python bench/engines.py --model /tmp/medium --steps 4 --strength 0.5 --batches 1,4,8,16
 
-Whole images of the bundled model, noise to pixels, prompts embedded beforehand where the engine allows it. Rows: (a)
+Whole images, noise to pixels, prompts embedded beforehand where the engine allows it: of the bundled model, or, with 4
+steps at strength 0.5, three UNet calls and one decode of another. Rows: (a)
 diffusers' pipeline, one image per call; (b) diffusers' pipeline on a batch; (c) our loop on PyTorch; (d) our loop on
 ONNX Runtime; (e) our loop on torch.compile. Each figure is the median of the rounds. The matrix product's peak is
 measured in the same run.
@@ -46,13 +49,13 @@ def diffusers_pipeline(model: Model) -> Any:
     return pipeline
 
 
-def by_diffusers(pipeline: Any, latents: torch.Tensor, prompts: list[str]) -> object:
+def by_diffusers(pipeline: Any, latents: torch.Tensor, prompts: list[str], steps: int, strength: float) -> object:
     return pipeline(
         prompt=prompts,
         image=latents,
-        strength=0.7,
+        strength=strength,
         guidance_scale=8,
-        num_inference_steps=50,
+        num_inference_steps=steps,
         negative_prompt=[NEGATIVE_PROMPT] * len(prompts),
         generator=[torch.Generator().manual_seed(i) for i in range(len(prompts))],
         output_type="np",
@@ -123,13 +126,16 @@ def alternate(rows: dict[str, Make], rounds: int) -> dict[str, float]:
 
 @click.command(help=__doc__)
 @click.option("--batches", default="1,16,64,128,256", show_default=True)
+@click.option("--model", "name", default="bundled", show_default=True)
+@click.option("--steps", default=50, show_default=True)
+@click.option("--strength", default=0.7, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--compiled/--no-compiled", default=True, show_default=True, help="With torch.compile: a minute a batch.")
 @torch.inference_mode()
-def main(batches: str, rounds: int, compiled: bool) -> None:
+def main(batches: str, name: str, steps: int, strength: float, rounds: int, compiled: bool) -> None:
     keep_freed_memory()
-    model = open_model("bundled")
-    schedule = open_schedule(model.path, 50, 0.7)
+    model = open_model(name)
+    schedule = open_schedule(model.path, steps, strength)
     pipeline, flops, peak = diffusers_pipeline(model), flops_per_image(model, schedule), matrix_peak()
     with tempfile.TemporaryDirectory() as folder:
         ours = engines(model, Path(folder), compiled)
@@ -138,16 +144,16 @@ def main(batches: str, rounds: int, compiled: bool) -> None:
         for batch in map(int, batches.split(",")):
             latents, prompts = torch.randn(batch, *model.latent_shape(model.resolution)), ["shirt"] * batch
             rows: dict[str, Make] = {
-                "(b) diffusers, batched": partial(by_diffusers, pipeline, latents, prompts),
+                "(b) diffusers, batched": partial(by_diffusers, pipeline, latents, prompts, steps, strength),
                 **{n: partial(by_us, net, schedule, tables[n], latents, prompts) for n, net in ours.items()},
             }
             if batch == 1:
                 rows = {"(a) diffusers, one image per call": rows.pop("(b) diffusers, batched"), **rows}
-            for name, spent in alternate(rows, rounds).items():
+            for label, spent in alternate(rows, rounds).items():
                 rate = batch / spent
-                base = rate if name.startswith("(a)") else base
+                base = rate if label.startswith("(a)") else base
                 gflops = rate * flops / 1e9
-                row = {"row": name, "batch": batch, "images_per_second": rate, "ratio": rate / base if base else None}
+                row = {"row": label, "batch": batch, "images_per_second": rate, "ratio": rate / base if base else None}
                 click.echo(json.dumps({**row, "gflops": gflops, "share_of_matrix_product": gflops / peak}))
 
 

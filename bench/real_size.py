@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5's sizes on a CPU, random weights: export, comparison, fp16 and TensorRT builds; time and memory.
 
-    python bench/real_size.py WORK --out bench/real_size.jsonl
+    PYTHONPATH=tools python bench/real_size.py WORK --out bench/real_size.jsonl
 
 Each step runs in a process of its own, whose peak memory is the operating system's figure. A step that is in --out
 already is left out, so that the command goes on where it was stopped. WORK needs 20 GB.
@@ -150,9 +150,9 @@ def main(work: Path, out: Path, step: str | None, component: Component | None) -
         (work / f"{component}.{step}.json").write_text(json.dumps(figures))
         return
     if not (model_path / "model_index.json").is_file():
-        from random_sd15 import write
+        from random_model import write
 
-        write(model_path)
+        write(model_path, "sd15")
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
     known = {(row["component"], row["step"]) for row in done}
     for part in ("text_encoder", "unet", "vae_decoder", "vae_encoder"):

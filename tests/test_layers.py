@@ -14,7 +14,9 @@ PACKAGE = Path(d4m_fast.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("options", "prepare", "console"),
+    ("commands",),
+    ("planning",),
+    ("options", "prepare", "console", "diagnose"),
     ("export",),
     ("evaluation", "engine.encode", "engine.prototypes", "engine.generate"),
     ("engine.networks",),

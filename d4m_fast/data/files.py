@@ -23,6 +23,7 @@ _REFUSALS = {
     errno.ENOSPC: "no space left; free some and run the same command again, it goes on where it stopped",
     errno.EDQUOT: "disk quota reached; free some and run the same command again, it goes on where it stopped",
     errno.EFBIG: "file size limit reached; raise it and run the same command again, it goes on where it stopped",
+    errno.EIO: "input/output error; check the disk and run the same command again, it goes on where it stopped",
     errno.EACCES: "permission denied; choose another directory",
     errno.EPERM: "not permitted; choose another directory",
     errno.EROFS: "read-only file system; choose another directory",
@@ -70,7 +71,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_json_lines(path: Path, values: list[dict[str, Any]]) -> None:
-    write_bytes(path, "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values).encode())
+    write_bytes(path, json_lines(values))
+
+
+def json_lines(values: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values).encode()
+
+
+def remove(path: Path) -> None:
+    """Durably."""
+    with refusing(path):
+        path.unlink(missing_ok=True)
+        sync_directory(path.parent)
 
 
 def read_json(path: Path) -> Any:

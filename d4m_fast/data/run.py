@@ -41,6 +41,7 @@ class RunDirectory:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         self.fingerprint = fingerprint(essence(identity))
+        self._kept: dict[int, dict[str, Any]] = {}  # files of prototypes whose group is not committed yet
         config = path / "config.json"
         if config.exists():
             _refuse_other(path, essence(files.read_json(config)), essence(identity))
@@ -60,9 +61,9 @@ class RunDirectory:
         return plan
 
     def committed(self) -> dict[int, dict[str, Any]]:
-        """Commit records by group; a group that has lost an image since is not among them."""
+        """Commit records by group; a group that has lost a file since is not among them."""
         records = (files.read_json(f) for f in sorted((self.path / "groups").glob("[0-9]*.json")))
-        return {r["group"]: r for r in records if all(self._present(row) for row in r["images"])}
+        return {r["group"]: r for r in records if all(self._present(row) for row in _files(r))}
 
     def _present(self, row: Mapping[str, Any]) -> bool:
         file = self.path / row["file"]
@@ -79,7 +80,7 @@ class RunDirectory:
 
         def items() -> Iterator[Prototypes]:
             for p in prototypes:
-                self._save_prototypes(p)
+                self._kept[p.info.id] = self._save_prototypes(p)
                 yield p
 
         return Stream(len(prototypes), items())
@@ -130,11 +131,12 @@ class RunDirectory:
         files.write_json(self.path / "summary.json", summary)
         return summary
 
-    def _save_prototypes(self, p: Prototypes) -> None:
+    def _save_prototypes(self, p: Prototypes) -> dict[str, Any]:
         from safetensors.numpy import save
 
         data = save({"centroids": p.centroids, "sizes": p.sizes, "inertia_share": p.inertia_share})
-        files.write_bytes(self.path / "prototypes" / f"{p.info.id:05d}.safetensors", data)
+        name = f"prototypes/{p.info.id:05d}.safetensors"
+        return {"file": name, "bytes": len(data), "sha256": files.write_bytes(self.path / name, data)}
 
     def _save_image(self, sample: Sample) -> dict[str, Any]:
         folder = files.make_directory(self.path / "images" / sample.info.folder)
@@ -145,8 +147,18 @@ class RunDirectory:
 
     def _commit(self, group: Group, rows: list[dict[str, Any]], seconds: float) -> None:
         files.sync_directory(self.path / "images")
-        record = {"group": group.id, "config": self.fingerprint, "seconds": round(seconds, 3), "images": rows}
+        record = {
+            "group": group.id,
+            "config": self.fingerprint,
+            "seconds": round(seconds, 3),
+            "images": rows,
+            "prototypes": [self._kept.pop(class_id) for class_id in group.classes if class_id in self._kept],
+        }
         files.write_json(self.path / "groups" / f"{group.id:05d}.json", record)
+
+
+def _files(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [*record["images"], *record.get("prototypes", ())]
 
 
 def _provenance(sample: Sample) -> dict[str, Any]:

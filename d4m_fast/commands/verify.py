@@ -1,0 +1,78 @@
+"""`d4m-fast verify`: is a run whole?"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from d4m_fast.console import say_result
+from d4m_fast.errors import D4MError, DamageError
+from d4m_fast.options import shared
+
+if TYPE_CHECKING:
+    from d4m_fast.data.verify import Verdict
+
+SHOWN = 20
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Decode every image and check its size, too.")
+@click.option("--repair", is_flag=True, help="Uncommit damaged groups, so that a re-run makes them again.")
+@shared
+def verify(run: Path, deep: bool, repair: bool, as_json: bool, quiet: bool) -> None:
+    """Check a run's files against the records of their commit: missing, damaged and foreign files are named.
+
+    Exits 0 when the run is whole, 1 when it is sound but not finished, 5 when something is damaged, repaired or not.
+    --repair removes records and derived files only; foreign files are left alone.
+
+    \b
+    d4m-fast verify runs/demo
+    d4m-fast verify runs/demo --deep --repair
+    """
+    from d4m_fast.data.verify import verify as check
+
+    verdict = check(run, deep=deep, repair=repair)
+    command = f"d4m-fast distill --config {shlex.quote(str(run / 'config.json'))} --out {shlex.quote(str(run))}"
+    value = {**verdict.to_json(), "command": None if verdict.whole else command}
+    if not (quiet and verdict.whole) or as_json:
+        say_result(value, as_json, lambda: _text(verdict, command))
+    if verdict.findings:
+        sys.exit(DamageError.exit_code)
+    if not verdict.finished:
+        sys.exit(D4MError.exit_code)
+
+
+def _text(verdict: Verdict, command: str) -> str:
+    lines = [f"{f.problem}: {verdict.run / f.file} ({f.reason})" for f in verdict.findings[:SHOWN]]
+    if len(verdict.findings) > SHOWN:
+        lines.append(f"and {len(verdict.findings) - SHOWN:,} more; --json has all")
+    lines.append(
+        f"{verdict.run}: {_state(verdict)}; {verdict.images:,} images compared,"
+        f" {verdict.committed:,} of {verdict.groups:,} groups committed"
+    )
+    if verdict.removed:
+        lines.append(f"removed: {', '.join(verdict.removed)}")
+    advice = _advice(verdict, command)
+    return "\n".join([*lines, *([advice] if advice else [])])
+
+
+def _state(verdict: Verdict) -> str:
+    if verdict.findings:
+        return f"{len(verdict.findings):,} files are not as recorded"
+    return "whole" if verdict.finished else "sound, but not finished"
+
+
+def _advice(verdict: Verdict, command: str) -> str:
+    if verdict.whole:
+        return ""
+    to_redo = [f for f in verdict.findings if f.problem != "foreign"]
+    if to_redo and not verdict.removed:
+        return "to have exactly these made again: the same command with --repair, then " + command
+    if verdict.findings and not to_redo:
+        return "foreign files are yours to remove"
+    return f"to go on: {command}"

@@ -1,0 +1,65 @@
+"""A profile's measured shares of peak in place of assumed ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from d4m_fast.errors import DataError
+from d4m_fast.planning.cost import Share
+
+STAGES = ("encode", "unet", "decode", "students")
+
+
+def read_profile(file: Path) -> tuple[dict[str, Share], float | None]:
+    """Shares of peak by stage, and seconds the engine took to build if the file says so.
+
+    The file is what `d4m-fast profile --json` prints: `{"stages": {stage: {"share_of_peak": 0..1, "engine", "batch",
+    "images_per_second", "peak_bytes", "gflops"}}}`; a stage may also be a list of such records, of which the best
+    counts, and `"engine_build_seconds"` may stand beside `"stages"`.
+
+    Raises:
+        DataError: not such a file.
+    """
+    value = _load(file)
+    shares = {}
+    for stage in STAGES:
+        measured = [_share(file, stage, record) for record in _records(value["stages"].get(stage))]
+        if measured:
+            best = max(measured)
+            shares[stage] = Share(best, best, f"measured, {file.name}")
+    if not shares:
+        raise DataError(f"{file}: none of the stages {', '.join(STAGES)} in it; make it with d4m-fast profile --json")
+    return shares, _seconds(file, value.get("engine_build_seconds"))
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"--calibrate {file}: cannot be read as a profile ({error})") from error
+    if not isinstance(value, dict) or not isinstance(value.get("stages"), dict):
+        raise DataError(f'--calibrate {file}: no "stages" in it; make it with d4m-fast profile --json')
+    return value
+
+
+def _records(found: Any) -> Iterator[Any]:
+    if found is not None:
+        yield from found if isinstance(found, list) else (found,)
+
+
+def _share(file: Path, stage: str, record: Any) -> float:
+    share = record.get("share_of_peak") if isinstance(record, dict) else None
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise DataError(f"--calibrate {file}: stage {stage} has share_of_peak {share!r}, not a number in (0, 1]")
+    return float(share)
+
+
+def _seconds(file: Path, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or value < 0:
+        raise DataError(f"--calibrate {file}: engine_build_seconds is {value!r}, not seconds")
+    return float(value)

@@ -1,0 +1,201 @@
+"""Parameters and operations of a model, counted by tracing its networks on PyTorch's `meta` device: no weights."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from d4m_fast.engine.model import CONFIGS
+from d4m_fast.errors import ModelError
+
+BUILT_IN = ("bundled", "sd15")
+PARTS = ("unet", "vae_decoder", "vae_encoder", "text_encoder")
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """One network and one sample.
+
+    Attributes:
+        parameters: their number.
+        flops: of one forward pass, 2 per multiply-add, products of attention included, elementwise work not.
+        activations: numbers alive at once, at most; attention scores, which fused kernels never store, left out.
+        largest: elements of the largest tensor, those scores left out too.
+    """
+
+    parameters: int
+    flops: int
+    activations: int
+    largest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """A model's networks, traced.
+
+    Attributes:
+        resolution: side of the images, pixels.
+        latent: (C, h, w).
+        tokens, width_text: shape of a prompt's hidden states.
+    """
+
+    path: Path
+    resolution: int
+    latent: tuple[int, int, int]
+    tokens: int
+    width_text: int
+    parts: dict[str, Traced]
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts.values())
+
+
+class _Fused(TorchFunctionMode):
+    """Attention as a fused kernel does it: the scores are never stored."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = {} if kwargs is None else kwargs
+        if func is scaled_dot_product_attention:
+            return _attended(*args, **named)
+        return func(*args, **named)
+
+
+def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Numbers alive at once among the results of operations, parameters left out."""
+
+    def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._parameters = {p.untyped_storage()._cdata for p in parameters}
+        self._sizes: dict[int, int] = {}
+        self.now = self.peak = self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **({} if kwargs is None else kwargs))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor)
+        return result
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes() // tensor.element_size()
+        if key in self._parameters:
+            return
+        self.largest = max(self.largest, size)
+        if key not in self._sizes:
+            self._sizes[key] = size
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+
+def trace_model(name: str, resolution: int | None = None) -> Shapes:
+    """Count a model from its directory's configs.
+
+    Args:
+        name: "sd15" (built in, shapes only), "bundled", or a directory in diffusers format; weights are not read.
+        resolution: side of the images, pixels; None is what the model was trained on.
+
+    Raises:
+        ModelError: no such directory, a part without config, or networks these configs do not describe.
+    """
+    path = model_path(name)
+    configs = {part: _read(path / part / file) for part, file in CONFIGS.items()}
+    try:
+        return _trace(path, configs, resolution)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{path}: its configs describe no Stable Diffusion 1.x model that runs ({error})") from error
+
+
+def model_path(name: str) -> Path:
+    """Where a model's configs lie."""
+    folder = {"bundled": "model", "sd15": "sd15"}.get(name)
+    return Path(name) if folder is None else Path(str(resources.files("d4m_fast") / "assets" / folder))
+
+
+def trace(module: nn.Module, call: Callable[[], object]) -> Traced:
+    """Count one network on the `meta` device; `call` runs it on one sample."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    with _Live(module.parameters()) as live, _Fused():
+        call()
+    parameters = sum(p.numel() for p in module.parameters())
+    return Traced(parameters, int(counter.get_total_flops()), live.peak, live.largest)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{file}: not there; name 'sd15', 'bundled' or a directory in diffusers format") from error
+    except ValueError as error:
+        raise ModelError(f"{file}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{file}: not a config")
+    return value
+
+
+def _trace(path: Path, configs: dict[str, dict[str, Any]], resolution: int | None) -> Shapes:
+    vae, unet, text = configs["vae"], configs["unet"], configs["text_encoder"]
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    side = unet["sample_size"] * factor if resolution is None else resolution
+    step = factor * 2 ** (len(unet["block_out_channels"]) - 1)
+    if side % step:
+        raise ModelError(f"--resolution must be a multiple of {step} with this model, not {side}")
+    latent = (vae["latent_channels"], side // factor, side // factor)
+    tokens = configs["tokenizer"]["model_max_length"]
+    width = unet["cross_attention_dim"]
+    with torch.device("meta"), torch.inference_mode():
+        parts = {**_unet(unet, latent, tokens, width), **_vae(vae, latent, side), **_text(text, tokens)}
+    return Shapes(path, side, latent, tokens, width, {name: parts[name] for name in PARTS})
+
+
+def _unet(config: dict[str, Any], latent: tuple[int, int, int], tokens: int, width: int) -> dict[str, Traced]:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_config(config)
+    inputs = torch.zeros(1, *latent), torch.tensor(1), torch.zeros(1, tokens, width)
+    return {"unet": trace(unet, lambda: unet(*inputs))}
+
+
+def _vae(config: dict[str, Any], latent: tuple[int, int, int], side: int) -> dict[str, Traced]:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    vae = AutoencoderKL.from_config(config)
+    decoder = nn.ModuleList([vae.decoder, *_convolution(vae.post_quant_conv)])
+    encoder = nn.ModuleList([vae.encoder, *_convolution(vae.quant_conv)])
+    return {
+        "vae_decoder": trace(decoder, lambda: vae.decode(torch.zeros(1, *latent))),
+        "vae_encoder": trace(encoder, lambda: vae.encode(torch.zeros(1, 3, side, side)).latent_dist.mean),
+    }
+
+
+def _convolution(module: nn.Module | None) -> list[nn.Module]:
+    return [] if module is None else [module]
+
+
+def _text(config: dict[str, Any], tokens: int) -> dict[str, Traced]:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    text = CLIPTextModel(CLIPTextConfig(**config))
+    return {"text_encoder": trace(text, lambda: text(torch.zeros(1, tokens, dtype=torch.long)))}

@@ -1,0 +1,37 @@
+"""What the makers say of their GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """Peaks of one GPU.
+
+    Attributes:
+        flops: dense fp16 with tensor cores, FLOP/s.
+        memory: bytes.
+        source: where these are from.
+    """
+
+    name: str
+    flops: float
+    memory: int
+    source: str
+
+
+def _gpu(name: str, tera: float, gigabytes: int, source: str) -> Gpu:
+    return Gpu(name, tera * 1e12, gigabytes * 10**9, source)
+
+
+GPUS: Mapping[str, Gpu] = MappingProxyType(
+    {
+        "h100": _gpu("H100 SXM", 989, 80, "NVIDIA H100 data sheet"),
+        "h200": _gpu("H200 SXM", 989, 141, "NVIDIA H200 data sheet"),
+        "a100": _gpu("A100 SXM", 312, 80, "NVIDIA A100 80GB data sheet"),
+        "l40s": _gpu("L40S", 362, 48, "NVIDIA L40S data sheet"),
+    }
+)

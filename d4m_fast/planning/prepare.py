@@ -1,0 +1,53 @@
+"""From options to figures: open the model, count, calculate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from d4m_fast.engine.schedule import open_schedule
+from d4m_fast.evaluation.convnet import ConvNet
+from d4m_fast.planning.calibrate import read_profile
+from d4m_fast.planning.cost import Figure, PlanRequest, plan_figures
+from d4m_fast.planning.flops import Traced, model_path, trace, trace_model
+from d4m_fast.planning.gpus import GPUS
+
+_TAKEN = ("images", "classes", "ipc", "gpus", "precision", "epochs", "student_size", "students", "stored_labels")
+
+
+def calculate(options: Mapping[str, Any]) -> tuple[PlanRequest, list[Figure], float | None]:
+    """The checked request, its figures, and seconds to build the engine if a profile tells.
+
+    Args:
+        options: those of `d4m-fast plan`, the dataset's size in.
+
+    Raises:
+        D4MError: the first thing that is wrong.
+    """
+    shares, build = ({}, None) if options["calibrate"] is None else read_profile(options["calibrate"])
+    shapes = trace_model(options["model"], options["resolution"])
+    schedule = open_schedule(model_path(options["model"]), options["steps"], options["strength"])
+    request = PlanRequest(
+        **{name: options[name] for name in _TAKEN},
+        calls=len(schedule.steps),
+        guided=options["guidance"] > 1,
+        image_size=shapes.resolution if options["image_size"] is None else options["image_size"],
+        gpu=GPUS[options["gpu"]],
+    )
+    student = trace_student(options["student"], options["student_size"], options["classes"])
+    return request, plan_figures(request, shapes, student, shares), build
+
+
+def trace_student(name: str, side: int, classes: int) -> Traced:
+    """One image through a student of `evaluate`, or through torchvision's ResNet-18, the field's at 224 pixels."""
+    with torch.device("meta"), torch.inference_mode():
+        if name == "convnet3":
+            student: torch.nn.Module = ConvNet(classes, image_size=side)
+        else:
+            from torchvision.models import resnet18
+
+            student = resnet18(num_classes=classes)
+        student = student.eval()
+        return trace(student, lambda: student(torch.zeros(1, 3, side, side)))

@@ -1,0 +1,54 @@
+"""A plan as JSON and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from d4m_fast.planning.cost import Figure, PlanRequest
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LABEL = "calculated, not measured"
+_TENS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def to_json(request: PlanRequest, figures: Sequence[Figure], build_seconds: float | None) -> dict[str, Any]:
+    """Raw numbers: FLOP, bytes, hours."""
+    return {
+        "label": LABEL,
+        "request": asdict(request),
+        "engine_build_seconds": build_seconds,
+        "figures": [asdict(figure) for figure in figures],
+    }
+
+
+def table(figures: Sequence[Figure], explain: bool) -> Table:
+    """One row per figure, with its formula if it is to be explained."""
+    from rich.table import Table
+
+    made = Table("", "", LABEL, *(["formula"] if explain else []))
+    last = ""
+    for figure in figures:
+        row = ["" if figure.stage == last else figure.stage, figure.name, shown(figure)]
+        made.add_row(*row, *([figure.formula] if explain else []))
+        last = figure.stage
+    return made
+
+
+def shown(figure: Figure) -> str:
+    """The value, or "low to high", with its unit."""
+    low, high = (_number(value, figure.unit) for value in (figure.low, figure.high))
+    return low if low == high else f"{low} to {high}"
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "hours":
+        return f"{value:.2f} h"
+    if not unit and value < 1e5:
+        return f"{value:,.0f}"
+    size, prefix = next((entry for entry in _TENS if value >= entry[0]), (1.0, ""))
+    digits = f"{value / size:.2f}" if not unit else f"{value / size:.4g}"
+    return f"{digits} {prefix}{'B' if unit == 'bytes' else unit}".rstrip()
