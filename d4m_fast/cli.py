@@ -56,7 +56,7 @@ def cli() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<config hash>]")
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Where latents are kept.  [default: user cache]")
 @of_config("--preset", click.Choice(["reference"]), "Generation settings; 'reference' is the official schedule.")
-@of_config("--kmeans", click.Choice(["auto", "gram", "direct", "minibatch"]), "Clustering method.")
+@of_config("--kmeans", click.Choice(["auto", "gram", "direct", "minibatch"]), "minibatch is the official code's.")
 @of_config("--prototype", click.Choice(["mean", "medoid"]), "Cluster mean, or the real latent nearest to it.")
 @of_config("--latent", click.Choice(["sample", "mean"]), "Draw from the VAE's posterior, or take its mean.")
 @of_config("--resolution", click.IntRange(min=1), "Side of encoded and generated images.  [default: the model's]")

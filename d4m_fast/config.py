@@ -21,11 +21,6 @@ Engine = Literal["auto", "torch", "onnx", "tensorrt"]
 Precision = Literal["auto", "fp32", "fp16"]
 FloatType = Literal["fp32", "fp16"]
 
-NOT_YET = {
-    "gram": "--kmeans direct",
-    "minibatch": "--kmeans direct",
-}
-
 
 @dataclass(frozen=True)
 class DistillConfig:
@@ -82,7 +77,6 @@ class DistillConfig:
             f"--steps {self.steps} at --strength {self.strength} is no step at all",
         )
         require(0 <= self.max_bad_fraction < 1, f"--max-bad-fraction must be in [0, 1), not {self.max_bad_fraction}")
-        require(self.kmeans not in NOT_YET, f"'{self.kmeans}' is not available yet; use {NOT_YET.get(self.kmeans)}")
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,6 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
         config,
         data=_absolute(config.data),
         model=_absolute(config.model),
-        kmeans="direct",
         engine="torch" if artifact is None else artifact.engine,
         device=str(device),
         precision=precision,

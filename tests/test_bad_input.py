@@ -141,8 +141,6 @@ def test_unusable_data(distill: Distill, data: Path, tmp_path: Path) -> None:
         (("--device", "abacus"), "abacus"),
         (("--classes", "zebra"), "zebra"),
         (("--prompts", "official"), "ImageNet"),
-        (("--kmeans", "gram"), "use --kmeans direct"),
-        (("--kmeans", "minibatch"), "use --kmeans direct"),
         (("--engine", "tensorrt"), "use --engine torch"),
         (("--engine", "tensorrt"), "use --engine torch"),
     ],

@@ -1,4 +1,4 @@
-"""What needs an NVIDIA GPU: `pip install -e '.[gpu,dev]'`, then `pytest -m gpu tests/gpu`. Nobody here has run it yet."""
+"""What needs an NVIDIA GPU: `pip install -e .[gpu,dev]`, then `pytest -m gpu tests/gpu`. We have not run it yet."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def test_a_captured_launch_is_repeated_in_order() -> None:
         x.add_(1)
 
     def on_the_stream() -> None:
-        with torch.cuda.stream(torch.cuda.ExternalStream(device.stream)):
+        stream = torch.cuda.ExternalStream(device.stream)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
             launch()
 
     device.ordered(on_the_stream)
