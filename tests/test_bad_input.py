@@ -141,8 +141,6 @@ def test_unusable_data(distill: Distill, data: Path, tmp_path: Path) -> None:
         (("--device", "abacus"), "abacus"),
         (("--classes", "zebra"), "zebra"),
         (("--prompts", "official"), "ImageNet"),
-        (("--engine", "tensorrt"), "use --engine torch"),
-        (("--engine", "tensorrt"), "use --engine torch"),
     ],
 )
 def test_unusable_options(distill: Distill, tmp_path: Path, flags: tuple[object, ...], said: str) -> None:
