@@ -56,7 +56,7 @@ def by_faiss(points: np.ndarray, k: int, init: np.ndarray | None) -> float:
 
     seeding = {} if init is not None else {"init_method": faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS}
     every = {"max_points_per_centroid": 10**9, "min_points_per_centroid": 1}
-    model = faiss.Kmeans(points.shape[1], k, niter=50, **every, **seeding)
+    model: Any = faiss.Kmeans(points.shape[1], k, niter=50, **every, **seeding)
     model.train(points, init_centroids=init)
     return float(model.obj[-1])
 

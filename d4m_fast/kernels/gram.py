@@ -54,7 +54,7 @@ def seed_labels(problem: Problem, gram: Float32, rng: np.random.Generator) -> In
 
 
 def _without_empty(labels: Int64, k: int) -> Int64:
-    """With fewer distinct points than k a point is chosen twice; its second cluster takes a point that can be spared."""
+    """With fewer distinct points than k one is chosen twice; its second cluster takes a point that can be spared."""
     sizes = np.bincount(labels, minlength=k)
     for empty in np.flatnonzero(sizes == 0):
         point = int((sizes[labels] > 1).argmax())
