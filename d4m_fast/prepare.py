@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,8 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     require(config.steps <= model.train_timesteps, f"--steps can be at most {model.train_timesteps} with this model")
     precision: FloatType = "fp32" if dtype == torch.float32 else "fp16"
     begun_with = None if run is None else options_of(run).get("engine")
-    sets = exports_of(model.sha256, precision, resolution, artifacts)
-    artifact, reason = choose_engine(config.engine, sets, model, device, begun_with)
+    exports = partial(exports_of, model.sha256, precision, resolution, artifacts)
+    artifact, reason = choose_engine(config.engine, exports, model, device, begun_with)
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),
@@ -148,7 +149,11 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
 
 
 def choose_engine(
-    wanted: Engine, sets: Sequence[Artifact], model: Model, device: torch.device, begun_with: Engine | None
+    wanted: Engine,
+    exports: Callable[[], Sequence[Artifact]],
+    model: Model,
+    device: torch.device,
+    begun_with: Engine | None,
 ) -> tuple[Artifact | None, str]:
     """The exported networks to run on, None for PyTorch, and why, for the log.
 
@@ -160,11 +165,13 @@ def choose_engine(
     """
     automatic = wanted == "auto" and begun_with is None
     engine = begun_with if wanted == "auto" and begun_with is not None else wanted
-    sets = [a for a in sets if engine in ("auto", a.engine)]
-    if engine == "torch" or (automatic and not sets):
+    if engine == "torch":
         return None, "torch"
     if engine == "tensorrt":
         require_gpu(device)
+    sets = [a for a in exports() if engine in ("auto", a.engine)]
+    if automatic and not sets:
+        return None, "torch"
     if not sets:
         raise ModelError(f"--engine {engine}: this model is not exported at this resolution; run d4m-fast export first")
     ranked = sorted(sets, key=lambda a: -1.0 if a.speed is None else -a.speed)

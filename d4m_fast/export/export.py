@@ -64,6 +64,7 @@ def certify(job: ExportJob) -> Stream[str]:
 def _export(job: ExportJob, say: Say) -> Iterator[str]:
     with files.locked(files.make_directory(job.path)):
         (job.path / CERTIFICATE).unlink(missing_ok=True)
+        _sweep(job.path)
         reference, recorded = _reference(job)
         yield "reference"
         parts: dict[Component, dict[str, Any]] = {}
@@ -113,9 +114,16 @@ def _write_onnx(job: ExportJob, component: Component, calls: list[Tensors]) -> d
         feeds = ({name: x.cpu().numpy() for name, x in call.items()} for call in _fitting(job, component, calls))
         maxima = activation_maxima(whole, feeds, threads=job.config.threads)
         part["mixed"] = asdict(to_mixed_precision(whole, final, maxima))
-        for leftover in job.path.glob(f"{whole.name}*"):
-            leftover.unlink()
+        _sweep(job.path)
     return part
+
+
+def _sweep(path: Path) -> None:
+    """Remove what only stands in on the way to fp16, here or in an export that was killed."""
+    for leftover in path.glob(".fp32-*"):
+        leftover.unlink()
+    for folder in path.glob(".twin-*"):
+        shutil.rmtree(folder)
 
 
 def _fitting(job: ExportJob, component: Component, calls: list[Tensors]) -> Iterator[Tensors]:

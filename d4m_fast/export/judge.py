@@ -121,7 +121,7 @@ def _alternate(runtimes: Mapping[str, Runtime], call: Tensors) -> dict[str, floa
     for _ in range(ALTERNATIONS):
         for name, runtime in runtimes.items():
             time.sleep(PAUSE)
-            runtime(call)
+            _wait(runtime(call))
             start = time.perf_counter()
             _wait(runtime(call))
             seconds[name].append(time.perf_counter() - start)
