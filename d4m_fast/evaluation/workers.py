@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import signal
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import cast
@@ -44,7 +45,9 @@ def _in_processes(exam: Exam, tasks: Sequence[Task], workers: int) -> Iterator[R
 
 
 def _start(workers: int) -> list[tuple[BaseProcess, Connection]]:
-    # Children inherit the blocked SIGINT: Ctrl-C reaches this process alone, which then ends them.
+    # Children inherit the blocked SIGINT: Ctrl-C reaches this process alone, which then ends them. The resource
+    # tracker, if it started with the first child, would unblock SIGINT again before that.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return [_spawn() for _ in range(workers)]
