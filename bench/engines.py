@@ -34,6 +34,7 @@ from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.signature import COMPONENTS
+from d4m_fast.export.hoist import hoist_context
 from d4m_fast.export.to_onnx import export_onnx, opset_of
 
 CPU = torch.device("cpu")
@@ -74,7 +75,9 @@ def exported(model: Model, folder: Path) -> Networks:
     sizes = model.sizes(model.resolution)
     for component in COMPONENTS:
         file = folder / f"{component}.onnx"
-        export_onnx(model.path, component, file, sizes=sizes, opset=opset_of("onnx", component), metadata={})
+        opset = opset_of("onnx", component)
+        export_onnx(model.path, component, file, sizes=sizes, opset=opset, metadata={}, for_ort=True)
+    hoist_context(folder / "unet.onnx", folder / "unet.context.onnx")
     eager = open_networks(model.path, CPU, torch.float32)
     return eager.with_runtimes(lambda c: open_ort(folder / f"{c}.onnx", c, sizes, CPU, threads=torch.get_num_threads()))
 

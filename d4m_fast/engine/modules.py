@@ -1,6 +1,6 @@
 """The four networks as modules with flat, named tensors, which PyTorch runs and exports alike.
 
-They are diffusers' and transformers' own, unchanged; what is here loads them and hides their calling conventions.
+They are diffusers' and transformers' own; what is here loads them and hides their calling conventions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from d4m_fast.engine.signature import Component
+from d4m_fast.engine.unet import UnetModule
 from d4m_fast.errors import ModelError
 
 
@@ -37,17 +38,6 @@ class VaeEncoderModule(torch.nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         posterior = self.vae.encode(pixels).latent_dist
         return posterior.mean, posterior.logvar
-
-
-class UnetModule(torch.nn.Module):
-    def __init__(self, unet: Any) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, hidden_states: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        return (self.unet(sample, timestep, hidden_states).sample,)
 
 
 class VaeDecoderModule(torch.nn.Module):

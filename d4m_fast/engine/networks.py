@@ -83,8 +83,7 @@ class Unet:
         With guidance above 1, `states` are (2B, tokens, width), the negative prompts' first, and both halves go
         through the network as one batch (Ho & Salimans, 2022).
         """
-        doubled = torch.cat([sample, sample]) if guidance > 1 else sample
-        noise = self.runtime({"sample": doubled, "timestep": timestep, "hidden_states": states})["noise"].float()
+        noise = self.runtime({"sample": sample, "timestep": timestep, "hidden_states": states})["noise"].float()
         if guidance <= 1:
             return noise
         unconditional, conditional = noise.chunk(2)

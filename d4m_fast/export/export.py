@@ -21,6 +21,7 @@ from d4m_fast.engine.runtime import Tensors, device_name, full_fp32
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.engine.trt import inspect
 from d4m_fast.errors import ModelError
+from d4m_fast.export.hoist import hoist_context
 from d4m_fast.export.job import ExportJob
 from d4m_fast.export.judge import GUIDANCE, IMAGES, candidate, judge, speed
 from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
@@ -106,8 +107,9 @@ def _write_onnx(job: ExportJob, component: Component, calls: list[Tensors]) -> d
             whole,
             sizes=job.model.sizes(job.resolution),
             opset=opset_of(job.key.engine, component),
-            static_batch=job.rows(component),
+            static_batch=job.config.static_batch,
             metadata=_metadata(job),
+            for_ort=job.key.engine == "onnx",
         )
     part = {**asdict(report), "static_rows": job.rows(component)}
     if whole != final:
@@ -115,6 +117,8 @@ def _write_onnx(job: ExportJob, component: Component, calls: list[Tensors]) -> d
         maxima = activation_maxima(whole, feeds, threads=job.config.threads)
         part["mixed"] = asdict(to_mixed_precision(whole, final, maxima))
         _sweep(job.path)
+    if component == "unet" and job.key.engine == "onnx":
+        part["context"] = hoist_context(final, job.path / "unet.context.onnx")
     return part
 
 
@@ -122,14 +126,14 @@ def _sweep(path: Path) -> None:
     """Remove what only stands in on the way to fp16, here or in an export that was killed."""
     for leftover in path.glob(".fp32-*"):
         leftover.unlink()
-    for folder in path.glob(".twin-*"):
+    for folder in (*path.glob(".twin-*"), *path.glob(".hoist-*")):
         shutil.rmtree(folder)
 
 
 def _fitting(job: ExportJob, component: Component, calls: list[Tensors]) -> Iterator[Tensors]:
-    """The calls, with as many rows as the exported file takes."""
-    rows = job.rows(component)
-    yield from calls if rows is None else (resized(component, call, rows) for call in calls)
+    """The calls, with as many samples as the exported file takes."""
+    batch = job.config.static_batch
+    yield from calls if batch is None else (resized(component, call, batch) for call in calls)
 
 
 def _metadata(job: ExportJob) -> dict[str, str]:
