@@ -32,8 +32,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from d4m_fast import cli
+from d4m_fast import distill as composition
 from d4m_fast.data.run import RunDirectory
-from d4m_fast.engine import encode
 
 Distill = Callable[..., Ran]
 
@@ -167,7 +167,7 @@ def test_latents_are_used_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(encode, "encode", never)
+    monkeypatch.setattr(composition, "encode", never)
     ran = distill("--artifacts", finished.artifacts, "--json", *flags)
     assert ran.code == 0
     assert "encode" not in ran.json["seconds"]
