@@ -15,6 +15,7 @@ from d4m_fast import __version__
 from d4m_fast.commands.doctor import doctor
 from d4m_fast.commands.export import export
 from d4m_fast.commands.plan import plan as plan_command
+from d4m_fast.commands.profile import profile
 from d4m_fast.commands.verify import verify
 from d4m_fast.config import DistillConfig
 from d4m_fast.console import Sized, distilled_text, say_result, text, track
@@ -35,6 +36,7 @@ def cli() -> None:
     d4m-fast evaluate runs/RUN          train students on the result, beside random real images
     d4m-fast export                     the networks to ONNX, compared with PyTorch and certified
     d4m-fast plan --gpu h100 --ipc 50   FLOPs, hours, disk and memory of a run, calculated before it
+    d4m-fast profile                    images per second, latency, memory and share of peak of every stage here
     d4m-fast verify runs/RUN            check a run's files against their records; --repair uncommits what is damaged
 
     \b
@@ -191,6 +193,7 @@ def _known(option: str, given: str | None, origin: str | None) -> str:
 cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(plan_command)
+cli.add_command(profile)
 cli.add_command(verify)
 
 

@@ -18,7 +18,7 @@ class Event:
     """A stage, or a wait at a queue, once.
 
     Attributes:
-        start: seconds since the stopwatch was made.
+        start: by `time.perf_counter`, so that several stopwatches' events fit together.
         seconds: with whatever was nested in it.
         thread: name of the thread it happened in.
     """
@@ -56,7 +56,6 @@ class Stopwatch:
         self.events: list[Event] = []
         self._trace = trace
         self._mark = mark
-        self._made = time.perf_counter()
         self._thread = _Thread()
         self._lock = threading.Lock()
 
@@ -95,4 +94,4 @@ class Stopwatch:
                 book[name] = book.get(name, 0.0) + own
                 if self._trace:
                     thread, waiting = threading.current_thread().name, book is self.waits
-                    self.events.append(Event(name, start - self._made, spent, thread, waiting))
+                    self.events.append(Event(name, start, spent, thread, waiting))
