@@ -29,7 +29,7 @@ def require_plot() -> type[Figure]:
 
 
 def plot(profile: Mapping[str, Any]) -> bytes:
-    """A PNG with a column per stage that was run on several batches or has one alone."""
+    """A PNG with a column per stage."""
     stages = profile["stages"]
     figure = require_plot()(figsize=(WIDTH * max(1, len(stages)), HEIGHT), layout="constrained")
     axes = figure.subplots(2, max(1, len(stages)), squeeze=False)
@@ -37,9 +37,12 @@ def plot(profile: Mapping[str, Any]) -> bytes:
         upper, lower = axes[0][column], axes[1][column]
         upper.set_title(stage)
         _draw(upper, records, lambda r: r["images_per_second"])
-        _draw(lower, [r for r in records if r["share_of_peak"] is not None], lambda r: 100 * r["share_of_peak"])
+        shares = [record for record in records if record["share_of_peak"] is not None]
+        _draw(lower, shares, lambda r: 100 * r["share_of_peak"])
         lower.set_ylim(0, 100)
-        lower.set_xlabel("batch, images")
+        if not shares:
+            lower.set_axis_off()
+        (lower if shares else upper).set_xlabel("batch, images")
     axes[0][0].set_ylabel("images/s")
     axes[1][0].set_ylabel("% of measured peak")
     figure.suptitle(f"{profile['machine']['device']}, {profile['precision']}, {profile['resolution']} pixels")

@@ -20,15 +20,14 @@ IMAGES_PER_PROTOTYPE = 4
 
 
 def write_few(source: Source, images: int, folder: Path) -> int:
-    """About `images` of a source as class folders of PNG files, up to 16 of each of its first classes.
+    """At most `images` of a source as class folders of PNG files, up to 16 of each of its first classes.
 
     Returns:
         prototypes per class that these are enough for.
     """
     grouped = by_class(source.items)
-    chosen = source.classes[: max(1, images // IMAGES_PER_CLASS)]
-    per_class = min(images, IMAGES_PER_CLASS, *(len(grouped[info.id]) for info in chosen))
-    for info in chosen:
+    per_class = min(images, IMAGES_PER_CLASS, *(len(items) for items in grouped.values()))
+    for info in source.classes[: images // per_class]:
         place = folder / info.folder
         place.mkdir(parents=True)
         for item in grouped[info.id][:per_class]:
