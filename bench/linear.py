@@ -1,0 +1,147 @@
+"""Does a run's cost grow with its images, and with nothing else?
+
+    export PYTHONPATH=tests
+    for n in 1000 10000 50000; do python bench/linear.py --images $n; done
+    python bench/linear.py --images 50000 --resumed
+
+Runs of 50 images per class, made from as many real ones, with a random-weight model so small (8x8 latents, 16-pixel
+images, three UNet calls) that everything around it counts. A row has milliseconds per image and stage, the part spent
+on plan, commit records and manifest, and the peak memory of the process. With `--resumed` the last group of the
+finished run is taken back, and the row has the seconds from the end of the imports to its first image. A run that was
+stopped goes on, and its row then says how many images it was of.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import numpy as np
+import torch
+from models import write_model
+from PIL import Image
+
+from d4m_fast import distill
+from d4m_fast.config import DistillConfig
+from d4m_fast.data import files
+from d4m_fast.data.run import RunDirectory
+from d4m_fast.data.timing import Stopwatch
+from d4m_fast.engine.modules import import_libraries
+from d4m_fast.prepare import prepare, require_disk
+
+IPC = 50
+SIDE = 16  # pixels
+HOUSEKEEPING = "plan, records, manifest"
+
+
+def write_images(folder: Path, count: int) -> Path:
+    """`count` images of noise, as many per class as are made of it; none if they are there."""
+    rng = np.random.default_rng(0)
+    if not folder.exists():
+        for i in range(count // IPC):
+            place = folder.with_suffix(".part") / f"{i:05d}"
+            place.mkdir(parents=True)
+            for j, pixels in enumerate(rng.integers(0, 256, (IPC, SIDE, SIDE, 3), np.uint8)):
+                Image.fromarray(pixels).save(place / f"{j:05d}.png")
+        folder.with_suffix(".part").rename(folder)
+    return folder
+
+
+def take_back_the_last_group(run: Path) -> None:
+    (run / "summary.json").unlink(missing_ok=True)
+    max((run / "groups").glob("*.json")).unlink()
+
+
+def booked(watch: Stopwatch, function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*args: Any, **named: Any) -> Any:
+        with watch(HOUSEKEEPING):
+            return function(*args, **named)
+
+    return call
+
+
+def housekeeping(watch: Stopwatch) -> Iterator[Any]:
+    """Patches that book what is neither a stage's nor a file's."""
+    for owner, name in (
+        *((RunDirectory, name) for name in ("plan", "committed", "finished", "finish")),
+        (files, "write_json"),
+    ):
+        yield mock.patch.object(owner, name, booked(watch, getattr(owner, name)))
+
+
+class FirstImage:
+    """When the first image came."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+        self.count = 0
+
+    def __call__(self, label: str, items: Any, quiet: bool) -> Iterator[Any]:
+        for item in items:
+            if label == "distill":
+                self.at = self.at if self.count else time.perf_counter()
+                self.count += 1
+            yield item
+
+
+def run_once(images: int, work: Path) -> dict[str, Any]:
+    """One run, or the rest of one; seconds by stage, and what came when."""
+    data, model = write_images(work / f"images-{images}", images), work / "model"
+    if not model.exists():
+        write_model(model)
+    config = DistillConfig(data=str(data), model=str(model), ipc=IPC, steps=4, strength=0.5, batch_size=50)
+    run, artifacts = work / f"run-{images}", work / "artifacts"
+    import_libraries(networks=True)
+    watch, first, start = Stopwatch(), FirstImage(), time.perf_counter()
+    patches = [mock.patch.object(distill, "track", first), *housekeeping(watch)]
+    for patch in patches:
+        patch.start()
+    with watch("open"):
+        job = prepare(config, artifacts=artifacts, run=run)
+        require_disk(job, run, artifacts)
+    distill.distill_job(job, run, artifacts, watch, quiet=True)
+    wall = time.perf_counter() - start
+    for patch in patches:
+        patch.stop()
+    return {"wall": wall, "first": first.at - start, "made": first.count, "seconds": watch.seconds}
+
+
+@click.command(help=__doc__)
+@click.option("--images", default=1000, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default="build/linear", show_default=True)
+@click.option("--resumed", is_flag=True, help="Take the last group of the finished run back, and go on.")
+@click.option("--fresh/--no-fresh", default=False, help="Remove an earlier run of this size, and its latents, first.")
+def main(images: int, work: Path, resumed: bool, fresh: bool) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        shutil.rmtree(work / f"run-{images}", ignore_errors=True)
+        shutil.rmtree(work / "artifacts", ignore_errors=True)
+    if resumed:
+        take_back_the_last_group(work / f"run-{images}")
+    found = run_once(images, work)
+    made, seconds = max(1, found["made"]), found["seconds"]
+    row = {
+        "images": images,
+        "made": found["made"],
+        "threads": torch.get_num_threads(),
+        "seconds": round(found["wall"], 2),
+        "seconds_to_first_image": round(found["first"], 2),
+        "ms_per_image": round(1e3 * found["wall"] / made, 3),
+        "stage_ms_per_image": {name: round(1e3 * spent / made, 3) for name, spent in seconds.items()},
+        "housekeeping_share": round(seconds.get(HOUSEKEEPING, 0.0) / found["wall"], 4),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    click.echo(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
