@@ -29,8 +29,9 @@ import torch
 from models import write_model
 from PIL import Image
 
-from d4m_fast import distill
+from d4m_fast import console, pipeline
 from d4m_fast.config import DistillConfig
+from d4m_fast.console import Progress
 from d4m_fast.data import files
 from d4m_fast.data.run import RunDirectory
 from d4m_fast.data.timing import Stopwatch
@@ -102,13 +103,13 @@ def run_once(images: int, work: Path) -> dict[str, Any]:
     run, artifacts = work / f"run-{images}", work / "artifacts"
     import_libraries(networks=True)
     watch, first, start = Stopwatch(), FirstImage(), time.perf_counter()
-    patches = [mock.patch.object(distill, "track", first), *housekeeping(watch)]
+    patches = [mock.patch.object(console, "track", first), *housekeeping(watch)]
     for patch in patches:
         patch.start()
     with watch("open"):
         job = prepare(config, artifacts=artifacts, run=run)
         require_disk(job, run, artifacts)
-    distill.distill_job(job, run, artifacts, watch, quiet=True)
+    pipeline.distill(job, run, artifacts, watch, Progress(quiet=True))
     wall = time.perf_counter() - start
     for patch in patches:
         patch.stop()

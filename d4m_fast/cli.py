@@ -18,7 +18,7 @@ from d4m_fast.commands.plan import plan as plan_command
 from d4m_fast.commands.profile import profile
 from d4m_fast.commands.verify import verify
 from d4m_fast.config import DistillConfig
-from d4m_fast.console import Sized, distilled_text, say_result, text, track
+from d4m_fast.console import Progress, Sized, distilled_text, say_result, text, track
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
 from d4m_fast.options import of_config, shared
 
@@ -82,7 +82,7 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
 
     config, watch = DistillConfig(**options), Stopwatch()
     with watch("import"):
-        from d4m_fast.distill import distill_job
+        from d4m_fast import pipeline
         from d4m_fast.prepare import default_artifacts, prepare, require_disk
     cache = default_artifacts() if artifacts is None else artifacts
     with watch("open"):
@@ -91,7 +91,7 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
         click.echo(f"engine: {job.engine_reason}", err=True)
     run = job.default_run() if out is None else out
     require_disk(job, run, cache)
-    summary = distill_job(job, run, cache, watch, quiet)
+    summary = pipeline.distill(job, run, cache, watch, Progress(quiet))
     say_result(summary, as_json, lambda: distilled_text(summary))
     if summary["quarantined"]:
         sys.exit(EXIT_QUARANTINED)

@@ -16,7 +16,8 @@ LAYERS = (
     ("cli",),
     ("commands",),
     ("profiling",),
-    ("planning", "distill"),
+    ("pipeline",),
+    ("planning",),
     ("options", "prepare", "console", "diagnose"),
     ("export",),
     ("evaluation", "engine.encode", "engine.prototypes", "engine.generate"),
@@ -124,7 +125,7 @@ def test_things_in_their_place(module: str) -> None:
 
 def test_there_is_something_to_check() -> None:
     assert {"cli", "prepare", "engine.generate", "data.latents", "kernels.kmeans"} <= set(sources())
-    assert {"engine.encode", "data.files", "prepare"} <= set(imports(parse("distill")))
+    assert {"engine.encode", "data.files", "prepare"} <= set(imports(parse("pipeline")))
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,7 @@ from d4m_fast.data.plan import ENCODE_BATCH, Group
 from d4m_fast.data.records import ClassInfo, Item, Sample, by_class
 from d4m_fast.data.run import RunDirectory
 from d4m_fast.data.stream import Stream
-from d4m_fast.engine.encode import encode
 from d4m_fast.engine.networks import Networks
-from d4m_fast.export.probe import Few
 from d4m_fast.kernels.kmeans import kmeans
 from d4m_fast.planning.flops import Shapes
 from d4m_fast.prepare import Job
@@ -74,12 +72,19 @@ def _decode(job: Job, networks: Networks, batch: int) -> Call:
 def cluster_task(job: Job, networks: Networks, images: int) -> Task:
     """k-means of up to `images` real latents of the first class; a prototype for every ten of them."""
     info = job.source.classes[0]
-    few = Few([info], by_class(job.source.items)[info.id][:images], job.source)
-    batches = encode(few, networks.vae_encoder, resolution=job.resolution, latent="mean", batch=ENCODE_BATCH)
-    latents = np.concatenate([batch.latents for batch in batches])
-    points = latents.reshape(len(latents), -1).astype(np.float16)  # as they are kept
+    items = by_class(job.source.items)[info.id][:images]
+    starts = range(0, len(items), ENCODE_BATCH)
+    latents = torch.cat([_latents(job, networks, items[start : start + ENCODE_BATCH]) for start in starts])
+    points = latents.flatten(1).numpy().astype(np.float16)  # as they are kept
     k = max(1, len(points) // POINTS_PER_PROTOTYPE)
     return Task("kmeans", HOST, len(points), None, lambda _: kmeans([points], k, ids=[info.id], method="auto"))
+
+
+@torch.inference_mode()
+def _latents(job: Job, networks: Networks, items: Sequence[Item]) -> torch.Tensor:
+    """Means (N, C, h, w) on the host."""
+    pixels = torch.from_numpy(np.stack([_pixels(job, item, job.resolution) for item in items]))
+    return networks.vae_encoder(pixels.permute(0, 3, 1, 2) / 127.5 - 1)[0].float().cpu()
 
 
 def write_tasks(job: Job, batches: Sequence[int], folder: Path) -> Iterator[Task]:
@@ -88,7 +93,7 @@ def write_tasks(job: Job, batches: Sequence[int], folder: Path) -> Iterator[Task
         path = folder / f"write-{batch}"
         path.mkdir()
         run = RunDirectory(path, {})
-        pixels = [_pixels(job, item) for item in islice(cycle(job.source.items), batch)]
+        pixels = [_pixels(job, item, job.image_size) for item in islice(cycle(job.source.items), batch)]
         yield Task("write", HOST, batch, None, _write(run, pixels))
 
 
@@ -102,7 +107,6 @@ def _write(run: RunDirectory, pixels: Sequence[np.ndarray]) -> Call:
     return call
 
 
-def _pixels(job: Job, item: Item) -> np.ndarray:
-    """(image size, image size, 3) uint8."""
-    image = job.source.read(item).resize((job.image_size, job.image_size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+def _pixels(job: Job, item: Item, side: int) -> np.ndarray:
+    """(side, side, 3) uint8."""
+    return np.array(job.source.read(item).resize((side, side), Image.Resampling.BICUBIC))

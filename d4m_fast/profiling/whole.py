@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 from d4m_fast.config import DistillConfig
+from d4m_fast.console import Progress
 from d4m_fast.data.records import Source, by_class
 from d4m_fast.data.timing import Stopwatch
-from d4m_fast.distill import distill_job
 from d4m_fast.engine.schedule import open_schedule
+from d4m_fast.pipeline import distill
 from d4m_fast.planning.flops import Shapes
 from d4m_fast.prepare import Job, prepare
 from d4m_fast.profiling.measure import Row
@@ -47,7 +48,7 @@ def whole_run(
     memory.reset()
     start = time.perf_counter()
     job = prepare(config, artifacts=artifacts)
-    summary = distill_job(job, folder / "run", folder / "artifacts", watch, quiet=True)
+    summary = distill(job, folder / "run", folder / "artifacts", watch, Progress(quiet=True))
     taken = time.perf_counter() - start
     made, flops = summary["images"], run_flops(job, shapes)
     seconds, waits = dict(watch.seconds), dict(watch.waits)

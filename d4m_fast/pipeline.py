@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from d4m_fast.console import track
+from d4m_fast.console import Progress
 from d4m_fast.data import files
 from d4m_fast.data.latents import LatentStore
 from d4m_fast.data.plan import Plan
@@ -21,11 +21,12 @@ from d4m_fast.engine.schedule import open_schedule
 from d4m_fast.prepare import Job
 
 
-def distill_job(job: Job, path: Path, cache: Path, watch: Stopwatch, quiet: bool) -> dict[str, Any]:
-    """Distill into the run directory `path`, or go on with what lies there; returns the run's summary.
+def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: Progress) -> dict[str, Any]:
+    """Do what is left of a run; returns its summary.
 
     Args:
-        cache: where latents are kept.
+        path: of the run directory.
+        artifacts: where latents are kept.
         watch: gets the seconds of every stage; they are in the summary, too.
     """
     with files.locked(files.make_directory(path)):
@@ -42,7 +43,7 @@ def distill_job(job: Job, path: Path, cache: Path, watch: Stopwatch, quiet: bool
             networks = job.open_networks()
             schedule = open_schedule(job.model.path, job.config.steps, job.config.strength)
 
-        latents = _latents(job, plan, networks, cache, watch, quiet)
+        latents = _latents(job, plan, networks, artifacts, watch, progress)
         prototypes = run.keep(
             cluster(job.classes_of(groups), latents, job.source, job.config).watched(watch, "cluster")
         )
@@ -56,14 +57,15 @@ def distill_job(job: Job, path: Path, cache: Path, watch: Stopwatch, quiet: bool
             image_size=job.image_size,
             watch=watch,
         )
-        for _ in track("distill", run.write(samples, groups, job.config.ipc).watched(watch, "write"), quiet):
-            pass
+        progress.follow("distill", run.write(samples, groups, job.config.ipc).watched(watch, "write"))
         return run.finish(latents.failures, watch.seconds)
 
 
-def _latents(job: Job, plan: Plan, networks: Networks, cache: Path, watch: Stopwatch, quiet: bool) -> LatentStore:
+def _latents(
+    job: Job, plan: Plan, networks: Networks, artifacts: Path, watch: Stopwatch, progress: Progress
+) -> LatentStore:
     """The latents of the source: from the cache, or encoded now as far as they are missing."""
-    path = files.make_directory(job.latents_path(cache, plan))
+    path = files.make_directory(job.latents_path(artifacts, plan))
     with files.locked(path):
         latents = LatentStore(path, job.latents_made_by(plan), job.source.items, job.latent_shape)
         if not latents.complete:
@@ -75,7 +77,6 @@ def _latents(job: Job, plan: Plan, networks: Networks, cache: Path, watch: Stopw
                 batch=plan.encode_batch,
                 start=latents.position,
             )
-            for _ in track("encode", latents.fill(batches).watched(watch, "encode"), quiet):
-                pass
+            progress.follow("encode", latents.fill(batches).watched(watch, "encode"))
     latents.check_budget(job.config.max_bad_fraction)
     return latents
