@@ -88,6 +88,7 @@ class Row:
         return {**record, "seconds": self.seconds, "waits": self.waits} if self.seconds else record
 
 
+@torch.inference_mode()
 def measure(task: Task, device: torch.device, memory: PeakMemory, watch: Stopwatch, least: tuple[float, int]) -> Row:
     """Warm up, then call until `least` seconds and calls are reached."""
     memory.reset()

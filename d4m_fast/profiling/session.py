@@ -112,9 +112,9 @@ class Session:
         return networks + ("kmeans" in stages) + batches * ("write" in stages) + engines * ("distill" in stages)
 
     def _rows(self, folder: Path, watch: Stopwatch) -> Iterator[Row]:
+        least = self.request.seconds, self.request.repeats
         for task in self._tasks(folder):
-            with torch.inference_mode():
-                yield measure(task, self.device, self.memory, watch, (self.request.seconds, self.request.repeats))
+            yield measure(task, self.device, self.memory, watch, least)
         if "distill" in self.request.stages:
             ipc = write_few(self.jobs[0].source, self.request.images, folder / "data")
             for job in self.jobs:
