@@ -7,12 +7,13 @@
 Runs of 50 images per class, made from as many real ones, with a random-weight model so small (8x8 latents, 16-pixel
 images, three UNet calls) that everything around it counts. A row has milliseconds per image and stage, the part spent
 on plan, commit records and manifest, and the peak memory of the process. With `--resumed` the last group of the
-finished run is taken back, and the row has the seconds from the end of the imports to its first image. A run that was
-stopped goes on, and its row then says how many images it was of.
+finished run is taken back, and the row has the seconds from the end of the imports to its first image. `--most` cuts a
+run into pieces, a row each: "made" says of how many images.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import shutil
@@ -79,22 +80,29 @@ def housekeeping(watch: Stopwatch) -> Iterator[Any]:
         yield mock.patch.object(owner, name, booked(watch, getattr(owner, name)))
 
 
-class FirstImage:
-    """When the first image came."""
+class Stopped(Exception):
+    """As many images as were asked for."""
 
-    def __init__(self) -> None:
-        self.at = 0.0
+
+class Counted:
+    """Progress that notes when the first image came, and stops the run after the last that is wanted."""
+
+    def __init__(self, most: int | None) -> None:
+        self.at: float | None = None
         self.count = 0
+        self._most = most
 
     def __call__(self, label: str, items: Any, quiet: bool) -> Iterator[Any]:
         for item in items:
             if label == "distill":
-                self.at = self.at if self.count else time.perf_counter()
+                self.at = time.perf_counter() if self.at is None else self.at
                 self.count += 1
             yield item
+            if self.count == self._most:
+                raise Stopped
 
 
-def run_once(images: int, work: Path) -> dict[str, Any]:
+def run_once(images: int, work: Path, most: int | None) -> dict[str, Any]:
     """One run, or the rest of one; seconds by stage, and what came when."""
     data, model = write_images(work / f"images-{images}", images), work / "model"
     if not model.exists():
@@ -102,40 +110,43 @@ def run_once(images: int, work: Path) -> dict[str, Any]:
     config = DistillConfig(data=str(data), model=str(model), ipc=IPC, steps=4, strength=0.5, batch_size=50)
     run, artifacts = work / f"run-{images}", work / "artifacts"
     import_libraries(networks=True)
-    watch, first, start = Stopwatch(), FirstImage(), time.perf_counter()
-    patches = [mock.patch.object(console, "track", first), *housekeeping(watch)]
+    watch, progress, start = Stopwatch(), Counted(most), time.perf_counter()
+    patches = [mock.patch.object(console, "track", progress), *housekeeping(watch)]
     for patch in patches:
         patch.start()
     with watch("open"):
         job = prepare(config, artifacts=artifacts, run=run)
         require_disk(job, run, artifacts)
-    pipeline.distill(job, run, artifacts, watch, Progress(quiet=True))
+    with contextlib.suppress(Stopped):
+        pipeline.distill(job, run, artifacts, watch, Progress(quiet=True))
     wall = time.perf_counter() - start
     for patch in patches:
         patch.stop()
-    return {"wall": wall, "first": first.at - start, "made": first.count, "seconds": watch.seconds}
+    first = None if progress.at is None else progress.at - start
+    return {"wall": wall, "first": first, "made": progress.count, "seconds": watch.seconds}
 
 
 @click.command(help=__doc__)
 @click.option("--images", default=1000, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default="build/linear", show_default=True)
 @click.option("--resumed", is_flag=True, help="Take the last group of the finished run back, and go on.")
+@click.option("--most", type=int, help="Images to make now; the same command then goes on.  [default: all]")
 @click.option("--fresh/--no-fresh", default=False, help="Remove an earlier run of this size, and its latents, first.")
-def main(images: int, work: Path, resumed: bool, fresh: bool) -> None:
+def main(images: int, work: Path, resumed: bool, most: int | None, fresh: bool) -> None:
     work.mkdir(parents=True, exist_ok=True)
     if fresh:
         shutil.rmtree(work / f"run-{images}", ignore_errors=True)
         shutil.rmtree(work / "artifacts", ignore_errors=True)
     if resumed:
         take_back_the_last_group(work / f"run-{images}")
-    found = run_once(images, work)
+    found = run_once(images, work, most)
     made, seconds = max(1, found["made"]), found["seconds"]
     row = {
         "images": images,
         "made": found["made"],
         "threads": torch.get_num_threads(),
         "seconds": round(found["wall"], 2),
-        "seconds_to_first_image": round(found["first"], 2),
+        "seconds_to_first_image": None if found["first"] is None else round(found["first"], 2),
         "ms_per_image": round(1e3 * found["wall"] / made, 3),
         "stage_ms_per_image": {name: round(1e3 * spent / made, 3) for name, spent in seconds.items()},
         "housekeeping_share": round(seconds.get(HOUSEKEEPING, 0.0) / found["wall"], 4),

@@ -93,7 +93,7 @@ def _request(options: dict[str, Any]) -> ProfileRequest:
 
 
 def _parts(given: str) -> tuple[Any, ...]:
-    return tuple(part.strip() for part in given.split(",") if part.strip())
+    return tuple(dict.fromkeys(part.strip() for part in given.split(",") if part.strip()))
 
 
 def _whole(part: str) -> int:
