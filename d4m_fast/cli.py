@@ -15,19 +15,15 @@ from d4m_fast import __version__
 from d4m_fast.commands.doctor import doctor
 from d4m_fast.commands.export import export
 from d4m_fast.commands.plan import plan as plan_command
+from d4m_fast.commands.profile import profile
 from d4m_fast.commands.verify import verify
 from d4m_fast.config import DistillConfig
-from d4m_fast.console import Sized, distilled_text, say_result, text, track
+from d4m_fast.console import Progress, Sized, distilled_text, say_result, text, track
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
 from d4m_fast.options import of_config, shared
 
 if TYPE_CHECKING:
-    from d4m_fast.data.latents import LatentStore
-    from d4m_fast.data.plan import Plan
-    from d4m_fast.data.timing import Stopwatch
-    from d4m_fast.engine.networks import Networks
     from d4m_fast.evaluation.report import LabelKind, Result, Subject
-    from d4m_fast.prepare import Job
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -40,6 +36,7 @@ def cli() -> None:
     d4m-fast evaluate runs/RUN          train students on the result, beside random real images
     d4m-fast export                     the networks to ONNX, compared with PyTorch and certified
     d4m-fast plan --gpu h100 --ipc 50   FLOPs, hours, disk and memory of a run, calculated before it
+    d4m-fast profile                    images per second, latency, memory and share of peak of every stage here
     d4m-fast verify runs/RUN            check a run's files against their records; --repair uncommits what is damaged
 
     \b
@@ -82,9 +79,11 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
     d4m-fast distill --data imagenet/train --model stable-diffusion-v1-5 --ipc 50 --image-size 224 --out in1k-50
     """
     from d4m_fast.data.timing import Stopwatch
-    from d4m_fast.prepare import default_artifacts, prepare, require_disk
 
     config, watch = DistillConfig(**options), Stopwatch()
+    with watch("import"):
+        from d4m_fast import pipeline
+        from d4m_fast.prepare import default_artifacts, prepare, require_disk
     cache = default_artifacts() if artifacts is None else artifacts
     with watch("open"):
         job = prepare(config, artifacts=cache, run=out)
@@ -92,75 +91,10 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
         click.echo(f"engine: {job.engine_reason}", err=True)
     run = job.default_run() if out is None else out
     require_disk(job, run, cache)
-    summary = _distill(job, run, cache, watch, quiet)
+    summary = pipeline.distill(job, run, cache, watch, Progress(quiet))
     say_result(summary, as_json, lambda: distilled_text(summary))
     if summary["quarantined"]:
         sys.exit(EXIT_QUARANTINED)
-
-
-def _distill(job: Job, path: Path, cache: Path, watch: Stopwatch, quiet: bool) -> dict[str, Any]:
-    """The sentence this program is: encode, cluster, generate, write."""
-    import torch
-
-    from d4m_fast.data import files
-    from d4m_fast.data.plan import Plan
-    from d4m_fast.data.run import RunDirectory
-    from d4m_fast.engine.generate import generate
-    from d4m_fast.engine.prototypes import cluster
-    from d4m_fast.engine.schedule import open_schedule
-
-    with files.locked(files.make_directory(path)):
-        run = RunDirectory(path, job.identity)
-        plan = Plan.from_json(run.plan(job.plan.to_json()))
-        groups = plan.without(run.committed())
-        finished = run.finished()
-        if finished is not None and not groups:
-            return finished
-        torch.set_num_threads(plan.threads)
-        networks = job.open_networks()
-        schedule = open_schedule(job.model.path, job.config.steps, job.config.strength)
-
-        latents = _latents(job, plan, networks, cache, watch, quiet)
-        prototypes = run.keep(
-            cluster(job.classes_of(groups), latents, job.source, job.config).watched(watch, "cluster")
-        )
-        samples = generate(
-            prototypes,
-            groups,
-            networks,
-            schedule,
-            job.config,
-            batch=plan.batch_size,
-            image_size=job.image_size,
-            watch=watch,
-        )
-        for _ in track("distill", run.write(samples, groups, job.config.ipc).watched(watch, "write"), quiet):
-            pass
-        return run.finish(latents.failures, watch.seconds)
-
-
-def _latents(job: Job, plan: Plan, networks: Networks, cache: Path, watch: Stopwatch, quiet: bool) -> LatentStore:
-    """The latents of the source: from the cache, or encoded now as far as they are missing."""
-    from d4m_fast.data import files
-    from d4m_fast.data.latents import LatentStore
-    from d4m_fast.engine.encode import encode
-
-    path = files.make_directory(job.latents_path(cache, plan))
-    with files.locked(path):
-        latents = LatentStore(path, job.latents_made_by(plan), job.source.items, job.latent_shape)
-        if not latents.complete:
-            batches = encode(
-                job.source,
-                networks.vae_encoder,
-                resolution=job.resolution,
-                latent=job.config.latent,
-                batch=plan.encode_batch,
-                start=latents.position,
-            )
-            for _ in track("encode", latents.fill(batches).watched(watch, "encode"), quiet):
-                pass
-    latents.check_budget(job.config.max_bad_fraction)
-    return latents
 
 
 @cli.command()
@@ -259,6 +193,7 @@ def _known(option: str, given: str | None, origin: str | None) -> str:
 cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(plan_command)
+cli.add_command(profile)
 cli.add_command(verify)
 
 

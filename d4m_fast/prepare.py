@@ -22,6 +22,7 @@ from d4m_fast.data.records import ClassInfo, Source, by_class
 from d4m_fast.data.run import essence, options_of
 from d4m_fast.engine.artifacts import Artifact, exports_of
 from d4m_fast.engine.model import Model, open_model
+from d4m_fast.engine.modules import import_libraries
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
 from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.runtime import device_name, resolve_device, resolve_precision
@@ -57,6 +58,10 @@ class Job:
         if self.artifact is None:
             return open_networks(self.model.path, self.device, self.dtype)
         return open_exported(self.model, self.resolution, self.artifact, self.device)
+
+    def import_libraries(self) -> None:
+        """Import what `open_networks` and the schedule need, so that this time is not booked on the first stages."""
+        import_libraries(networks=self.artifact is None)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -31,9 +31,8 @@ from driving import (
 from PIL import Image
 from safetensors.numpy import load_file
 
-from d4m_fast import cli
+from d4m_fast import cli, pipeline
 from d4m_fast.data.run import RunDirectory
-from d4m_fast.engine import encode
 
 Distill = Callable[..., Ran]
 
@@ -167,7 +166,7 @@ def test_latents_are_used_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(encode, "encode", never)
+    monkeypatch.setattr(pipeline, "encode", never)
     ran = distill("--artifacts", finished.artifacts, "--json", *flags)
     assert ran.code == 0
     assert "encode" not in ran.json["seconds"]

@@ -60,6 +60,8 @@ class LatentStore:
         if saved is None:
             self._allocate()
         self._state: dict[str, Any] = {"position": 0, "failures": []} if saved is None else saved
+        self._bad: dict[int, list[int]] = {}  # ranks of damaged images by class
+        self._note(self._state["failures"])
 
     @property
     def complete(self) -> bool:
@@ -76,7 +78,7 @@ class LatentStore:
 
     def usable(self, class_id: int) -> int:
         """How many of a class's images are good."""
-        return self._counts[class_id] - sum(f.item.class_id == class_id for f in self.failures)
+        return self._counts[class_id] - len(self._bad.get(class_id, ()))
 
     def fill(self, batches: Stream[EncodedBatch]) -> Stream[EncodedBatch]:
         """Write batches on their way through, save the position now and then, and mark the end."""
@@ -105,7 +107,7 @@ class LatentStore:
             raise DamageError(f"{path}: damaged; remove {self.path} and run again to encode anew")
         rows = np.frombuffer(data, np.float16, offset=len(self._header[class_id]))
         rows = rows.reshape(self._counts[class_id], *self._shape)
-        bad = [f["rank"] for f in self._state["failures"] if f["class_id"] == class_id]
+        bad = self._bad.get(class_id, [])
         ranks = np.setdiff1d(np.arange(len(rows)), bad)
         return ranks, rows[ranks] if bad else rows
 
@@ -129,11 +131,17 @@ class LatentStore:
         with files.refusing(self.path):
             for item, row in zip(batch.items, rows, strict=True):
                 self._write_row(item, row)
-        self._state["failures"] += [
+        failures = [
             {"class_id": f.item.class_id, "rank": f.item.rank, "origin": f.item.origin, "reason": f.reason}
             for f in batch.failures
         ]
+        self._state["failures"] += failures
+        self._note(failures)
         self._state["position"] += len(batch.items) + len(batch.failures)
+
+    def _note(self, failures: Sequence[dict[str, Any]]) -> None:
+        for failure in failures:
+            self._bad.setdefault(failure["class_id"], []).append(failure["rank"])
 
     def _checkpoint(self) -> None:
         """Make all rows so far durable, then say so."""

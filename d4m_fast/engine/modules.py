@@ -6,6 +6,7 @@ They are diffusers' and transformers' own; what is here loads them and hides the
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,19 @@ from safetensors import SafetensorError
 from d4m_fast.engine.signature import Component
 from d4m_fast.engine.unet import UnetModule
 from d4m_fast.errors import ModelError
+
+_ALWAYS = ("diffusers.schedulers", "transformers.models.clip.tokenization_clip")
+_NETWORKS = (
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "transformers.models.clip.modeling_clip",
+)
+
+
+def import_libraries(*, networks: bool) -> None:
+    """diffusers and transformers as far as they are needed: schedules and tokenizer, and the networks if they are."""
+    for name in (*_ALWAYS, *(_NETWORKS if networks else ())):
+        importlib.import_module(name)
 
 
 class TextEncoderModule(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 import torch
 
 from d4m_fast.config import Precision
+from d4m_fast.data.timing import Mark
 from d4m_fast.engine.signature import BATCH, SAMPLES, Signature
 from d4m_fast.errors import PreflightError, UsageError
 
@@ -127,6 +129,17 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 is for GPUs; use --precision fp32 on the CPU")
     return torch.float16 if precision == "fp16" else torch.float32
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU has."""
+    if device.type != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def marks(device: torch.device) -> Mark:
+    """Named ranges for NVIDIA's profilers on GPUs, nothing on CPUs."""
+    return contextlib.nullcontext if device.type == "cpu" else torch.cuda.nvtx.range
 
 
 def device_name(device: torch.device) -> str:

@@ -26,7 +26,8 @@ def calculate(options: Mapping[str, Any]) -> tuple[PlanRequest, list[Figure], fl
     Raises:
         D4MError: the first thing that is wrong.
     """
-    shares, build = ({}, None) if options["calibrate"] is None else read_profile(options["calibrate"])
+    gpu, profile = GPUS[options["gpu"]], options["calibrate"]
+    shares, build = ({}, None) if profile is None else read_profile(profile, gpu)
     shapes = trace_model(options["model"], options["resolution"])
     schedule = open_schedule(model_path(options["model"]), options["steps"], options["strength"])
     request = PlanRequest(
@@ -34,7 +35,7 @@ def calculate(options: Mapping[str, Any]) -> tuple[PlanRequest, list[Figure], fl
         calls=len(schedule.steps),
         guided=options["guidance"] > 1,
         image_size=shapes.resolution if options["image_size"] is None else options["image_size"],
-        gpu=GPUS[options["gpu"]],
+        gpu=gpu,
     )
     student = trace_student(options["student"], options["student_size"], options["classes"])
     return request, plan_figures(request, shapes, student, shares), build
