@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from d4m_fast.kernels.direct import trials_for
 from d4m_fast.kernels.gram import GAIN, MAX_SWEEPS
 from d4m_fast.kernels.problem import Array, Float64, Int64
 
@@ -23,6 +22,7 @@ COLUMNS_PER_BLOCK = 2 * THREADS
 WORKSPACE = 2 << 30  # bytes of a batch
 MAX_SLOTS = 64
 
+DeviceMethod = Literal["direct", "gram", "closed"]  # closed: k is 1 or n, and nothing is left to find
 DeviceArray = Any  # a cupy.ndarray; in the tests a NumPy one
 
 
@@ -58,7 +58,7 @@ class Shape:
     """What the problems of a batch share: the type of their points, their method and their sizes, padded."""
 
     points: str
-    method: Literal["direct", "gram", "closed"]
+    method: DeviceMethod
     n: int
     d: int
     k: int
@@ -75,6 +75,11 @@ class Shape:
     def trials(self) -> int:
         """Candidates of a seeding step, padded."""
         return padded(trials_for(self.k), 8)
+
+
+def trials_for(k: int) -> int:
+    """Candidates per seed, scikit-learn's number."""
+    return 2 + int(np.log(k))
 
 
 def padded(size: int, multiple: int) -> int:
@@ -106,7 +111,8 @@ class Batch:
         self._sizes, self._changed, self.chosen = (zeros((b, k), "int32") for _ in range(3))
         self._offsets, self._mass = zeros((b, k + 1), "int32"), zeros((b, k), "float64")
         self._norms, self._lengths, self._within = (zeros((b, k), "float64") for _ in range(3))
-        self.centroids, self._shift = zeros((b, k, d), "float64"), zeros((b, d), "float64")
+        self._centroids, self._shift = zeros((b, k, d), "float64"), zeros((b, d), "float64")
+        self._offset = zeros((b, d), self.shape.points)
         self._parts = zeros((b, 2, k, d), self.shape.points)
         self._done, self._empty, self.passes, self._limits = (zeros(b, "int32") for _ in range(4))
         self._scores = self._xp.empty((b, 2 * k, n), "float32")
@@ -122,25 +128,18 @@ class Batch:
 
     # Before the first run
 
+    def centre(self) -> None:
+        """Take the mean off the points where that is exact; `_offset` is what was taken, `_shift` the mean left."""
+        arrays = (self.points, self._offset, self._shift)
+        self._launch("centre", (padded(self.shape.d, THREADS) // THREADS, self.shape.slots), self._n, self.shape.n,
+                     self.shape.d, *arrays)  # fmt: skip
+
     def measure(self) -> Float64:
         """(B, N) squared norms of the points, which are NaN or infinite where the points are."""
         origin = self._xp.zeros((self.shape.slots, 1, self.shape.d), "float64")
         self._labels_to(0)
-        self._distances(origin, self.labels, self._xp.ones_like(self._n), self.squares)
+        self._distances(origin, self.labels, self._n, self.squares)
         return np.asarray(self._backend.host(self.squares))
-
-    def drop(self, slot: int) -> None:
-        """A problem that cannot be solved; what is in its slot is not looked at again."""
-        self._n[slot] = self._k[slot] = 0
-
-    def centre(self) -> None:
-        """Set what centroids are measured from to the mean of the points: nearer centroids lose fewer digits."""
-        k, self._k = self._k, self._xp.ones_like(self._k)
-        self._found[:] = 0
-        self._take_labels()
-        self.set_means()
-        self._shift[:] = self.centroids[:, 0]
-        self._k = k
 
     def multiply(self) -> None:
         """The inner products of all points; those of a point with itself to the last bit."""
@@ -190,8 +189,13 @@ class Batch:
         self.distances[:] = 0
         self._take_labels(plant=True)
 
+    def set_weights(self, slot: int, weights: DeviceArray) -> None:
+        """Of the points of a problem; 1 where none are set."""
+        self.weights[slot, : weights.shape[0]] = weights
+
     def set_centroids(self, slot: int, centres: DeviceArray) -> None:
-        self.centroids[slot, : centres.shape[0], : centres.shape[1]] = centres
+        k, d = centres.shape
+        self._centroids[slot, :k, :d] = centres - self._offset[slot, :d]
         self._changed[slot] = 1
 
     def set_labels(self, labels: Int64) -> None:
@@ -217,17 +221,17 @@ class Batch:
     def pass_on_points(self) -> None:
         """Labels of the nearest centroids, of points that moved to empty clusters, and the clusters they make."""
         shape = self.shape
-        self._launch("split", (shape.k, shape.slots), self.centroids, self._shift, self._changed, self._k, shape.k,
+        self._launch("split", (shape.k, shape.slots), self._centroids, self._shift, self._changed, self._k, shape.k,
                      shape.d, self._parts, self._norms, self._lengths)  # fmt: skip
         parts = self._parts.reshape(shape.slots, 2 * shape.k, shape.d)
         self._backend.product(parts, self.points, self._scores)
         scores, sizes = (self._scores, self._norms, self._lengths), (shape.n, shape.d, shape.k)
         mask = (self._done, self._n, self._k)
         self._launch("assign", self._blocks(THREADS), *scores, self.squares, *mask, *sizes, self._found)
-        self._launch("decide", self._blocks(POINTS_PER_BLOCK), *scores, self.points, self.squares, self.centroids, *mask,
+        self._launch("decide", self._blocks(POINTS_PER_BLOCK), *scores, self.points, self.squares, self._centroids, *mask,
                      *sizes, self._found)  # fmt: skip
         self._histogram()
-        self._distances(self.centroids, self._found, self._empty, self.distances)
+        self._distances(self._centroids, self._found, self._empty, self.distances)
         self._regroup()
 
     def set_means(self) -> None:
@@ -259,9 +263,13 @@ class Batch:
         self._changed[:] = 1
         self.set_means()
 
+    def centroids(self, slot: int) -> DeviceArray:
+        """(K, D) float32, of the points as they were given."""
+        return (self._centroids[slot] + self._offset[slot]).astype("float32")
+
     def measure_distances(self) -> None:
         """Of all points from the centroids of their labels."""
-        self._distances(self.centroids, self.labels, self._n, self.distances)
+        self._distances(self._centroids, self.labels, self._n, self.distances)
 
     # Launches shared by these
 
@@ -292,7 +300,7 @@ class Batch:
         shape = self.shape
         grid = (padded(shape.d, COLUMNS_PER_BLOCK) // COLUMNS_PER_BLOCK, shape.k, shape.slots)
         clusters = (self._order, self._offsets, self._changed, self._mass, self._k)
-        self._launch("mean_points", grid, self.points, weights, *clusters, shape.n, shape.k, shape.d, self.centroids)
+        self._launch("mean_points", grid, self.points, weights, *clusters, shape.n, shape.k, shape.d, self._centroids)
 
     def _sum_products(self, weights: DeviceArray) -> None:
         shape = self.shape

@@ -14,20 +14,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from d4m_fast.errors import DataError, UsageError
-from d4m_fast.kernels.batch import Backend, Batch, DeviceArray, Shape, padded
-from d4m_fast.kernels.direct import trials_for
+from d4m_fast.kernels.batch import Backend, Batch, DeviceArray, DeviceMethod, Shape, padded, trials_for
+from d4m_fast.kernels.cuda import CupyBackend, device_of
 from d4m_fast.kernels.kmeans import KMeansResult
-from d4m_fast.kernels.problem import LARGEST_SQUARE, Array, Float32, Float64, Int64, _check_shape, generator
+from d4m_fast.kernels.problem import LARGEST_SQUARE, Array, Float64, Int64, _check_shape, generator
 from d4m_fast.kernels.roofline import gram_pays
 
 LARGEST_K = 65_535  # blocks along an axis of a grid
 
 log = logging.getLogger(__name__)
+Outcome = KMeansResult | DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,40 @@ class Options:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """One problem, its points (n, D) on the device."""
+    """One problem on the device.
+
+    Attributes:
+        points: (n, D) float16 or float32.
+        start: (k, D) initial centres, or None.
+        weights: (n,) float64, or None where all weigh 1.
+    """
 
     points: DeviceArray
     k: int
     id: int
-    start: Array | None
+    start: DeviceArray | None
+    weights: DeviceArray | None
+
+
+def solve_on_gpu(
+    problems: Sequence[Any],
+    ks: Sequence[int],
+    ids: Sequence[int],
+    starts: Sequence[Any],
+    weights: Sequence[Any],
+    options: Options,
+) -> list[Outcome]:
+    """`solve` on the GPU that holds the problems.
+
+    Raises:
+        UsageError: they are not all on one, or what `solve` refuses.
+        PreflightError: no CuPy.
+    """
+    places = {device_of(points) for points in problems}
+    (device,) = places if len(places) == 1 else (None,)
+    if device is None:
+        raise UsageError("k-means got problems on several devices, or some in memory: move them to one")
+    return solve(CupyBackend(device), problems, ks, ids, starts, weights, options)
 
 
 def solve(
@@ -56,9 +85,10 @@ def solve(
     problems: Sequence[Any],
     ks: Sequence[int],
     ids: Sequence[int],
-    starts: Sequence[Array | None],
+    starts: Sequence[Any],
+    weights: Sequence[Any],
     options: Options,
-) -> list[KMeansResult | DataError]:
+) -> list[Outcome]:
     """Cluster each problem; arguments as of `kmeans`. The result of each, in NumPy, or what is wrong with it.
 
     Raises:
@@ -67,43 +97,68 @@ def solve(
     if options.method == "minibatch":
         raise UsageError("k-means method 'minibatch' runs on the CPU: move the points there")
     with backend.scope():
-        given = zip(problems, ks, ids, starts, strict=True)
-        tasks = [_task(backend.array(points), k, key, start) for points, k, key, start in given]
-        results = {position: task for position, task in enumerate(tasks) if isinstance(task, DataError)}
-        found: dict[int, KMeansResult | DataError] = {**results}
-        sound = {position: task for position, task in enumerate(tasks) if isinstance(task, Task)}
+        given = zip(problems, ks, ids, starts, weights, strict=True)
+        outcomes: list[Outcome | Task] = [_task(backend, *problem) for problem in given]
+        sound = {place: task for place, task in enumerate(outcomes) if isinstance(task, Task)}
         for shape, lot in _lots(sound, options):
-            found.update(zip(lot, _solve_lot(backend, shape, list(lot.values()), options), strict=True))
-    return [found[position] for position in range(len(tasks))]
+            for place, outcome in zip(lot, _solve_lot(backend, shape, list(lot.values()), options), strict=True):
+                outcomes[place] = outcome
+    return [outcome for outcome in outcomes if not isinstance(outcome, Task)]
 
 
-def _task(points: DeviceArray, k: int, key: int, start: Any) -> Task | DataError:
+def _task(backend: Backend, points: Any, k: int, key: int, start: Any, weights: Any) -> Task | DataError:
+    task = Task(backend.array(points), k, key, _array(backend, start), _array(backend, weights))
     try:
-        _check_shape(points, k, key)
+        _check_shape(task.points, k, key)
     except DataError as error:
         return error
-    if k > LARGEST_K:
-        return DataError(f"class {key}: k = {k} is more than {LARGEST_K}, the most on a GPU")
-    return Task(points, k, key, start)
+    problem = _wrong_extent(task) or _wrong_extras(backend, task)
+    return DataError(f"class {key}: {problem}") if problem else task
+
+
+def _array(backend: Backend, values: Any) -> DeviceArray | None:
+    return None if values is None else backend.array(values).astype("float64")
+
+
+def _wrong_extent(task: Task) -> str:
+    n, d = task.points.shape
+    if task.k > LARGEST_K:
+        return f"k = {task.k} is more than {LARGEST_K}, the most on a GPU"
+    if task.start is not None and task.start.shape != (task.k, d):
+        return f"initial centres of shape {task.start.shape}, not {(task.k, d)}"
+    if task.weights is not None and task.weights.shape != (n,):
+        return f"weights of shape {task.weights.shape}, not ({n},)"
+    return ""
+
+
+def _wrong_extras(backend: Backend, task: Task) -> str:
+    if task.start is not None:
+        squares = np.square(backend.host(task.start)).sum(axis=1)
+        if not (squares <= LARGEST_SQUARE).all():
+            return "NaN, infinite or too large values in its initial centres"
+    if task.weights is not None:
+        weights = backend.host(task.weights)
+        if not (np.isfinite(weights) & (weights > 0)).all():
+            return "weights must be positive and finite; leave out points that should not count"
+    return ""
 
 
 def _lots(tasks: Mapping[int, Task], options: Options) -> Iterator[tuple[Shape, dict[int, Task]]]:
-    """Tasks of one shape by position, at most as many as there are slots."""
+    """Tasks of one shape by place, at most as many as there are slots."""
     groups: dict[Shape, list[int]] = {}
-    for position, task in tasks.items():
-        groups.setdefault(shape_of(task, options), []).append(position)
-    for shape, positions in groups.items():
-        for start in range(0, len(positions), shape.slots):
-            yield shape, {position: tasks[position] for position in positions[start : start + shape.slots]}
+    for place, task in tasks.items():
+        groups.setdefault(shape_of(task, options), []).append(place)
+    for shape, places in groups.items():
+        for start in range(0, len(places), shape.slots):
+            yield shape, {place: tasks[place] for place in places[start : start + shape.slots]}
 
 
 def shape_of(task: Task, options: Options) -> Shape:
     n, d = task.points.shape
-    points = str(task.points.dtype)
-    return Shape(points, _method(task, options), padded(n, 64), padded(d, 8), padded(task.k, 8))
+    return Shape(str(task.points.dtype), _method(task, options), padded(n, 64), padded(d, 8), padded(task.k, 8))
 
 
-def _method(task: Task, options: Options) -> Literal["direct", "gram", "closed"]:
+def _method(task: Task, options: Options) -> DeviceMethod:
     n, d = task.points.shape
     if task.start is None and task.k in (1, n):
         return "closed"
@@ -113,19 +168,28 @@ def _method(task: Task, options: Options) -> Literal["direct", "gram", "closed"]
     return "gram" if gram else "direct"
 
 
-def _solve_lot(
-    backend: Backend, shape: Shape, lot: Sequence[Task], options: Options
-) -> list[KMeansResult | DataError]:
-    batch = Batch(backend, shape, [task.points for task in lot], [task.k for task in lot])
+def _solve_lot(backend: Backend, shape: Shape, lot: Sequence[Task], options: Options) -> list[Outcome]:
+    batch = _loaded(backend, shape, lot)
     errors = [_wrong_values(task, row) for task, row in zip(lot, batch.measure(), strict=False)]
-    for slot, error in enumerate(errors):
-        if error is not None:
-            batch.drop(slot)
-    batch.centre()
+    if any(errors):
+        sound = [task for task, error in zip(lot, errors, strict=True) if error is None]
+        others = iter(_solve_lot(backend, shape, sound, options))
+        return [next(others) if error is None else error for error in errors]
     if shape.method == "gram":
         batch.multiply()
     best = _best_of_runs(backend, batch, lot, options)
-    return [error if error is not None else result for error, result in zip(errors, best, strict=True)]
+    for task, result in zip(lot, best, strict=True):
+        _warn_of_duplicates(backend, task, result)
+    return [*best]
+
+
+def _loaded(backend: Backend, shape: Shape, lot: Sequence[Task]) -> Batch:
+    batch = Batch(backend, shape, [task.points for task in lot], [task.k for task in lot])
+    batch.centre()
+    for slot, task in enumerate(lot):
+        if task.weights is not None:
+            batch.set_weights(slot, task.weights)
+    return batch
 
 
 def _wrong_values(task: Task, squares: Float64) -> DataError | None:
@@ -144,8 +208,6 @@ def _best_of_runs(backend: Backend, batch: Batch, lot: Sequence[Task], options: 
         found = _results(backend, batch, lot)
         pairs = zip(best if run else found, found, strict=True)
         best = [min(pair, key=lambda result: result.inertia) for pair in pairs]
-    for task, result in zip(lot, best, strict=True):
-        _warn_of_duplicates(backend, task, result)
     return best
 
 
@@ -156,10 +218,13 @@ def _run(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Gener
         batch.set_labels(_closed_form(lot, batch.shape))
         batch.set_all_means()
     else:
-        if lot[0].start is None:
-            batch.seed(*_draws(lot, generators, batch.shape))
-        _gram_run(batch, lot, options) if batch.shape.method == "gram" else _start(batch, lot)
-        _settle(batch)
+        _start(batch, lot, generators)
+        if batch.shape.method == "gram":
+            _run_in_gram_space(batch, given=lot[0].start is not None, refine=options.refine)
+        batch.resume()
+        while not batch.finished():
+            batch.pass_on_points()
+            batch.set_means()
     batch.measure_distances()
 
 
@@ -170,40 +235,32 @@ def _closed_form(lot: Sequence[Task], shape: Shape) -> Int64:
     return np.arange(shape.n) % ks
 
 
-def _settle(batch: Batch) -> None:
-    batch.resume()
-    while not batch.finished():
-        batch.pass_on_points()
-        batch.set_means()
-
-
-def _gram_run(batch: Batch, lot: Sequence[Task], options: Options) -> None:
-    """Lloyd and Hartigan in Gram space; what is left for Lloyd on the points is what products cannot settle."""
+def _start(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Generator]) -> None:
     if lot[0].start is None:
-        batch.label_by_seeds()
-    else:
-        _start(batch, lot)
-        batch.resume()
-        batch.pass_on_points()
-    batch.resume()
-    while not batch.finished():
-        batch.pass_on_products()
-    if options.refine:
-        batch.refine()
-    batch.set_all_means()
-
-
-def _start(batch: Batch, lot: Sequence[Task]) -> None:
-    if lot[0].start is None:
-        batch.set_seeds()
+        batch.seed(*_draws(lot, generators, batch.shape))
+        if batch.shape.method == "direct":
+            batch.set_seeds()
     for slot, task in enumerate(lot):
         if task.start is not None:
             batch.set_centroids(slot, task.start)
 
 
-def _draws(
-    lot: Sequence[Task], generators: Sequence[np.random.Generator], shape: Shape
-) -> tuple[Int64, Float64]:
+def _run_in_gram_space(batch: Batch, *, given: bool, refine: bool) -> None:
+    """Lloyd and Hartigan in Gram space; Lloyd on the points after it settles what products cannot."""
+    if given:
+        batch.resume()
+        batch.pass_on_points()
+    else:
+        batch.label_by_seeds()
+    batch.resume()
+    while not batch.finished():
+        batch.pass_on_products()
+    if refine:
+        batch.refine()
+    batch.set_all_means()
+
+
+def _draws(lot: Sequence[Task], generators: Sequence[np.random.Generator], shape: Shape) -> tuple[Int64, Float64]:
     """What `direct.choose_seeds` draws: the first seeds (B,), and numbers in [0, 1), (B, K, T)."""
     first = np.zeros(shape.slots, np.int64)
     uniforms = np.zeros((shape.slots, shape.k, shape.trials))
@@ -215,19 +272,21 @@ def _draws(
 
 
 def _results(backend: Backend, batch: Batch, lot: Sequence[Task]) -> list[KMeansResult]:
-    labels, distances, passes = (backend.host(x) for x in (batch.labels, batch.distances, batch.passes))
+    labels, distances, weights, passes = (
+        backend.host(x) for x in (batch.labels, batch.distances, batch.weights, batch.passes)
+    )
     found = []
     for slot, task in enumerate(lot):
         n, d = task.points.shape
-        centroids = backend.host(batch.centroids[slot, : task.k, :d].astype("float32"))
+        centroids = backend.host(batch.centroids(slot)[: task.k, :d])
         row = labels[slot, :n].astype(np.int64)
-        found.append(_result(centroids, row, distances[slot, :n], int(passes[slot])))
+        found.append(_result(centroids, row, distances[slot, :n], weights[slot, :n], int(passes[slot])))
     return found
 
 
-def _result(centroids: Float32, labels: Int64, distances: Float64, passes: int) -> KMeansResult:
+def _result(centroids: Array, labels: Int64, distances: Float64, weights: Float64, passes: int) -> KMeansResult:
     k = len(centroids)
-    per_cluster: Float64 = np.bincount(labels, weights=distances, minlength=k)
+    per_cluster = np.bincount(labels, weights=distances * weights, minlength=k).astype(np.float64)
     order = np.lexsort((distances, labels))  # stable: equals stay in index order
     sizes = np.bincount(labels, minlength=k)
     return KMeansResult(

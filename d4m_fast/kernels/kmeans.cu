@@ -115,6 +115,40 @@ template <typename X, typename Y> __device__ double squared_distance(const X *x,
     return warp_sum(total);
 }
 
+// ---- Points ----
+
+// Subtracts from each column its mean, rounded to the points' type, where that is exact for all points, and says what it
+// subtracted and what mean is left; a thread per column. Points far off the origin lose no digits to their products this
+// way, and others are left alone.
+//   points (B, N, D) in and out, offset (B, D), shift (B, D)
+__device__ void centre_column(POINT *points, int count, i64 D, POINT *offset, double *shift)
+{
+    double mean = 0;
+    for (int i = 0; i < count; ++i)
+        mean += load(points + i * D);
+    mean /= count;
+    store(offset, mean);
+    const double rounded = load(offset);
+    bool exact = true;
+    for (int i = 0; i < count && exact; ++i) {
+        POINT centred;
+        store(&centred, load(points + i * D) - rounded);
+        exact = load(&centred) == load(points + i * D) - rounded;
+    }
+    if (!exact)
+        store(offset, 0.0);
+    *shift = exact ? mean - rounded : mean;
+    for (int i = 0; i < count && exact; ++i)
+        store(points + i * D, load(points + i * D) - rounded);
+}
+
+KERNEL centre(const int *n, i64 N, i64 D, POINT *points, POINT *offset, double *shift)
+{
+    const i64 b = blockIdx.y, column = static_cast<i64>(blockIdx.x) * BLOCK + threadIdx.x;
+    if (n[b] > 0 && column < D)
+        centre_column(points + b * N * D + column, n[b], D, offset + b * D + column, shift + b * D + column);
+}
+
 // ---- Seeding ----
 
 // One step of greedy k-means++, a block per problem. Of the candidates drawn before, the one that lowers the weighted
@@ -488,7 +522,7 @@ KERNEL assign_gram(const double *sums, const double *inner, const double *mass, 
     sums += b * K * N + i, inner += b * K, mass += b * K;
     Best best = {FAR, 0};
     for (int c = 0; c < k[b]; ++c) {
-        const double value = inner[c] / (mass[c] * mass[c]) - 2.0 * sums[c * N] / mass[c];
+        const double part = 1.0 / mass[c], value = part * (inner[c] * part - 2.0 * sums[c * N]);
         if (value < best.value)
             best = {value, c};
     }
@@ -506,7 +540,8 @@ struct Clusters {
 
     __device__ double distance(int i, int c) const
     {
-        return squares[i] - 2.0 * sums[c * N + i] / mass[c] + inner[c] / (mass[c] * mass[c]);
+        const double part = 1.0 / mass[c];
+        return squares[i] + part * (inner[c] * part - 2.0 * sums[c * N + i]);
     }
 
     __device__ double leaving(int i) const
@@ -524,9 +559,13 @@ struct Clusters {
     __device__ Best best_of(int i, int first, int stride) const
     {
         Best best = {FAR, clusters};
-        for (int c = first; c < clusters; c += stride)
-            if (c != labels[i] && better(joining(i, c), c, best))
-                best = {joining(i, c), c};
+        for (int c = first; c < clusters; c += stride) {
+            if (c == labels[i])
+                continue;
+            const double value = joining(i, c);
+            if (better(value, c, best))
+                best = {value, c};
+        }
         return best;
     }
 

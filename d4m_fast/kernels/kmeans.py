@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from d4m_fast.errors import UsageError
+from d4m_fast.errors import DataError, UsageError
 from d4m_fast.kernels import direct, gram
+from d4m_fast.kernels.cuda import device_of
 from d4m_fast.kernels.minibatch import official_centres
 from d4m_fast.kernels.problem import (
     Array,
@@ -96,7 +97,8 @@ def kmeans(
     centroids are equal and share their points.
 
     Args:
-        problems: arrays (n_i, D_i), float16 or float32.
+        problems: arrays (n_i, D_i), float16 or float32; CuPy arrays or tensors on one GPU are clustered there, in
+            kernels/device.py.
         k: clusters, for all problems or for each.
         ids: names of the problems in messages and the keys of their random streams; default: their positions.
         method: how, see above.
@@ -117,10 +119,25 @@ def kmeans(
     ks = _one_each("k", [operator.index(k)] * count if not isinstance(k, Sequence) else k, count)
     keys = _one_each("ids", range(count) if ids is None else ids, count)
     starts = _one_each("init", [None] * count if init is None else init, count)
+    if any(device_of(points) is not None for points in problems):
+        return _on_gpu(problems, ks, keys, starts, _Options(method, seed, n_init, max_iter, refine))
     return [
         _solve(points, clusters, int(key), start, _Options(method, seed, n_init, max_iter, refine))
         for points, clusters, key, start in zip(problems, ks, keys, starts, strict=True)
     ]
+
+
+def _on_gpu(
+    problems: Sequence[Any], ks: Sequence[int], keys: Sequence[int], starts: Sequence[Any], options: _Options
+) -> list[KMeansResult]:
+    from d4m_fast.kernels import device  # which imports this module
+
+    given = device.Options(options.method, options.seed, options.n_init, options.max_iter, options.refine)
+    outcomes = device.solve_on_gpu(problems, ks, [int(key) for key in keys], starts, [None] * len(ks), given)
+    for outcome in outcomes:
+        if isinstance(outcome, DataError):
+            raise outcome
+    return [outcome for outcome in outcomes if isinstance(outcome, KMeansResult)]
 
 
 def _check_options(method: str, n_init: int, max_iter: int, init: object) -> None:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from d4m_fast.kernels.gram import LARGEST_GRAM, PASSES, REFINED
+from d4m_fast.kernels.gram import LARGEST_GRAM
 
+PASSES = 6
+REFINED = 1.5
+"""How much more time Hartigan's refinement, which only Gram space affords, may cost."""
 CENTROID_BYTES = 24  # per value: written in float64, read and written as two float16, read by the product
 
 
@@ -44,7 +47,7 @@ def product_seconds(n: int, d: int, item: int, machine: Machine = ATTAINABLE) ->
 
 
 def gram_pays(n: int, d: int, k: int, item: int, *, refine: bool) -> bool:
-    """Method "auto" on a GPU; refinement, which only Gram space affords, may cost half as much again."""
+    """Method "auto" on a GPU; the `REFINED` factor where refinement is asked for."""
     direct = k * ATTAINABLE.seconds(float(n) * d * item) + PASSES * pass_seconds(n, d, k, item)
     reads = (1 + PASSES) * ATTAINABLE.seconds(4.0 * n * n)
     gram = product_seconds(n, d, item) + reads + 2 * pass_seconds(n, d, k, item)
