@@ -19,7 +19,6 @@ from d4m_fast.kernels.problem import Array, Float64, Int64
 THREADS = 256
 POINTS_PER_BLOCK = THREADS // 32  # in kernels with a warp per point
 COLUMNS_PER_BLOCK = 2 * THREADS
-WORKSPACE = 2 << 30  # bytes of a batch
 MAX_SLOTS = 64
 
 DeviceMethod = Literal["direct", "gram", "closed"]  # closed: k is 1 or n, and nothing is left to find
@@ -32,6 +31,11 @@ class Backend(Protocol):
     @property
     def xp(self) -> Any:
         """The array module."""
+        ...
+
+    @property
+    def workspace(self) -> int:
+        """Bytes that a batch may take: fixed, for results in Gram space have the bits of their batch's shape."""
         ...
 
     def scope(self) -> AbstractContextManager[None]:
@@ -63,13 +67,13 @@ class Shape:
     d: int
     k: int
 
-    @property
-    def slots(self) -> int:
+    def slots(self, workspace: int) -> int:
+        """Problems that go into so many bytes."""
         item = np.dtype(self.points).itemsize
         size = self.n * self.d * item + self.k * self.d * (8 + 2 * item) + 8 * self.k * self.n
         if self.method == "gram":
             size += 4 * self.n * self.n + 8 * self.k * self.n
-        return max(1, min(MAX_SLOTS, WORKSPACE // size))
+        return max(1, min(MAX_SLOTS, workspace // size))
 
     @property
     def trials(self) -> int:
@@ -94,6 +98,7 @@ class Batch:
 
     def __init__(self, backend: Backend, shape: Shape, points: Sequence[DeviceArray], ks: Sequence[int]) -> None:
         self._backend, self.shape, self._xp = backend, shape, backend.xp
+        self.slots = shape.slots(backend.workspace)
         self._allocate()
         for slot, (values, k) in enumerate(zip(points, ks, strict=True)):
             self.points[slot, : values.shape[0], : values.shape[1]] = values
@@ -101,7 +106,7 @@ class Batch:
             self._trials[slot] = trials_for(k)
 
     def _allocate(self) -> None:
-        b, n, d, k = self.shape.slots, self.shape.n, self.shape.d, self.shape.k
+        b, n, d, k = self.slots, self.shape.n, self.shape.d, self.shape.k
         zeros = self._xp.zeros
         self.points = zeros((b, n, d), self.shape.points)
         self.weights = self._xp.ones((b, n), "float64")
@@ -124,19 +129,19 @@ class Batch:
         self._backend.launch(kernel, self.shape.points, (x, y, z), args)
 
     def _blocks(self, per_block: int) -> tuple[int, int]:
-        return padded(self.shape.n, per_block) // per_block, self.shape.slots
+        return padded(self.shape.n, per_block) // per_block, self.slots
 
     # Before the first run
 
     def centre(self) -> None:
         """Take the mean off the points where that is exact; `_offset` is what was taken, `_shift` the mean left."""
-        arrays = (self.points, self._offset, self._shift)
-        self._launch("centre", (padded(self.shape.d, THREADS) // THREADS, self.shape.slots), self._n, self.shape.n,
-                     self.shape.d, *arrays)  # fmt: skip
+        grid = (padded(self.shape.d, THREADS) // THREADS, self.slots)
+        written = (self.points, self._offset, self._shift)
+        self._launch("centre", grid, self._n, self.shape.n, self.shape.d, *written)
 
     def measure(self) -> Float64:
         """(B, N) squared norms of the points, which are NaN or infinite where the points are."""
-        origin = self._xp.zeros((self.shape.slots, 1, self.shape.d), "float64")
+        origin = self._xp.zeros((self.slots, 1, self.shape.d), "float64")
         self._labels_to(0)
         self._distances(origin, self.labels, self._n, self.squares)
         return np.asarray(self._backend.host(self.squares))
@@ -144,29 +149,29 @@ class Batch:
     def multiply(self) -> None:
         """The inner products of all points; those of a point with itself to the last bit."""
         self._backend.product(self.points, self.points, self._gram)
-        b, n = self.shape.slots, self.shape.n
+        b, n = self.slots, self.shape.n
         self._gram.reshape(b, n * n)[:, :: n + 1] = self.squares
 
     # Seeding
 
     def seed(self, first: Int64, uniforms: Float64) -> None:
         """Greedy k-means++: `chosen` from the first seeds (B,) and draws in [0, 1), (B, K, T)."""
-        shape, candidates = self.shape, self._xp.zeros((self.shape.slots, self.shape.trials), "int32")
+        shape, candidates = self.shape, self._xp.zeros((self.slots, self.shape.trials), "int32")
         candidates[:, 0] = self._backend.array(first.astype(np.int32))
         draws = self._backend.array(uniforms)
         by_index = shape.method == "gram"
-        rows = self._gram if by_index else self._xp.empty((shape.slots, shape.trials, shape.n), "float32")
+        rows = self._gram if by_index else self._xp.empty((self.slots, shape.trials, shape.n), "float32")
         state = (candidates, self.distances, self.chosen)
         inputs = (self.squares, self.weights, self._n, self._k, self._trials, draws)
         for step in range(int(self._k.max())):
             if not by_index:
                 self._backend.product(self._rows(candidates), self.points, rows)
             sizes = (int(by_index), step, rows.shape[1], shape.n, shape.d, shape.k, shape.trials)
-            self._launch("seed", (shape.slots,), rows, self.points, *inputs, *sizes, *state)
+            self._launch("seed", (self.slots,), rows, self.points, *inputs, *sizes, *state)
 
     def _rows(self, indices: DeviceArray) -> DeviceArray:
         """(B, T, D) points."""
-        return self.points[self._xp.arange(self.shape.slots)[:, None], indices]
+        return self.points[self._xp.arange(self.slots)[:, None], indices]
 
     def _single_out(self) -> None:
         """Make each seed a cluster of its own, of weight one."""
@@ -220,16 +225,12 @@ class Batch:
 
     def pass_on_points(self) -> None:
         """Labels of the nearest centroids, of points that moved to empty clusters, and the clusters they make."""
-        shape = self.shape
-        self._launch("split", (shape.k, shape.slots), self._centroids, self._shift, self._changed, self._k, shape.k,
-                     shape.d, self._parts, self._norms, self._lengths)  # fmt: skip
-        parts = self._parts.reshape(shape.slots, 2 * shape.k, shape.d)
-        self._backend.product(parts, self.points, self._scores)
-        scores, sizes = (self._scores, self._norms, self._lengths), (shape.n, shape.d, shape.k)
-        mask = (self._done, self._n, self._k)
-        self._launch("assign", self._blocks(THREADS), *scores, self.squares, *mask, *sizes, self._found)
-        self._launch("decide", self._blocks(POINTS_PER_BLOCK), *scores, self.points, self.squares, self._centroids, *mask,
-                     *sizes, self._found)  # fmt: skip
+        self._score()
+        scores, mask = (self._scores, self._norms, self._lengths), (self._done, self._n, self._k)
+        sizes = (self.shape.n, self.shape.d, self.shape.k, self._found)
+        self._launch("assign", self._blocks(THREADS), *scores, self.squares, *mask, *sizes)
+        exact = (self.points, self.squares, self._centroids)
+        self._launch("decide", self._blocks(POINTS_PER_BLOCK), *scores, *exact, *mask, *sizes)
         self._histogram()
         self._distances(self._centroids, self._found, self._empty, self.distances)
         self._regroup()
@@ -253,8 +254,8 @@ class Batch:
         self._sizes[:] = self._offsets[:, 1:] - self._offsets[:, :-1]
         least = GAIN * self.squares.sum(axis=1) / self._xp.maximum(self._n, 1)
         state = (self._sums, self._within, self._mass, self._sizes, self._found, self.labels, sweeps)
-        self._launch("hartigan", (shape.slots,), self._gram, self.squares, self.weights, least, self._n, self._k,
-                     MAX_SWEEPS, shape.n, shape.k, *state)  # fmt: skip
+        inputs = (self._gram, self.squares, self.weights, least, self._n, self._k)
+        self._launch("hartigan", (self.slots,), *inputs, MAX_SWEEPS, shape.n, shape.k, *state)
         self.passes += sweeps
         self._found[:] = self.labels
         self._take_labels()
@@ -273,6 +274,14 @@ class Batch:
 
     # Launches shared by these
 
+    def _score(self) -> None:
+        """Products of the centroids that changed, and of the others again."""
+        k, d = self.shape.k, self.shape.d
+        written = (self._parts, self._norms, self._lengths)
+        inputs = (self._centroids, self._shift, self._changed, self._k)
+        self._launch("split", (k, self.slots), *inputs, k, d, *written)
+        self._backend.product(self._parts.reshape(self.slots, 2 * k, d), self.points, self._scores)
+
     def _labels_to(self, value: int) -> None:
         self.labels[:] = value
 
@@ -288,28 +297,28 @@ class Batch:
     def _histogram(self, *, plant: bool = False) -> None:
         sizes = (int(plant), self.shape.n, self.shape.k)
         arrays = (self.chosen, self._done, self._n, self._k)
-        self._launch("histogram", (self.shape.slots,), *arrays, *sizes, self._found, self._sizes, self._empty)
+        self._launch("histogram", (self.slots,), *arrays, *sizes, self._found, self._sizes, self._empty)
 
     def _regroup(self, *, stop: bool = False) -> None:
         inputs = (self.distances, self.weights, self._empty, self._n, self._k, self._limits)
         clusters = (self.labels, self._order, self._offsets, self._mass, self._changed, self.passes, self._done)
         sizes = (int(stop), self.shape.n, self.shape.k)
-        self._launch("regroup", (self.shape.slots,), *inputs, *sizes, self._found, self._sizes, *clusters)
+        self._launch("regroup", (self.slots,), *inputs, *sizes, self._found, self._sizes, *clusters)
 
     def _means(self, weights: DeviceArray) -> None:
         shape = self.shape
-        grid = (padded(shape.d, COLUMNS_PER_BLOCK) // COLUMNS_PER_BLOCK, shape.k, shape.slots)
+        grid = (padded(shape.d, COLUMNS_PER_BLOCK) // COLUMNS_PER_BLOCK, shape.k, self.slots)
         clusters = (self._order, self._offsets, self._changed, self._mass, self._k)
         self._launch("mean_points", grid, self.points, weights, *clusters, shape.n, shape.k, shape.d, self._centroids)
 
     def _sum_products(self, weights: DeviceArray) -> None:
         shape = self.shape
-        grid = (padded(shape.n, COLUMNS_PER_BLOCK) // COLUMNS_PER_BLOCK, shape.k, shape.slots)
+        grid = (padded(shape.n, COLUMNS_PER_BLOCK) // COLUMNS_PER_BLOCK, shape.k, self.slots)
         clusters = (self._order, self._offsets, self._changed, self._k)
         self._launch("sum_products", grid, self._gram, weights, *clusters, shape.n, shape.k, self._sums)
 
     def _sum_within(self, weights: DeviceArray) -> None:
-        grid = (padded(self.shape.k, POINTS_PER_BLOCK) // POINTS_PER_BLOCK, self.shape.slots)
+        grid = (padded(self.shape.k, POINTS_PER_BLOCK) // POINTS_PER_BLOCK, self.slots)
         arrays = (self._sums, weights, self._order, self._offsets, self._done, self._k)
         self._launch("within", grid, *arrays, self.shape.n, self.shape.k, self._within)
 
@@ -320,6 +329,6 @@ class Batch:
         self._launch("assign_gram", self._blocks(THREADS), *arrays, self.shape.n, self.shape.k, self._found)
 
     def _distances(self, centroids: DeviceArray, labels: DeviceArray, wanted: DeviceArray, out: DeviceArray) -> None:
+        inputs = (self.points, centroids, labels, wanted, self._n)
         sizes = (self.shape.n, self.shape.d, centroids.shape[1])
-        self._launch("distances", self._blocks(POINTS_PER_BLOCK), self.points, centroids, labels, wanted, self._n,
-                     *sizes, out)  # fmt: skip
+        self._launch("distances", self._blocks(POINTS_PER_BLOCK), *inputs, *sizes, out)

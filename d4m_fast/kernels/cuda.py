@@ -14,6 +14,7 @@ from d4m_fast.kernels.batch import THREADS, DeviceArray
 from d4m_fast.kernels.problem import Array
 
 POINT_TYPES = {"float16": "__half", "float32": "float"}
+WORKSPACE = 2 << 30  # bytes: 30 classes of ImageNet in Stable Diffusion's latents
 DLPACK_GPU = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
@@ -42,13 +43,13 @@ class CupyBackend:
     """
 
     xp: Any
+    workspace = WORKSPACE
 
     def __init__(self, device: int) -> None:
         self.xp = _cupy()
         self._device = device
         self._modules = {
-            points: self.xp.RawModule(code=source(), options=options(points), backend="nvrtc")
-            for points in POINT_TYPES
+            points: self.xp.RawModule(code=source(), options=options(points), backend="nvrtc") for points in POINT_TYPES
         }
 
     def scope(self) -> AbstractContextManager[None]:

@@ -100,7 +100,7 @@ def solve(
         given = zip(problems, ks, ids, starts, weights, strict=True)
         outcomes: list[Outcome | Task] = [_task(backend, *problem) for problem in given]
         sound = {place: task for place, task in enumerate(outcomes) if isinstance(task, Task)}
-        for shape, lot in _lots(sound, options):
+        for shape, lot in _lots(backend, sound, options):
             for place, outcome in zip(lot, _solve_lot(backend, shape, list(lot.values()), options), strict=True):
                 outcomes[place] = outcome
     return [outcome for outcome in outcomes if not isinstance(outcome, Task)]
@@ -143,14 +143,15 @@ def _wrong_extras(backend: Backend, task: Task) -> str:
     return ""
 
 
-def _lots(tasks: Mapping[int, Task], options: Options) -> Iterator[tuple[Shape, dict[int, Task]]]:
+def _lots(backend: Backend, tasks: Mapping[int, Task], options: Options) -> Iterator[tuple[Shape, dict[int, Task]]]:
     """Tasks of one shape by place, at most as many as there are slots."""
     groups: dict[Shape, list[int]] = {}
     for place, task in tasks.items():
         groups.setdefault(shape_of(task, options), []).append(place)
     for shape, places in groups.items():
-        for start in range(0, len(places), shape.slots):
-            yield shape, {place: tasks[place] for place in places[start : start + shape.slots]}
+        slots = shape.slots(backend.workspace)
+        for start in range(0, len(places), slots):
+            yield shape, {place: tasks[place] for place in places[start : start + slots]}
 
 
 def shape_of(task: Task, options: Options) -> Shape:
@@ -215,7 +216,7 @@ def _run(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Gener
     """One seeding and what follows."""
     batch.reset(options.max_iter)
     if batch.shape.method == "closed":
-        batch.set_labels(_closed_form(lot, batch.shape))
+        batch.set_labels(_closed_form(batch, lot))
         batch.set_all_means()
     else:
         _start(batch, lot, generators)
@@ -228,16 +229,16 @@ def _run(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Gener
     batch.measure_distances()
 
 
-def _closed_form(lot: Sequence[Task], shape: Shape) -> Int64:
+def _closed_form(batch: Batch, lot: Sequence[Task]) -> Int64:
     """The optimum for k of 1 and of n."""
-    ks = np.ones((shape.slots, 1), np.int64)
+    ks = np.ones((batch.slots, 1), np.int64)
     ks[: len(lot), 0] = [task.k for task in lot]
-    return np.arange(shape.n) % ks
+    return np.arange(batch.shape.n) % ks
 
 
 def _start(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Generator]) -> None:
     if lot[0].start is None:
-        batch.seed(*_draws(lot, generators, batch.shape))
+        batch.seed(*_draws(batch, lot, generators))
         if batch.shape.method == "direct":
             batch.set_seeds()
     for slot, task in enumerate(lot):
@@ -260,10 +261,10 @@ def _run_in_gram_space(batch: Batch, *, given: bool, refine: bool) -> None:
     batch.set_all_means()
 
 
-def _draws(lot: Sequence[Task], generators: Sequence[np.random.Generator], shape: Shape) -> tuple[Int64, Float64]:
+def _draws(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Generator]) -> tuple[Int64, Float64]:
     """What `direct.choose_seeds` draws: the first seeds (B,), and numbers in [0, 1), (B, K, T)."""
-    first = np.zeros(shape.slots, np.int64)
-    uniforms = np.zeros((shape.slots, shape.k, shape.trials))
+    first = np.zeros(batch.slots, np.int64)
+    uniforms = np.zeros((batch.slots, batch.shape.k, batch.shape.trials))
     for slot, (task, rng) in enumerate(zip(lot, generators, strict=True)):
         trials = trials_for(task.k)
         first[slot] = rng.integers(task.points.shape[0])

@@ -1,9 +1,9 @@
 """What k-means costs on a GPU, calculated: bytes of memory traffic and operations of products on an H100 SXM.
 
-With X a problem's points (n x D) and G its inner products, each step takes the longer of its traffic at 3.35 TB/s and its
-products at 60 % of 989 TFLOP/s (float16) or of 67 (float32). On the points: one read of X per seed, and per pass X read
-twice and centroids of 24 bytes per value written and read. In Gram space: one read of X and 2 n^2 D operations for G, G
-read once per seeding and per pass, and two passes on the points at the end.
+With X a problem's points (n x D) and G its inner products, each step takes the longer of its traffic at 3.35 TB/s and
+its products at 60 % of 989 TFLOP/s (float16) or of 67 (float32). On the points: one read of X per seed, and per pass X
+read twice and centroids of 24 bytes per value written and read. In Gram space: one read of X and 2 n^2 D operations for
+G, G read once per seeding and per pass, and two passes on the points at the end.
 """
 
 from __future__ import annotations

@@ -35,14 +35,14 @@ def has_compiler() -> bool:
     return shutil.which("g++") is not None
 
 
-def build(text: str, folder: Path, points: str) -> ctypes.CDLL:
+def build(text: str, folder: Path, points: str, *more: str) -> ctypes.CDLL:
     """A library of the kernels in a source."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "kmeans.cu").write_text(text, encoding="utf-8")
     launchers = "\n".join(f"LAUNCHER({name})" for name in kernels(text))
     (folder / "host.cpp").write_text(f'#include "shim.h"\n#include "kmeans.cu"\n{launchers}\n', encoding="utf-8")
     out = folder / f"{points}.so"
-    flags = (*FLAGS, "-Wno-unknown-pragmas", f"-DPOINT={POINTS[points]}", "-I", str(SHIM), "-I", str(folder))
+    flags = (*FLAGS, "-Wno-unknown-pragmas", f"-DPOINT={POINTS[points]}", "-I", str(SHIM), "-I", str(folder), *more)
     subprocess.run(["g++", *flags, "-shared", "-fPIC", str(folder / "host.cpp"), "-o", str(out)], check=True)
     library = ctypes.CDLL(str(out))
     for name in kernels(text):
@@ -64,7 +64,10 @@ class HostCuda:
 
     xp: Any
 
-    def __init__(self, libraries: dict[str, ctypes.CDLL], order: int = 0, noise: float = 0.0) -> None:
+    def __init__(
+        self, libraries: dict[str, ctypes.CDLL], order: int = 0, noise: float = 0.0, workspace: int = 1 << 20
+    ) -> None:
+        self.workspace = workspace
         self._libraries = libraries
         self._random = np.random.default_rng(order)
         self._noise = noise
