@@ -143,7 +143,7 @@ def _one_each(name: str, values: Sequence[Any], count: int) -> Sequence[Any]:
 def _solve(points: Array, k: int, key: int, start: Array | None, options: _Options) -> KMeansResult:
     problem = prepare(points, k, key)
     if options.method == "minibatch":
-        return _official(problem, generator(options.seed, key))
+        return _official(problem, points, generator(options.seed, key))
     if start is None and k in (1, len(points)):
         runs = [(np.arange(len(points)) % k, 0)]  # the optimum, in closed form
     elif _in_gram_space(problem, options):
@@ -198,15 +198,16 @@ def _gram_run(problem: Problem, products: Float32, labels: Int64, passes: int, o
     return labels, passes + more
 
 
-def _official(problem: Problem, rng: np.random.Generator) -> KMeansResult:
+def _official(problem: Problem, points: Array, rng: np.random.Generator) -> KMeansResult:
     """Centres as the official code leaves them; labels, sizes and inertia of all points to them."""
-    centres = official_centres(problem, rng)
+    official = official_centres(points, problem.k, rng)
+    centres = official - problem.shift
     scores = np.empty((len(problem.points), problem.k), np.float32)
     direct.score(problem, centres, np.arange(problem.k), scores)
     labels = direct.nearest(problem, centres, scores)
     distances = squared_distances(problem.points, centres, labels)
     return KMeansResult(
-        centroids=(centres + problem.shift).astype(np.float32),
+        centroids=official.astype(np.float32),
         labels=labels,
         sizes=np.bincount(labels, minlength=problem.k),
         inertia=float(distances.sum()),
