@@ -13,8 +13,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from d4m_fast.kernels.direct import WIDE
 from d4m_fast.kernels.gram import GAIN, MAX_SWEEPS
 from d4m_fast.kernels.problem import Array, Float64, Int64
+from d4m_fast.kernels.seeding import DRAWN_ELEMENTS, FIRST_DRAW, greedy_trials
 
 THREADS = 256
 POINTS_PER_BLOCK = THREADS // 32  # in kernels with a warp per point
@@ -73,17 +75,35 @@ class Shape:
         size = self.n * self.d * item + self.k * self.d * (8 + 2 * item) + 8 * self.k * self.n
         if self.method == "gram":
             size += 4 * self.n * self.n + 8 * self.k * self.n
+        else:
+            size += self.drawn * (4 * self.n + self.d * item)
         return max(1, min(MAX_SLOTS, workspace // size))
 
     @property
     def trials(self) -> int:
-        """Candidates of a seeding step, padded."""
-        return padded(trials_for(self.k), 8)
+        """The most candidates per seed of any problem of this shape."""
+        return trials_for(self.k, self.d - 7, self.method)
+
+    @property
+    def drawn(self) -> int:
+        """The most candidates that `wanted` asks for of any problem of this shape."""
+        smallest = max(1, self.n - 63)
+        return padded(min(self.trials * max(FIRST_DRAW, self.k // 2 + 4), _affordable(smallest, self.trials)), 8)
 
 
-def trials_for(k: int) -> int:
-    """Candidates per seed, scikit-learn's number."""
-    return 2 + int(np.log(k))
+def trials_for(k: int, d: int, method: DeviceMethod) -> int:
+    """Candidates per seed, as on the CPU."""
+    greedy = greedy_trials(k)
+    return min(greedy, 2) if method == "direct" and d >= WIDE else greedy
+
+
+def wanted(k: int, n: int, chosen: int, trials: int) -> int:
+    """Candidates to draw at once, as on the CPU."""
+    return min(trials * min(max(FIRST_DRAW, chosen), k - chosen + FIRST_DRAW), _affordable(n, trials))
+
+
+def _affordable(n: int, trials: int) -> int:
+    return max(trials, DRAWN_ELEMENTS // n)
 
 
 def padded(size: int, multiple: int) -> int:
@@ -103,16 +123,15 @@ class Batch:
         for slot, (values, k) in enumerate(zip(points, ks, strict=True)):
             self.points[slot, : values.shape[0], : values.shape[1]] = values
             self._n[slot], self._k[slot] = values.shape[0], k
-            self._trials[slot] = trials_for(k)
 
     def _allocate(self) -> None:
         b, n, d, k = self.slots, self.shape.n, self.shape.d, self.shape.k
         zeros = self._xp.zeros
         self.points = zeros((b, n, d), self.shape.points)
         self.weights = self._xp.ones((b, n), "float64")
-        self.squares, self.distances = zeros((b, n), "float64"), zeros((b, n), "float64")
-        self._n, self._k, self._trials = (zeros(b, "int32") for _ in range(3))
-        self.labels, self._found, self._order = (zeros((b, n), "int32") for _ in range(3))
+        self.squares, self.distances, self._closest = (zeros((b, n), "float64") for _ in range(3))
+        self._n, self._k, self._progress, self._left = (zeros(b, "int32") for _ in range(4))
+        self.labels, self._found, self._order, self._nearest = (zeros((b, n), "int32") for _ in range(4))
         self._sizes, self._changed, self.chosen = (zeros((b, k), "int32") for _ in range(3))
         self._offsets, self._mass = zeros((b, k + 1), "int32"), zeros((b, k), "float64")
         self._norms, self._lengths, self._within = (zeros((b, k), "float64") for _ in range(3))
@@ -154,45 +173,65 @@ class Batch:
 
     # Seeding
 
-    def seed(self, first: Int64, uniforms: Float64) -> None:
-        """Greedy k-means++: `chosen` from the first seeds (B,) and draws in [0, 1), (B, K, T)."""
-        shape, candidates = self.shape, self._xp.zeros((self.slots, self.shape.trials), "int32")
-        candidates[:, 0] = self._backend.array(first.astype(np.int32))
-        draws = self._backend.array(uniforms)
-        by_index = shape.method == "gram"
-        rows = self._gram if by_index else self._xp.empty((self.slots, shape.trials, shape.n), "float32")
-        state = (candidates, self.distances, self.chosen)
-        inputs = (self.squares, self.weights, self._n, self._k, self._trials, draws)
-        for step in range(int(self._k.max())):
-            if not by_index:
-                self._backend.product(self._rows(candidates), self.points, rows)
-            sizes = (int(by_index), step, rows.shape[1], shape.n, shape.d, shape.k, shape.trials)
-            self._launch("seed", (self.slots,), rows, self.points, *inputs, *sizes, *state)
+    def begin_seeding(self) -> None:
+        """No seeds, and masses that are the weights."""
+        self._closest[:] = 1
+        self._progress[:] = 0
+        self._left[:] = 1
 
-    def _rows(self, indices: DeviceArray) -> DeviceArray:
-        """(B, T, D) points."""
-        return self.points[self._xp.arange(self.slots)[:, None], indices]
+    def seeds_chosen(self) -> tuple[Int64, Int64]:
+        """(B,) seeds so far, and whether a point is off its seed."""
+        return self._host_ints(self._progress), self._host_ints(self._left)
 
-    def _single_out(self) -> None:
-        """Make each seed a cluster of its own, of weight one."""
-        self._order[:, : self.shape.k] = self.chosen
-        self._offsets[:] = self._xp.arange(self.shape.k + 1)
-        self._mass[:] = 1
-        self._changed[:] = 1
+    def extend_seeds(self, trials: Int64, counts: Int64, uniforms: Float64) -> None:
+        """Draw (B,) candidates, with numbers in [0, 1), (B, 2, T), and choose seeds, each from (B,) trials of them.
 
-    def set_seeds(self) -> None:
-        """Centroids are the seeds."""
-        self._single_out()
-        self._means(self._xp.ones_like(self.weights))
+        Without seeds so far, the one candidate is taken.
+        """
+        shape, xp = self.shape, self._xp
+        candidates, limits = (
+            xp.zeros((self.slots, shape.drawn), "int32"),
+            xp.zeros((self.slots, shape.drawn), "float64"),
+        )
+        trials, counts = self._ints(trials), self._ints(counts)
+        sizes = (shape.n, shape.drawn)
+        drawn = (self._closest, self.weights, self._n, counts, self._backend.array(uniforms))
+        self._launch("draw", (self.slots,), *drawn, *sizes, candidates, limits)
+        if not self._progress.any():
+            self._closest[:] = np.finfo(np.float64).max
+            limits[:] = -1
+        rows, by_index = self._products_of(candidates)
+        inputs = (rows, self.points, self.squares, self.weights, self._n, self._k, trials, counts, candidates, limits)
+        lengths = (int(by_index), rows.shape[1], shape.n, shape.d, shape.k, shape.drawn)
+        state = (self._closest, self._nearest, self.chosen, self._progress, self._left)
+        self._launch("extend", (self.slots,), *inputs, *lengths, *state)
+
+    def _products_of(self, candidates: DeviceArray) -> tuple[DeviceArray, bool]:
+        """Inner products of some points with all, and whether a row has its point's index."""
+        if self.shape.method == "gram":
+            return self._gram, True
+        rows = self._xp.empty((self.slots, self.shape.drawn, self.shape.n), "float32")
+        points = self.points[self._xp.arange(self.slots)[:, None], candidates]
+        self._backend.product(points, self.points, rows)
+        return rows, False
 
     def label_by_seeds(self) -> None:
-        """In Gram space: labels of the nearest seeds; of equal seeds the second takes a point that can be spared."""
-        self._single_out()
-        weights = self._xp.ones_like(self.weights)
-        self._done[:] = self._n == 0
-        self._assign_gram(weights)
-        self.distances[:] = 0
+        """Each point has its nearest seed's label. With only duplicates left, any points do for the seeds missing."""
+        chosen, counts, sizes, ks = map(self._host_ints, (self.chosen, self._progress, self._n, self._k))
+        for slot in np.flatnonzero(counts < ks):
+            others = np.setdiff1d(np.arange(sizes[slot]), chosen[slot, : counts[slot]])
+            chosen[slot, counts[slot] : ks[slot]] = others[: ks[slot] - counts[slot]]
+        self.chosen[:] = self._ints(chosen)
+        self._found[:] = self._nearest
         self._take_labels(plant=True)
+
+    def _ints(self, values: Int64) -> DeviceArray:
+        return self._backend.array(values.astype(np.int32))
+
+    def _host_ints(self, values: DeviceArray) -> Int64:
+        return np.asarray(self._backend.host(values)).astype(np.int64)
+
+    # What is given
 
     def set_weights(self, slot: int, weights: DeviceArray) -> None:
         """Of the points of a problem; 1 where none are set."""
@@ -237,24 +276,27 @@ class Batch:
 
     def set_means(self) -> None:
         """Centroids of the clusters that changed are the means of their points."""
-        self._means(self.weights)
+        shape = self.shape
+        grid = (padded(shape.d, COLUMNS_PER_BLOCK) // COLUMNS_PER_BLOCK, shape.k, self.slots)
+        inputs = (self.points, self.weights, self._order, self._offsets, self._changed, self._mass, self._k)
+        self._launch("mean_points", grid, *inputs, shape.n, shape.k, shape.d, self._centroids)
 
     def pass_on_products(self) -> None:
         """The same in Gram space, where a problem is done before a cluster would be left empty."""
-        self._assign_gram(self.weights)
+        self._assign_gram()
         self._histogram()
         self._regroup(stop=True)
 
     def refine(self) -> None:
         """Hartigan's moves; their sweeps count as passes."""
         shape, sweeps = self.shape, self._xp.zeros_like(self._n)
-        self._sum_products(self.weights)
+        self._sum_products()
         self._done[:] = self._n == 0
-        self._sum_within(self.weights)
+        self._sum_within()
         self._sizes[:] = self._offsets[:, 1:] - self._offsets[:, :-1]
         least = GAIN * self.squares.sum(axis=1) / self._xp.maximum(self._n, 1)
         state = (self._sums, self._within, self._mass, self._sizes, self._found, self.labels, sweeps)
-        inputs = (self._gram, self.squares, self.weights, least, self._n, self._k)
+        inputs = (self._gram, self.squares, self.weights, least, self._n * (self.passes < self._limits), self._k)
         self._launch("hartigan", (self.slots,), *inputs, MAX_SWEEPS, shape.n, shape.k, *state)
         self.passes += sweeps
         self._found[:] = self.labels
@@ -305,26 +347,20 @@ class Batch:
         sizes = (int(stop), self.shape.n, self.shape.k)
         self._launch("regroup", (self.slots,), *inputs, *sizes, self._found, self._sizes, *clusters)
 
-    def _means(self, weights: DeviceArray) -> None:
-        shape = self.shape
-        grid = (padded(shape.d, COLUMNS_PER_BLOCK) // COLUMNS_PER_BLOCK, shape.k, self.slots)
-        clusters = (self._order, self._offsets, self._changed, self._mass, self._k)
-        self._launch("mean_points", grid, self.points, weights, *clusters, shape.n, shape.k, shape.d, self._centroids)
-
-    def _sum_products(self, weights: DeviceArray) -> None:
+    def _sum_products(self) -> None:
         shape = self.shape
         grid = (padded(shape.n, COLUMNS_PER_BLOCK) // COLUMNS_PER_BLOCK, shape.k, self.slots)
         clusters = (self._order, self._offsets, self._changed, self._k)
-        self._launch("sum_products", grid, self._gram, weights, *clusters, shape.n, shape.k, self._sums)
+        self._launch("sum_products", grid, self._gram, self.weights, *clusters, shape.n, shape.k, self._sums)
 
-    def _sum_within(self, weights: DeviceArray) -> None:
+    def _sum_within(self) -> None:
         grid = (padded(self.shape.k, POINTS_PER_BLOCK) // POINTS_PER_BLOCK, self.slots)
-        arrays = (self._sums, weights, self._order, self._offsets, self._done, self._k)
+        arrays = (self._sums, self.weights, self._order, self._offsets, self._done, self._k)
         self._launch("within", grid, *arrays, self.shape.n, self.shape.k, self._within)
 
-    def _assign_gram(self, weights: DeviceArray) -> None:
-        self._sum_products(weights)
-        self._sum_within(weights)
+    def _assign_gram(self) -> None:
+        self._sum_products()
+        self._sum_within()
         arrays = (self._sums, self._within, self._mass, self._done, self._n, self._k)
         self._launch("assign_gram", self._blocks(THREADS), *arrays, self.shape.n, self.shape.k, self._found)
 

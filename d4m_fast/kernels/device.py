@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from d4m_fast.errors import DataError, UsageError
-from d4m_fast.kernels.batch import Backend, Batch, DeviceArray, DeviceMethod, Shape, padded, trials_for
+from d4m_fast.kernels.batch import Backend, Batch, DeviceArray, DeviceMethod, Shape, padded
 from d4m_fast.kernels.cuda import CupyBackend, device_of
-from d4m_fast.kernels.kmeans import KMeansResult
+from d4m_fast.kernels.device_seeding import choose_seeds
+from d4m_fast.kernels.kmeans import DUPLICATES, KMeansResult
 from d4m_fast.kernels.problem import LARGEST_SQUARE, Array, Float64, Int64, _check_shape, generator
 from d4m_fast.kernels.roofline import gram_pays
 
@@ -178,10 +179,7 @@ def _solve_lot(backend: Backend, shape: Shape, lot: Sequence[Task], options: Opt
         return [next(others) if error is None else error for error in errors]
     if shape.method == "gram":
         batch.multiply()
-    best = _best_of_runs(backend, batch, lot, options)
-    for task, result in zip(lot, best, strict=True):
-        _warn_of_duplicates(backend, task, result)
-    return [*best]
+    return [*_best_of_runs(backend, batch, lot, options)]
 
 
 def _loaded(backend: Backend, shape: Shape, lot: Sequence[Task]) -> Batch:
@@ -237,10 +235,10 @@ def _closed_form(batch: Batch, lot: Sequence[Task]) -> Int64:
 
 
 def _start(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Generator]) -> None:
+    """Initial labels with their means, or initial centres."""
     if lot[0].start is None:
-        batch.seed(*_draws(batch, lot, generators))
-        if batch.shape.method == "direct":
-            batch.set_seeds()
+        choose_seeds(batch, [task.points.shape for task in lot], [task.k for task in lot], generators)
+        batch.set_all_means()
     for slot, task in enumerate(lot):
         if task.start is not None:
             batch.set_centroids(slot, task.start)
@@ -248,12 +246,9 @@ def _start(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Gen
 
 def _run_in_gram_space(batch: Batch, *, given: bool, refine: bool) -> None:
     """Lloyd and Hartigan in Gram space; Lloyd on the points after it settles what products cannot."""
-    if given:
-        batch.resume()
-        batch.pass_on_points()
-    else:
-        batch.label_by_seeds()
     batch.resume()
+    if given:
+        batch.pass_on_points()
     while not batch.finished():
         batch.pass_on_products()
     if refine:
@@ -261,27 +256,16 @@ def _run_in_gram_space(batch: Batch, *, given: bool, refine: bool) -> None:
     batch.set_all_means()
 
 
-def _draws(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Generator]) -> tuple[Int64, Float64]:
-    """What `direct.choose_seeds` draws: the first seeds (B,), and numbers in [0, 1), (B, K, T)."""
-    first = np.zeros(batch.slots, np.int64)
-    uniforms = np.zeros((batch.slots, batch.shape.k, batch.shape.trials))
-    for slot, (task, rng) in enumerate(zip(lot, generators, strict=True)):
-        trials = trials_for(task.k)
-        first[slot] = rng.integers(task.points.shape[0])
-        uniforms[slot, : task.k - 1, :trials] = rng.random((task.k - 1, trials))
-    return first, uniforms
-
-
 def _results(backend: Backend, batch: Batch, lot: Sequence[Task]) -> list[KMeansResult]:
-    labels, distances, weights, passes = (
-        backend.host(x) for x in (batch.labels, batch.distances, batch.weights, batch.passes)
-    )
+    names = ("labels", "distances", "weights", "squares", "passes")
+    state = [backend.host(getattr(batch, name)) for name in names]
     found = []
-    for slot, task in enumerate(lot):
+    for slot, (task, labels, distances, weights, squares, passes) in enumerate(zip(lot, *state, strict=False)):
         n, d = task.points.shape
         centroids = backend.host(batch.centroids(slot)[: task.k, :d])
-        row = labels[slot, :n].astype(np.int64)
-        found.append(_result(centroids, row, distances[slot, :n], weights[slot, :n], int(passes[slot])))
+        result = _result(centroids, labels[:n].astype(np.int64), distances[:n], weights[:n], int(passes))
+        duplicates = result.inertia <= DUPLICATES * squares[:n].sum()
+        found.append(replace(result, effective_k=_distinct(backend, task)) if duplicates else result)
     return found
 
 
@@ -298,12 +282,13 @@ def _result(centroids: Array, labels: Int64, distances: Float64, weights: Float6
         inertia_per_cluster=per_cluster,
         medoids=order[np.cumsum(sizes) - sizes],
         iterations=passes,
+        effective_k=k,
     )
 
 
-def _warn_of_duplicates(backend: Backend, task: Task, result: KMeansResult) -> None:
-    if result.inertia > 0:  # with fewer distinct points than k it is exactly 0
-        return
+def _distinct(backend: Backend, task: Task) -> int:
+    """Distinct points, at most k; a warning where they are fewer."""
     distinct = len({row.tobytes() for row in backend.host(task.points)})
     if distinct < task.k:
         log.warning("class %d: only %d distinct points for k = %d", task.id, distinct, task.k)
+    return min(task.k, distinct)
