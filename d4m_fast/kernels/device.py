@@ -174,6 +174,8 @@ def _solve_lot(backend: Backend, shape: Shape, lot: Sequence[Task], options: Opt
     batch = _loaded(backend, shape, lot)
     errors = [_wrong_values(task, row) for task, row in zip(lot, batch.measure(), strict=False)]
     if any(errors):
+        if all(errors):
+            return [error for error in errors if error is not None]
         sound = [task for task, error in zip(lot, errors, strict=True) if error is None]
         others = iter(_solve_lot(backend, shape, sound, options))
         return [next(others) if error is None else error for error in errors]

@@ -15,7 +15,7 @@ typedef long long i64;
 #define POINT __half
 #endif
 
-#define KERNEL extern "C" __global__ void __launch_bounds__(BLOCK)
+#define KERNEL extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 
 constexpr int WARP = 32;
 constexpr int BLOCK = 256; // threads, of every kernel

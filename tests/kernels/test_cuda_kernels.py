@@ -351,6 +351,95 @@ def test_the_nearest_mean_in_gram_space(host: HostCuda) -> None:
         assert (found[b, size:] == -99).all()
 
 
+def test_draws_are_in_proportion_to_mass(host: HostCuda) -> None:
+    rng, weights = np.random.default_rng(0), some_weights()
+    closest, uniforms = nans(B, N), rng.random((B, 2, 40))
+    candidates, limits = ints(np.full((B, 40), -1)), nans(B, 40)
+    for b, size, _ in problems():
+        closest[b, :size] = rng.random(size) * (rng.random(size) < 0.5)
+    uniforms[0, 0, :2] = 0, 1 - 2.0**-53
+    given = (closest, weights, ints(SIZES), ints([40, 30]), uniforms)
+    host.launch("draw", "float16", (B, 1, 1), (*given, N, 40, candidates, limits))
+    for b, count in enumerate((40, 30)):
+        masses = (closest * weights)[b, : SIZES[b]]
+        cumulative = np.cumsum(masses)
+        draws = np.searchsorted(cumulative, uniforms[b, 0, :count] * cumulative[-1], side="right")
+        np.testing.assert_array_equal(candidates[b, :count], np.minimum(draws, np.flatnonzero(masses)[-1]))
+        np.testing.assert_allclose(limits[b, :count], uniforms[b, 1, :count] * masses[candidates[b, :count]])
+        assert (candidates[b, count:] == -1).all()
+
+
+def choose(points: np.ndarray, weights: np.ndarray, k: int, trials: int, candidates: Any, limits: Any) -> Any:
+    """Seeds, squared distances to the nearest and which it is; the first candidate is a seed."""
+    distances = np.square(points[:, None] - points[candidates]).sum(axis=2).T
+    chosen, closest, nearest = [candidates[0]], distances[0].copy(), np.zeros(len(points), int)
+    start = 1
+    while len(chosen) < k:
+        kept = [j for j in range(start, len(candidates)) if limits[j] < (closest * weights)[candidates[j]]][:trials]
+        if len(kept) < trials:
+            break
+        best = min(kept, key=lambda j: (np.minimum(closest, distances[j]) @ weights, j))
+        nearest[distances[best] < closest] = len(chosen)
+        closest = np.minimum(closest, distances[best])
+        chosen.append(candidates[best])
+        start = kept[-1] + 1
+    return chosen, closest, nearest
+
+
+@pytest.mark.parametrize("by_index", [True, False])
+@pytest.mark.parametrize("trials", [(1, 3), (2, 2)])
+def test_seeds_are_the_best_of_what_is_kept(host: HostCuda, trials: tuple[int, int], by_index: bool) -> None:
+    count = 48
+    points, weights = some_points("float16"), some_weights()
+    points[:, 7:20] = points[:, 6:7]  # duplicates, whose distance is exactly 0
+    squares = np.square(points.astype(float)).sum(axis=2)
+    rng = np.random.default_rng(0)
+    candidates = ints([rng.integers(0, size, count) for size in SIZES])
+    candidates[:, 0] = 9
+    limits = rng.uniform(0, 40, (B, count))
+    limits[:, 0] = -1
+    closest, nearest = np.full((B, N), np.finfo(float).max), ints(np.full((B, N), -1))
+    chosen, progress, left = ints(np.full((B, K), -1)), ints([0, 0]), ints([-1, -1])
+    products = np.full((B, N if by_index else count, N), np.nan, np.float32)
+    for b in range(B):
+        rows = points[b] if by_index else points[b, candidates[b]]
+        products[b] = rows.astype(np.float32) @ points[b].astype(np.float32).T
+    state = (closest, nearest, chosen, progress, left)
+    # The first candidate alone, then the rest: as the driver does.
+    first = (ints([1, 1]), ints([1, 1]), candidates, limits)
+    rest = limits.copy()
+    rest[:, 0] = 1e9
+    for tried, counts, drawn, bounds in (first, (ints(trials), ints([count, count]), candidates, rest)):
+        given = (products, points, squares, weights, ints(SIZES), ints(KS), tried, counts, drawn, bounds)
+        sizes = (int(by_index), products.shape[1], N, D, K, count)
+        host.launch("extend", "float16", (B, 1, 1), (*given, *sizes, *state))
+    for b, size, k in problems():
+        expected = choose(points[b, :size].astype(float), weights[b, :size], k, trials[b], candidates[b], rest[b])
+        assert progress[b] == len(expected[0]) > 1
+        np.testing.assert_array_equal(chosen[b, : progress[b]], expected[0])
+        np.testing.assert_allclose(closest[b, :size], expected[1], rtol=1e-5)
+        np.testing.assert_array_equal(closest[b, :size] == 0, expected[1] == 0)
+        np.testing.assert_array_equal(nearest[b, :size], expected[2])
+        assert left[b] == 1 and (chosen[b, progress[b] :] == -1).all()
+
+
+def test_no_seed_is_left_to_choose_among_duplicates(host: HostCuda) -> None:
+    points = np.ones((B, N, D), np.float16)
+    state = (
+        np.full((B, N), np.finfo(float).max),
+        ints(np.zeros((B, N))),
+        ints(np.zeros((B, K))),
+        ints([0, 0]),
+        ints([9, 9]),
+    )
+    products = np.full((B, 8, N), D, np.float32)
+    squares, ones = np.full((B, N), float(D)), ints([1, 1])
+    limits, candidates = np.full((B, 8), -1.0), ints(np.zeros((B, 8)))
+    given = (products, points, squares, some_weights(), ints(SIZES), ints(KS), ones, ones, candidates, limits)
+    host.launch("extend", "float16", (B, 1, 1), (*given, 0, 8, N, D, K, 8, *state))
+    assert state[3].tolist() == [1, 1] and state[4].tolist() == [0, 0] and not state[0][0, : SIZES[0]].any()
+
+
 def hartigan(points: np.ndarray, weights: np.ndarray, labels: np.ndarray, k: int, least: float) -> np.ndarray:
     """Point after point, on the points."""
     labels, moved = labels.copy(), True
@@ -397,25 +486,20 @@ def test_hartigans_moves(host: HostCuda, weighted: bool) -> None:
 
 
 def test_offsets_pass_32_bits(libraries: dict[str, ctypes.CDLL]) -> None:
-    """The last row of 2^31 elements and more; of the pages in between none is ever touched."""
-    host = HostCuda(libraries)
-    n, d, b = 64, 1 << 14, 2100
+    """The third problem begins at element 2^31; of the pages before it none is ever touched."""
+    host, (b, n, d) = HostCuda(libraries), (3, 1 << 16, 1 << 14)
     points = np.zeros((b, n, d), np.float16)
-    assert points.size > 1 << 31
-    points[-1, -1] = 3
-    sizes = ints(np.zeros(b))
-    sizes[-1] = n
-    labels, centroids, squares = ints(np.zeros((b, n))), np.zeros((b, 1, d)), np.zeros((b, n))
-    order, offsets, ones = ints(np.zeros((b, n))), ints(np.zeros((b, 2))), np.ones((b, n))
-    order[-1, 0], offsets[-1] = n - 1, (0, 1)
-    ks = ints(sizes > 0)
-    grid = (d // COLUMNS_PER_BLOCK, 1, b)
-    host.launch("mean_points", "float16", grid, (points, ones, order, offsets, ks, np.ones((b, 1)), ks, n, 1, d,
-                centroids))  # fmt: skip
-    assert (centroids[-1] == 3).all()
-    arguments = (points, np.zeros((b, 1, d)), labels, sizes, sizes, n, d, 1, squares)
-    host.launch("distances", "float16", (n // POINTS_PER_BLOCK, b, 1), arguments)
-    assert squares[-1, -1] == 9 * d and squares.sum() == 9 * d
+    assert points[:2].size == 1 << 31
+    points[2, 5] = 3
+    sizes, order, offsets = ints([0, 0, 64]), ints(np.zeros((b, n))), ints(np.zeros((b, 2)))
+    order[2, 0], offsets[2, 1] = 5, 1
+    ks, ones, centroids, squares = ints(sizes > 0), np.ones((b, n)), np.zeros((b, 1, d)), np.zeros((b, n))
+    clusters = (order, offsets, ks, np.ones((b, 1)), ks)
+    host.launch("mean_points", "float16", (d // COLUMNS_PER_BLOCK, 1, b), (points, ones, *clusters, n, 1, d, centroids))
+    assert (centroids[2] == 3).all()
+    arguments = (points, np.zeros((b, 1, d)), ints(np.zeros((b, n))), sizes, sizes, n, d, 1, squares)
+    host.launch("distances", "float16", (64 // POINTS_PER_BLOCK, b, 1), arguments)
+    assert squares[2, 5] == 9 * d and squares.sum() == 9 * d
 
 
 FAULTS = """

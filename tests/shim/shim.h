@@ -20,7 +20,7 @@
 
 #define __global__
 #define __device__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, blocks)
 #define __shared__ static __attribute__((section("block_shared")))
 #define __syncthreads() shim::block_barrier(__LINE__)
 #define __syncwarp() shim::warp_barrier()
