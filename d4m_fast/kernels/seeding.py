@@ -15,7 +15,8 @@ import numpy as np
 
 from d4m_fast.kernels.problem import FLOAT32_TIE, Float32, Int64, Problem, squared_norms
 
-FIRST_DRAW = 8  # seeds' worth of candidates; then as many as there are seeds, since D_t / D_0 falls with their number
+FIRST_DRAW = 8  # seeds' worth of candidates
+GROWTH = 3  # then candidates for so many times the seeds there are: D_t / D_0 falls with their number
 DRAWN_ELEMENTS = 1 << 22  # float32 distances of candidates: 16 MB
 DistancesTo = Callable[[Int64], Float32]
 
@@ -37,7 +38,7 @@ def choose_seeds(
     seeds = _Seeds(problem, rng, distances_to)
     while len(seeds.chosen) < problem.k and seeds.closest.any():
         remaining = problem.k - len(seeds.chosen)
-        wanted = trials * min(max(FIRST_DRAW, len(seeds.chosen)), remaining + FIRST_DRAW)
+        wanted = trials * min(max(FIRST_DRAW, GROWTH * len(seeds.chosen)), remaining + remaining // 8)
         seeds.extend(rng, min(wanted, max(trials, DRAWN_ELEMENTS // len(problem.points))), trials)
     return seeds.completed()
 
