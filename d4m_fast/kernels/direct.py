@@ -22,14 +22,14 @@ from d4m_fast.kernels.problem import (
 
 FLOAT64_TIE = 1e-12
 WIDE = 1024
-"""Of points at least so wide, products are what costs, and a third candidate per seed gains nothing to speak of."""
+"""Of points at least so wide, products are what costs, and more than one candidate per seed gains little."""
 
 
 def choose_seeds(problem: Problem, rng: np.random.Generator) -> tuple[Int64, Int64]:
     """(k,) points chosen by k-means++ and (n,) labels, the nearest of them."""
     trials = seeding.greedy_trials(problem.k)
     wide = problem.points.shape[1] >= WIDE
-    return seeding.choose_seeds(problem, rng, partial(_distances_to, problem), min(trials, 2) if wide else trials)
+    return seeding.choose_seeds(problem, rng, partial(_distances_to, problem), 1 if wide else trials)
 
 
 def _distances_to(problem: Problem, rows: Int64) -> Float32:
@@ -40,39 +40,45 @@ def _distances_to(problem: Problem, rows: Int64) -> Float32:
     return np.maximum(products, 0, out=products)
 
 
-def lloyd(problem: Problem, centroids: Float64, max_iter: int) -> tuple[Int64, int]:
-    """Labels at convergence or after `max_iter` passes, and the passes made. Overwrites `centroids`.
+def assign(problem: Problem, centroids: Float64) -> Int64:
+    """(n,) the nearest centroid of each point; a cluster left empty gets one."""
+    scores = np.empty((len(problem.points), problem.k), np.float32)
+    score(problem, centroids, np.arange(problem.k), scores)
+    return fill_empty(problem, centroids, nearest(problem, centroids, scores))
+
+
+def lloyd(problem: Problem, labels: Int64, max_iter: int) -> tuple[Int64, int]:
+    """From labels of which no cluster is empty: those at convergence or after `max_iter` passes, and the passes made.
 
     Only clusters that gained or lost a point get new means and scores: after a few passes, a small part of them.
     """
-    scores = np.empty((len(problem.points), problem.k), np.float32)
     changed = np.arange(problem.k)
-    totals, previous = np.empty_like(centroids), np.full(len(problem.points), -1)
+    totals, scores = sums(problem, labels, changed), np.empty((len(labels), problem.k), np.float32)
+    centroids = totals / problem.masses(labels)[:, None]
     for iteration in range(1, max_iter + 1):
         score(problem, centroids, changed, scores)
-        labels = fill_empty(problem, centroids, nearest(problem, centroids, scores))
-        moved = labels != previous
+        new = fill_empty(problem, centroids, nearest(problem, centroids, scores))
+        moved = new != labels
         if not moved.any():
             return labels, iteration
-        changed = np.union1d(labels[moved], previous[moved])
-        changed = changed[changed >= 0]
-        _update(problem, totals, labels, previous, changed)
-        centroids[changed] = totals[changed] / problem.masses(labels)[changed, None]
-        previous = labels
-    return previous, max_iter
+        changed = np.union1d(new[moved], labels[moved])
+        _update(problem, totals, labels, new, changed)
+        centroids[changed] = totals[changed] / problem.masses(new)[changed, None]
+        labels = new
+    return labels, max_iter
 
 
-def _update(problem: Problem, totals: Float64, labels: Int64, previous: Int64, changed: Int64) -> None:
+def _update(problem: Problem, totals: Float64, old: Int64, new: Int64, changed: Int64) -> None:
     """Sums of the changed clusters: anew, or from the points that came and went where these are fewer."""
-    moved = labels != previous
-    sizes = np.bincount(labels, minlength=problem.k)
+    moved = old != new
+    sizes = np.bincount(new, minlength=problem.k)
     for c in changed:
-        gained, lost = moved & (labels == c), moved & (previous == c)
+        gained, lost = moved & (new == c), moved & (old == c)
         if 2 * np.count_nonzero(gained | lost) < sizes[c]:
             for sign, members in ((1, gained), (-1, lost)):
                 totals[c] += sign * weighted_sum(problem.points[members], problem.weights_of(members))
         else:
-            totals[c] = sums(problem, labels, np.array([c]))[0]
+            totals[c] = weighted_sum(problem.points[new == c], problem.weights_of(new == c))
 
 
 def score(problem: Problem, centroids: Float64, columns: Int64, scores: Float32) -> None:

@@ -39,7 +39,6 @@ from d4m_fast.kernels.problem import (
     Problem,
     generator,
     given_centres,
-    means,
     prepare,
     squared_distances,
     squared_norms,
@@ -220,17 +219,18 @@ def _gram_pays(problem: Problem, start: Any, options: _Options) -> bool:
 
 def _direct_runs(problem: Problem, start: Any, options: _Options) -> list[tuple[Int64, int]]:
     if start is not None:
-        return [direct.lloyd(problem, given_centres(problem, start), options.max_iter)]
+        labels, passes = direct.lloyd(problem, direct.assign(problem, given_centres(problem, start)), options.max_iter - 1)
+        return [(labels, 1 + passes)]
     rng = generator(options.seed, problem.id)
     seedings = (direct.choose_seeds(problem, rng)[1] for _ in range(options.n_init))
-    return [direct.lloyd(problem, means(problem, labels), options.max_iter) for labels in seedings]
+    return [direct.lloyd(problem, labels, options.max_iter) for labels in seedings]
 
 
 def _gram_runs(problem: Problem, start: Any, options: _Options) -> list[tuple[Int64, int]]:
     products, rng = gram.gram_matrix(problem), generator(options.seed, problem.id)
     if start is not None:
-        labels, passes = direct.lloyd(problem, given_centres(problem, start), 1)
-        return [_gram_run(problem, products, labels, passes, options)]
+        labels = direct.assign(problem, given_centres(problem, start))
+        return [_gram_run(problem, products, labels, 1, options)]
     seedings = (gram.choose_seeds(problem, products, rng)[1] for _ in range(options.n_init))
     return [_gram_run(problem, products, labels, 0, options) for labels in seedings]
 
@@ -244,7 +244,7 @@ def _gram_run(problem: Problem, products: Float32, labels: Int64, passes: int, o
     passes += made
     if fixed or passes >= options.max_iter:
         return labels, passes
-    labels, made = direct.lloyd(problem, means(problem, labels), options.max_iter - passes)
+    labels, made = direct.lloyd(problem, labels, options.max_iter - passes)
     return labels, passes + made
 
 

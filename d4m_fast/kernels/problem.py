@@ -71,12 +71,12 @@ def prepare(points: Any, k: int, key: int, weights: Any = None) -> Problem:
     _check_shape(given, k, key)
     rows = np.ascontiguousarray(given, np.float32)
     squares = _finite_squares(rows, key)
-    mean = rows.mean(axis=0, dtype=np.float64)
-    shift = np.zeros(rows.shape[1], np.float32)
-    if mean @ mean > COMMON * squares.mean():
-        shift = mean.astype(np.float32)
+    shift: Float32 = rows.mean(axis=0)
+    if np.square(shift, dtype=np.float64).sum() > COMMON * squares.mean():
         rows = rows - shift
         squares = squared_norms(rows)
+    else:
+        shift = np.zeros_like(shift)
     return Problem(rows, squares, shift, given, _checked_weights(weights, len(rows), key), k, key)
 
 
@@ -137,7 +137,7 @@ def weighted_sum(rows: Array, weights: Float64 | None) -> Float64:
 
 
 def sums(problem: Problem, labels: Int64, clusters: Int64) -> Float64:
-    """(clusters, D). Gathers rows by cluster, which beats add.reduceat and a one-hot product."""
+    """(clusters, D), weighted. Gathers rows by cluster, which beats add.reduceat and a one-hot product."""
     totals = np.empty((len(clusters), problem.points.shape[1]))
     for total, cluster in zip(totals, clusters, strict=True):
         members = labels == cluster
@@ -155,7 +155,7 @@ def squared_norms(rows: Float32, centre: Float64 | None = None) -> Float64:
     found = np.empty(len(rows))
     for block in blocks(*rows.shape):
         differences = rows[block].astype(np.float64) if centre is None else rows[block] - centre
-        found[block] = np.einsum("ij,ij->i", differences, differences)
+        found[block] = np.vecdot(differences, differences)
     return found
 
 
@@ -164,7 +164,7 @@ def squared_distances(points: Float32, centroids: Float64, labels: Int64) -> Flo
     distances = np.empty(len(points))
     for rows in blocks(*points.shape):
         differences = points[rows] - centroids[labels[rows]]
-        distances[rows] = np.einsum("ij,ij->i", differences, differences)
+        distances[rows] = np.vecdot(differences, differences)
     return distances
 
 
