@@ -16,7 +16,7 @@ import numpy as np
 from d4m_fast.kernels.direct import WIDE
 from d4m_fast.kernels.gram import GAIN, MAX_SWEEPS
 from d4m_fast.kernels.problem import Array, Float64, Int64
-from d4m_fast.kernels.seeding import DRAWN_ELEMENTS, FIRST_DRAW, greedy_trials
+from d4m_fast.kernels.seeding import greedy_trials, wanted
 
 THREADS = 256
 POINTS_PER_BLOCK = THREADS // 32  # in kernels with a warp per point
@@ -86,24 +86,15 @@ class Shape:
 
     @property
     def drawn(self) -> int:
-        """The most candidates that `wanted` asks for of any problem of this shape."""
+        """The most candidates drawn at once for any problem of this shape."""
         smallest = max(1, self.n - 63)
-        return padded(min(self.trials * max(FIRST_DRAW, self.k // 2 + 4), _affordable(smallest, self.trials)), 8)
+        return padded(max(wanted(self.k, smallest, chosen, self.trials) for chosen in range(1, self.k)), 8)
 
 
 def trials_for(k: int, d: int, method: DeviceMethod) -> int:
     """Candidates per seed, as on the CPU."""
     greedy = greedy_trials(k)
     return min(greedy, 2) if method == "direct" and d >= WIDE else greedy
-
-
-def wanted(k: int, n: int, chosen: int, trials: int) -> int:
-    """Candidates to draw at once, as on the CPU."""
-    return min(trials * min(max(FIRST_DRAW, chosen), k - chosen + FIRST_DRAW), _affordable(n, trials))
-
-
-def _affordable(n: int, trials: int) -> int:
-    return max(trials, DRAWN_ELEMENTS // n)
 
 
 def padded(size: int, multiple: int) -> int:
@@ -118,7 +109,7 @@ class Batch:
 
     def __init__(self, backend: Backend, shape: Shape, points: Sequence[DeviceArray], ks: Sequence[int]) -> None:
         self._backend, self.shape, self._xp = backend, shape, backend.xp
-        self.slots = shape.slots(backend.workspace)
+        self.slots, self.drawn = shape.slots(backend.workspace), shape.drawn
         self._allocate()
         for slot, (values, k) in enumerate(zip(points, ks, strict=True)):
             self.points[slot, : values.shape[0], : values.shape[1]] = values
@@ -190,11 +181,11 @@ class Batch:
         """
         shape, xp = self.shape, self._xp
         candidates, limits = (
-            xp.zeros((self.slots, shape.drawn), "int32"),
-            xp.zeros((self.slots, shape.drawn), "float64"),
+            xp.zeros((self.slots, self.drawn), "int32"),
+            xp.zeros((self.slots, self.drawn), "float64"),
         )
         trials, counts = self._ints(trials), self._ints(counts)
-        sizes = (shape.n, shape.drawn)
+        sizes = (shape.n, self.drawn)
         drawn = (self._closest, self.weights, self._n, counts, self._backend.array(uniforms))
         self._launch("draw", (self.slots,), *drawn, *sizes, candidates, limits)
         if not self._progress.any():
@@ -202,7 +193,7 @@ class Batch:
             limits[:] = -1
         rows, by_index = self._products_of(candidates)
         inputs = (rows, self.points, self.squares, self.weights, self._n, self._k, trials, counts, candidates, limits)
-        lengths = (int(by_index), rows.shape[1], shape.n, shape.d, shape.k, shape.drawn)
+        lengths = (int(by_index), rows.shape[1], shape.n, shape.d, shape.k, self.drawn)
         state = (self._closest, self._nearest, self.chosen, self._progress, self._left)
         self._launch("extend", (self.slots,), *inputs, *lengths, *state)
 
@@ -210,7 +201,7 @@ class Batch:
         """Inner products of some points with all, and whether a row has its point's index."""
         if self.shape.method == "gram":
             return self._gram, True
-        rows = self._xp.empty((self.slots, self.shape.drawn, self.shape.n), "float32")
+        rows = self._xp.empty((self.slots, self.drawn, self.shape.n), "float32")
         points = self.points[self._xp.arange(self.slots)[:, None], candidates]
         self._backend.product(points, self.points, rows)
         return rows, False

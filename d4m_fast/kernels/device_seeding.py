@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from d4m_fast.kernels.batch import Batch, trials_for, wanted
+from d4m_fast.kernels.batch import Batch, trials_for
 from d4m_fast.kernels.problem import Int64
+from d4m_fast.kernels.seeding import wanted
 
 Generators = Sequence[np.random.Generator]
 
@@ -27,7 +28,7 @@ def choose_seeds(batch: Batch, shapes: Sequence[tuple[int, int]], ks: Sequence[i
 
 
 def _extend(batch: Batch, trials: Sequence[int], counts: Sequence[int], generators: Generators, numbers: int) -> None:
-    uniforms = np.zeros((batch.slots, 2, batch.shape.drawn))
+    uniforms = np.zeros((batch.slots, 2, batch.drawn))
     for slot, (count, rng) in enumerate(zip(counts, generators, strict=True)):
         for row in uniforms[slot, :numbers]:
             row[:count] = rng.random(count)

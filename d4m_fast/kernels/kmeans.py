@@ -219,7 +219,9 @@ def _gram_pays(problem: Problem, start: Any, options: _Options) -> bool:
 
 def _direct_runs(problem: Problem, start: Any, options: _Options) -> list[tuple[Int64, int]]:
     if start is not None:
-        labels, passes = direct.lloyd(problem, direct.assign(problem, given_centres(problem, start)), options.max_iter - 1)
+        labels, passes = direct.lloyd(
+            problem, direct.assign(problem, given_centres(problem, start)), options.max_iter - 1
+        )
         return [(labels, 1 + passes)]
     rng = generator(options.seed, problem.id)
     seedings = (direct.choose_seeds(problem, rng)[1] for _ in range(options.n_init))

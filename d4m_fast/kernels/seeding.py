@@ -37,10 +37,15 @@ def choose_seeds(
     """
     seeds = _Seeds(problem, rng, distances_to)
     while len(seeds.chosen) < problem.k and seeds.closest.any():
-        remaining = problem.k - len(seeds.chosen)
-        wanted = trials * min(max(FIRST_DRAW, GROWTH * len(seeds.chosen)), remaining + remaining // 8)
-        seeds.extend(rng, min(wanted, max(trials, DRAWN_ELEMENTS // len(problem.points))), trials)
+        seeds.extend(rng, wanted(problem.k, len(problem.points), len(seeds.chosen), trials), trials)
     return seeds.completed()
+
+
+def wanted(k: int, n: int, chosen: int, trials: int) -> int:
+    """Candidates to draw at once when so many of k seeds are chosen."""
+    remaining = k - chosen
+    candidates = trials * min(max(FIRST_DRAW, GROWTH * chosen), remaining + remaining // 8)
+    return min(candidates, max(trials, DRAWN_ELEMENTS // n))
 
 
 class _Seeds:

@@ -13,10 +13,11 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from d4m_fast.errors import DataError, UsageError
-from d4m_fast.kernels.batch import Shape, wanted
+from d4m_fast.kernels.batch import Shape, trials_for
 from d4m_fast.kernels.device import Options, solve
 from d4m_fast.kernels.kmeans import KMeansResult, kmeans
 from d4m_fast.kernels.roofline import gram_pays
+from d4m_fast.kernels.seeding import wanted
 
 Libraries = dict[str, ctypes.CDLL]
 SIZES = ((150, 40, 9), (97, 64, 20), (64, 7, 4), (33, 100, 33), (50, 24, 1), (130, 40, 12))
@@ -217,5 +218,5 @@ def test_a_shape_has_room_for_all_candidates_drawn() -> None:
         for k in (2, 7, 50, 200, 3000):
             n = max(k, 130)
             shape = Shape("float16", method, -(-n // 64) * 64, -(-d // 8) * 8, -(-k // 8) * 8)  # type: ignore[arg-type]
-            most = max(wanted(k, n, chosen, shape.trials) for chosen in range(1, k))
+            most = max(wanted(k, n, chosen, trials_for(k, d, shape.method)) for chosen in range(1, k))
             assert most <= shape.drawn
