@@ -80,6 +80,10 @@ class LatentStore:
         """How many of a class's images are good."""
         return self._counts[class_id] - len(self._bad.get(class_id, ()))
 
+    def bytes_of(self, class_id: int) -> int:
+        """Size of a class's latents, damaged images included."""
+        return 2 * self._counts[class_id] * int(np.prod(self._shape))
+
     def fill(self, batches: Stream[EncodedBatch]) -> Stream[EncodedBatch]:
         """Write batches on their way through, save the position now and then, and mark the end."""
 
