@@ -15,7 +15,7 @@ from d4m_fast.kernels.problem import FLOAT32_TIE, Array, Float32, Float64, Int64
 
 LARGEST_GRAM = 1 << 30  # bytes
 GAIN = 1e-6
-"""Of the mean squared norm: moves that gain less than float32 products resolve are not made."""
+"""Of the mean squared norm: moves that gain less than float32 products mostly resolve are not made."""
 MAX_SWEEPS = 100
 PASSES = 4
 """Passes' worth of products that seeding and Lloyd take on the points: most touch only the clusters that changed."""
@@ -67,13 +67,13 @@ def refine(
 
 
 def _lloyd(clusters: _Clusters, max_iter: int) -> int:
-    """Passes. Points whose nearest mean the products' rounding could decide stay where they are."""
+    """Passes. Points that would gain no more than rounding does stay where they are."""
     here = np.arange(len(clusters.labels))
     for iteration in range(1, max_iter + 1):
         scores = clusters.scores()
         nearest = scores.argmin(axis=0)
         gain = scores[clusters.labels, here] - scores[nearest, here]
-        new = np.where(gain > clusters.rounding, nearest, clusters.labels)
+        new = np.where(gain > clusters.least, nearest, clusters.labels)
         emptied = np.bincount(new, minlength=len(clusters.sizes)).min() == 0
         if emptied or np.array_equal(new, clusters.labels):
             return iteration
@@ -111,7 +111,8 @@ def _is_fixed(problem: Problem, clusters: _Clusters) -> bool:
 class _Clusters:
     """Labels and what follows from them: `sizes`, `masses` and `norms` of the means (k,), `sums` S^T (k, n).
 
-    `rounding` (n,) bounds the error that float32 products leave in the difference of two of a point's scores.
+    `rounding` (n,) bounds the error that float32 products leave in the difference of two of a point's scores; mostly it
+    is below `least`.
     """
 
     def __init__(self, problem: Problem, gram: Float32, labels: Int64) -> None:
@@ -120,7 +121,7 @@ class _Clusters:
         self._weights = np.ones(len(labels)) if problem.weights is None else problem.weights
         longest = np.sqrt(problem.squares.max())
         self.rounding = 2 * FLOAT32_TIE * (longest * np.sqrt(problem.squares) + longest**2)
-        self._least = GAIN * float(problem.squares.mean())
+        self.least = GAIN * float(problem.squares.mean())
         self.sums = np.empty((problem.k, len(labels)))
         self._set_labels(labels.copy())
         for c in range(problem.k):
@@ -155,7 +156,7 @@ class _Clusters:
         leaving = masses * weights / left * distances[self.labels, here]
         distances[self.labels, here] = np.inf
         distances *= self._joining()
-        return np.flatnonzero(leaving - distances.min(axis=0) > self._least * weights)
+        return np.flatnonzero(leaving - distances.min(axis=0) > self.least * weights)
 
     def move(self, point: int) -> bool:
         """Move one point to its best other cluster, if that gains anything; a cluster's only point stays."""
@@ -170,7 +171,7 @@ class _Clusters:
         distances *= self.masses * (weight / (self.masses + weight))
         distances[old] = np.inf
         new = int(distances.argmin())
-        if leaving - distances[new] <= self._least * weight:
+        if leaving - distances[new] <= self.least * weight:
             return False
         self._shift(point, old, -weight)
         self._shift(point, new, weight)

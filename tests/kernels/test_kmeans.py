@@ -144,7 +144,7 @@ def test_restarts_keep_the_lowest_inertia() -> None:
 
 def test_seeds_are_drawn_by_the_squared_distance_from_the_nearest() -> None:
     """The law of k-means++, written out: many are drawn at once, but each as if it were drawn alone."""
-    places, k, draws = np.array([0.0, 1.0, 10.0, 11.0, 30.0]), 3, 3000
+    places, k, draws = np.array([0.0, 1.0, 10.0, 11.0, 30.0]), 3, 2000
     squared = np.square(places[:, None] - places)
     law: Counter[tuple[int, ...]] = Counter()
     for a, b, c in itertools.permutations(range(5), k):
@@ -152,7 +152,7 @@ def test_seeds_are_drawn_by_the_squared_distance_from_the_nearest() -> None:
         law[tuple(sorted((a, b, c)))] += 0.2 * second[b] * third[c] / third.sum()
     problem = shared.prepare(np.repeat(places.astype(np.float32)[:, None], direct.WIDE, axis=1), k, 0)
     found = Counter(tuple(sorted(direct.choose_seeds(problem, np.random.default_rng(s))[0])) for s in range(draws))
-    assert sum(abs(law[seeds] - found[seeds] / draws) for seeds in law) / 2 < 0.03
+    assert sum(abs(law[seeds] - found[seeds] / draws) for seeds in law) / 2 < 0.04
     assert sum(found[seeds] for seeds in law) == draws
 
 
@@ -354,7 +354,7 @@ def test_bad_points_are_refused_by_id_and_lose_no_others(points: np.ndarray, k: 
 
 
 def test_every_bad_problem_is_named() -> None:
-    with pytest.raises(BadProblems, match="class 0: k = 21 .* and 1 more: class 2: NaN") as caught:
+    with pytest.raises(BadProblems, match=r"class 0: k = 21 .* \(and 1 more: class 2: NaN") as caught:
         by_points([GOOD, GOOD, spoiled(np.nan)], [21, 2, 2])
     assert isinstance(caught.value, DataError) and caught.value.exit_code == 1
     assert [result is None for result in caught.value.results] == [True, False, True]
@@ -511,9 +511,8 @@ def improvable(points: np.ndarray, labels: np.ndarray, k: int, weights: np.ndarr
         for cluster in range(k):
             moved = labels.copy()
             moved[point] = cluster
-            if np.bincount(moved, minlength=k).min() and exact_inertia(points, moved, k, weights).sum() < base * (
-                1 - 1e-6
-            ):
+            whole = np.bincount(moved, minlength=k).min() > 0
+            if whole and exact_inertia(points, moved, k, weights).sum() < base * (1 - 1e-6):
                 return True
     return False
 
