@@ -16,6 +16,8 @@ from d4m_fast.kernels.problem import FLOAT32_TIE, Array, Float32, Float64, Int64
 LARGEST_GRAM = 1 << 30  # bytes
 GAIN = 1e-6
 """Of the mean squared norm: moves that gain less than float32 products mostly resolve are not made."""
+BLUR = 1e-7
+"""Of the mean squared norm: about the error of a float32 product."""
 MAX_SWEEPS = 100
 PASSES = 4
 """Passes' worth of products that seeding and Lloyd take on the points: most touch only the clusters that changed."""
@@ -67,13 +69,13 @@ def refine(
 
 
 def _lloyd(clusters: _Clusters, max_iter: int) -> int:
-    """Passes. Points that would gain no more than rounding does stay where they are."""
+    """Passes. Points whose scores are equal but for rounding stay where they are."""
     here = np.arange(len(clusters.labels))
     for iteration in range(1, max_iter + 1):
         scores = clusters.scores()
         nearest = scores.argmin(axis=0)
         gain = scores[clusters.labels, here] - scores[nearest, here]
-        new = np.where(gain > clusters.least, nearest, clusters.labels)
+        new = np.where(gain > clusters.blur, nearest, clusters.labels)
         emptied = np.bincount(new, minlength=len(clusters.sizes)).min() == 0
         if emptied or np.array_equal(new, clusters.labels):
             return iteration
@@ -111,8 +113,8 @@ def _is_fixed(problem: Problem, clusters: _Clusters) -> bool:
 class _Clusters:
     """Labels and what follows from them: `sizes`, `masses` and `norms` of the means (k,), `sums` S^T (k, n).
 
-    `rounding` (n,) bounds the error that float32 products leave in the difference of two of a point's scores; mostly it
-    is below `least`.
+    `rounding` (n,) bounds the error that float32 products leave in the difference of two of a point's scores, `blur` is
+    its usual size.
     """
 
     def __init__(self, problem: Problem, gram: Float32, labels: Int64) -> None:
@@ -121,7 +123,7 @@ class _Clusters:
         self._weights = np.ones(len(labels)) if problem.weights is None else problem.weights
         longest = np.sqrt(problem.squares.max())
         self.rounding = 2 * FLOAT32_TIE * (longest * np.sqrt(problem.squares) + longest**2)
-        self.least = GAIN * float(problem.squares.mean())
+        self._least, self.blur = (part * float(problem.squares.mean()) for part in (GAIN, BLUR))
         self.sums = np.empty((problem.k, len(labels)))
         self._set_labels(labels.copy())
         for c in range(problem.k):
@@ -156,7 +158,7 @@ class _Clusters:
         leaving = masses * weights / left * distances[self.labels, here]
         distances[self.labels, here] = np.inf
         distances *= self._joining()
-        return np.flatnonzero(leaving - distances.min(axis=0) > self.least * weights)
+        return np.flatnonzero(leaving - distances.min(axis=0) > self._least * weights)
 
     def move(self, point: int) -> bool:
         """Move one point to its best other cluster, if that gains anything; a cluster's only point stays."""
@@ -171,7 +173,7 @@ class _Clusters:
         distances *= self.masses * (weight / (self.masses + weight))
         distances[old] = np.inf
         new = int(distances.argmin())
-        if leaving - distances[new] <= self.least * weight:
+        if leaving - distances[new] <= self._least * weight:
             return False
         self._shift(point, old, -weight)
         self._shift(point, new, weight)
