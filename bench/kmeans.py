@@ -4,11 +4,11 @@
     python bench/kmeans.py --data build/latents/cifar --problems 4 --k 10,50,200        # bench/latents.py makes it
     python bench/kmeans.py --data build/latents/cifar --problems 4 --peak
 
-`fields` are random fields with a 1/f^2 spectrum, four channels, as latents have. Two tables, a line of JSON per row, the
-median of the rounds: `whole` has each one's own seeding, `lloyd` starts all from the same centres. `seconds` are per
-problem; `inertia` is computed here, in float64, from everybody's centroids. Peers are called one problem after another,
-each on all cores (faiss at two problems side by side is slower), with one seeding, to convergence, faiss on all points.
-`--peak` gives the machine's: products per second of matrices of these shapes.
+`fields` are random fields with a 1/f^2 spectrum, four channels, as latents have. Two tables, a line of JSON per row,
+the median of the rounds: `whole` has each one's own seeding, `lloyd` starts all from the same centres. `seconds` are
+per problem; `inertia` is computed here, in float64, from everybody's centroids. Peers are called one problem after
+another, each on all cores, with one seeding, to convergence, faiss on all points. `--peak` measures the machine
+instead: products of these shapes, in 10^9 operations per second.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def peak(points: Points, rounds: int) -> dict[str, float]:
 
     x = points[0]
     n, d = x.shape
-    products = {"x_xt": (lambda: x @ x.T, 1.0 * n * n * d)}
+    products: dict[str, tuple[Callable[[], Any], float]] = {"x_xt": (lambda: x @ x.T, 1.0 * n * n * d)}
     for k in (10, 50, 200):
         products[f"x_ct_{k}"] = (partial(np.matmul, x, x[:k].copy().T), 2.0 * n * d * k)
     found = {}
