@@ -50,7 +50,8 @@ def cli() -> None:
 
 @cli.command()
 @of_config("--data", str, "'bundled', or a directory: an ImageFolder, Fashion-MNIST IDX or CIFAR files.")
-@of_config("--model", str, "'bundled', or a directory in diffusers format.")
+@of_config("--model", str, "'bundled', a directory in diffusers format, or a hub id.")
+@of_config("--revision", str, "Commit, tag or branch of a model from the hub.  [default: main, recorded as a commit]")
 @of_config("--ipc", click.IntRange(min=1), "Images per class.")
 @of_config("--classes", str, "Only these ids, ranges or folder names, comma-separated; ids stay those of the full set.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<config hash>]")

@@ -28,7 +28,8 @@ class DistillConfig:
 
     Attributes:
         data: "bundled" or a directory.
-        model: "bundled" or a directory in diffusers format.
+        model: "bundled", a directory in diffusers format, or a hub id ("organisation/model").
+        revision: commit, tag or branch of a model from the hub; None is what its `main` is.
         ipc: images per class.
         classes: ids, ranges or folder names, comma-separated; None is all.
         resolution: side of the encoded and generated images, in pixels; None is the model's own.
@@ -43,6 +44,7 @@ class DistillConfig:
 
     data: str = "bundled"
     model: str = "bundled"
+    revision: str | None = None
     ipc: int = 10
     classes: str | None = None
     kmeans: KMeansMethod = "auto"
@@ -84,7 +86,7 @@ class ExportConfig:
     """Options of `d4m-fast export`.
 
     Attributes:
-        model, resolution, device: as in `DistillConfig`.
+        model, revision, resolution, device: as in `DistillConfig`.
         data: real images whose prototypes PyTorch and the export are compared on.
         target: compute capabilities to build TensorRT engines for ahead of time, "sm80,sm89"; None is the GPU here.
         static_batch: images per call the networks are fixed to; None leaves the batch free.
@@ -94,6 +96,7 @@ class ExportConfig:
     """
 
     model: str = "bundled"
+    revision: str | None = None
     data: str = "bundled"
     engine: Literal["onnx", "tensorrt"] = "onnx"
     precision: FloatType = "fp32"

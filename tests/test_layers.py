@@ -22,7 +22,7 @@ LAYERS = (
     ("engine.networks",),
     ("engine.eager", "engine.ort", "engine.trt"),
     ("engine.runtime", "engine.modules", "engine.artifacts"),
-    ("engine.model", "engine.trt_api"),
+    ("engine.model", "engine.hub", "engine.trt_api"),
     ("engine.signature", "engine.schedule", "kernels", "data"),
     ("config",),
     ("errors", "allocator"),

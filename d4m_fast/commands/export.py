@@ -13,7 +13,8 @@ from d4m_fast.options import shared
 
 
 @click.command()
-@click.option("--model", default=ExportConfig.model, show_default=True, help="'bundled', or a diffusers directory.")
+@click.option("--model", default=ExportConfig.model, show_default=True, help="'bundled', a directory, or a hub id.")
+@click.option("--revision", help="Commit, tag or branch of a model from the hub.  [default: main]")
 @click.option("--data", default=ExportConfig.data, show_default=True, help="Real images to compare engines on.")
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Where exports are kept.  [default: user cache]")
 @click.option("--engine", type=click.Choice(["onnx", "tensorrt"]), default="onnx", show_default=True)

@@ -14,7 +14,10 @@ from d4m_fast.options import of_config, shared
 
 
 @click.command()
-@click.option("--model", default="sd15", show_default=True, help="'sd15' (shapes only), 'bundled', or a directory.")
+@click.option(
+    "--model", default="sd15", show_default=True, help="'sd15' (shapes only), 'bundled', a directory, or a hub id."
+)
+@click.option("--revision", help="Commit, tag or branch of a model from the hub.  [default: main]")
 @click.option("--data", help="A dataset to count, instead of --images and --classes.")
 @click.option("--images", type=click.IntRange(min=1), help="Real images.  [default: 1281167, ImageNet-1K's]")
 @click.option("--classes", type=click.IntRange(min=1), help="How many.  [default: 1000]")

@@ -27,8 +27,9 @@ def calculate(options: Mapping[str, Any]) -> tuple[PlanRequest, list[Figure], fl
         D4MError: the first thing that is wrong.
     """
     shares, build = ({}, None) if options["calibrate"] is None else read_profile(options["calibrate"])
-    shapes = trace_model(options["model"], options["resolution"])
-    schedule = open_schedule(model_path(options["model"]), options["steps"], options["strength"])
+    model, revision = options["model"], options["revision"]
+    shapes = trace_model(model, options["resolution"], revision)
+    schedule = open_schedule(model_path(model, revision), options["steps"], options["strength"])
     request = PlanRequest(
         **{name: options[name] for name in _TAKEN},
         calls=len(schedule.steps),

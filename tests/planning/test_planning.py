@@ -151,7 +151,7 @@ def test_a_bad_profile_is_refused(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_bad_requests_are_refused(tmp_path: Path) -> None:
-    refused(run_cli("plan", "--model", tmp_path / "none"), 1, "not there")
+    refused(run_cli("plan", "--model", tmp_path / "none"), 1, "no such model directory")
     refused(run_cli("plan", "--model", "bundled", "--images", 10, "--classes", 5, "--ipc", 3), 2, "need at least 15")
     refused(run_cli("plan", "--data", "bundled", "--images", 10), 2, "--data counts")
     refused(run_cli("plan", "--model", "bundled", "--resolution", 33), 1, "multiple of")
