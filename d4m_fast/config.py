@@ -96,8 +96,8 @@ class ExportConfig:
     """
 
     model: str = "bundled"
-    revision: str | None = None
     data: str = "bundled"
+    revision: str | None = None
     engine: Literal["onnx", "tensorrt"] = "onnx"
     precision: FloatType = "fp32"
     target: str | None = None

@@ -32,7 +32,7 @@ def fetch(name: str, revision: str | None, *, weights: bool = True) -> Snapshot:
     """What is missing of a commit, downloaded into huggingface_hub's cache; no pickles, no code.
 
     Args:
-        revision: a commit, tag or branch; None is "main" as it is now, or as the cache has it where there is no network.
+        revision: a commit, tag or branch; None is "main" as it is now, or, without network, as the cache has it.
         weights: False for the configs alone.
 
     Raises:
@@ -54,7 +54,7 @@ def fetch(name: str, revision: str | None, *, weights: bool = True) -> Snapshot:
         ) from error
     except (OSError, ValueError, HTTPError) as error:
         raise ModelError(
-            f"{name}: not a directory here, and revision {wanted!r} is neither in the hub's cache nor to be had from the"
-            f" hub ({type(error).__name__}); connect, {local}"
+            f"{name}: not a directory here, and revision {wanted!r} is neither in the hub's cache nor to be had from"
+            f" the hub ({type(error).__name__}); connect, {local}"
         ) from error
     return Snapshot(Path(path), Path(path).name)
