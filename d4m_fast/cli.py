@@ -72,6 +72,7 @@ def cli() -> None:
 @of_config("--threads", click.IntRange(min=1), "CPU threads.  [default: one per core]")
 @of_config("--engine", click.Choice(["auto", "torch", "onnx", "tensorrt"]), "What computes the networks.")
 @of_config("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")
+@of_config("--compile/--no-compile", bool, "UNet and VAE through torch.compile; for --engine torch.")
 @of_config("--device", str, "auto, cpu, cuda or cuda:1.")
 @of_config("--max-bad-fraction", click.FloatRange(0, 1, max_open=True), "Damaged images tolerated, as a part of all.")
 @shared

@@ -39,6 +39,7 @@ class DistillConfig:
         guidance: classifier-free guidance scale; at most 1 runs the UNet once per step instead of twice.
         steps: length of the whole schedule; about `steps * strength` of it are run.
         batch_size, threads: None lets the plan decide; they are part of what fixes the bytes.
+        compile: UNet and VAE through torch.compile; for the torch engine.
         max_bad_fraction: damaged images tolerated, as a part of all.
     """
 
@@ -63,6 +64,7 @@ class DistillConfig:
     threads: int | None = None
     engine: Engine = "auto"
     precision: Precision = "auto"
+    compile: bool = False
     device: str = "auto"
     max_bad_fraction: float = 0.01
 
@@ -77,6 +79,10 @@ class DistillConfig:
         require(
             int(self.steps * self.strength) >= 1,
             f"--steps {self.steps} at --strength {self.strength} is no step at all",
+        )
+        require(
+            not self.compile or self.engine in ("auto", "torch"),
+            f"--compile is for --engine torch, not for --engine {self.engine}",
         )
         require(0 <= self.max_bad_fraction < 1, f"--max-bad-fraction must be in [0, 1), not {self.max_bad_fraction}")
 

@@ -55,7 +55,7 @@ class Job:
     def open_networks(self) -> Networks:
         """On the engine that was chosen."""
         if self.artifact is None:
-            return open_networks(self.model.path, self.device, self.dtype)
+            return open_networks(self.model.path, self.device, self.dtype, compiled=self.config.compile)
         return open_exported(self.model, self.resolution, self.artifact, self.device)
 
     @property
@@ -90,6 +90,7 @@ class Job:
             "batch": plan.encode_batch,
             "threads": plan.threads,
             "torch": importlib.metadata.version("torch"),
+            **({"compile": True} if self.config.compile else {}),
             **self._engine,
         }
 
@@ -132,7 +133,10 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     require(config.steps <= model.train_timesteps, f"--steps can be at most {model.train_timesteps} with this model")
     precision: FloatType = "fp32" if dtype == torch.float32 else "fp16"
     exports = partial(exports_of, model.sha256, precision, resolution, artifacts)
-    artifact, reason = choose_engine(config.engine, exports, model, device, begun.get("engine"))
+    if config.compile:
+        artifact, reason = None, "torch, through torch.compile"
+    else:
+        artifact, reason = choose_engine(config.engine, exports, model, device, begun.get("engine"))
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),
