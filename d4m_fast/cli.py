@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from d4m_fast import __version__
+from d4m_fast.commands.certify import certify
 from d4m_fast.commands.doctor import doctor
 from d4m_fast.commands.export import export
 from d4m_fast.commands.plan import plan as plan_command
@@ -39,6 +40,7 @@ def cli() -> None:
     d4m-fast distill                    distill the bundled images with the bundled model
     d4m-fast evaluate runs/RUN          train students on the result, beside random real images
     d4m-fast export                     the networks to ONNX, compared with PyTorch and certified
+    d4m-fast certify                    every engine of this machine, checked against the CPU and timed
     d4m-fast plan --gpu h100 --ipc 50   FLOPs, hours, disk and memory of a run, calculated before it
     d4m-fast verify runs/RUN            check a run's files against their records; --repair uncommits what is damaged
 
@@ -258,6 +260,7 @@ def _known(option: str, given: str | None, origin: str | None) -> str:
     return value
 
 
+cli.add_command(certify)
 cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(plan_command)

@@ -15,6 +15,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("commands",),
+    ("certification",),
     ("planning",),
     ("options", "prepare", "console", "diagnose"),
     ("export",),

@@ -22,7 +22,7 @@ from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.engine.trt import inspect
 from d4m_fast.errors import ModelError
 from d4m_fast.export.job import ExportJob
-from d4m_fast.export.judge import GUIDANCE, IMAGES, candidate, judge, speed
+from d4m_fast.export.judge import GUIDANCE, candidate, judge, speed
 from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
 from d4m_fast.export.parity import resized
 from d4m_fast.export.probe import Probe, probe
@@ -91,7 +91,7 @@ def _reference(job: ExportJob) -> tuple[Networks, Probe]:
     torch.set_num_threads(job.config.threads)
     full_fp32()
     networks = open_networks(job.model.path, job.device, torch.float32)
-    sizes = {"resolution": job.resolution, "count": IMAGES, "batch": IMAGES}
+    sizes = {"resolution": job.resolution, "count": job.config.images, "batch": job.config.images}
     return networks, probe(job.source, networks, job.schedule, guidance=GUIDANCE, **sizes)
 
 
