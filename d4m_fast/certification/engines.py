@@ -10,12 +10,12 @@ import torch
 
 from d4m_fast.certification.request import Request
 from d4m_fast.config import FloatType
-from d4m_fast.engine.artifacts import Artifact, find
+from d4m_fast.engine.artifacts import Artifact, Key, find
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
 from d4m_fast.engine.ort import require_ort
-from d4m_fast.engine.runtime import device_name
+from d4m_fast.engine.runtime import compute_capability, device_name
 from d4m_fast.engine.trt_api import load_trt
-from d4m_fast.errors import ModelError, PreflightError
+from d4m_fast.errors import D4MError, ModelError, PreflightError
 from d4m_fast.export.job import ExportJob, prepare_export
 
 Kind = Literal["torch", "compiled", "onnx", "tensorrt"]
@@ -61,13 +61,22 @@ def hindrance(engine: Engine, device: torch.device) -> str | None:
 
 
 def job_of(engine: Engine, request: Request) -> ExportJob:
-    """The export that an engine runs."""
+    """The export that an engine runs.
+
+    Raises:
+        D4MError: it cannot be made here.
+    """
+    assert engine.kind in ("onnx", "tensorrt")
     return prepare_export(request.export_config(engine.kind, engine.precision), request.artifacts)
 
 
 def artifact_of(engine: Engine, request: Request) -> Artifact | None:
     """What it runs, if that has been exported; unchecked."""
-    return find(job_of(engine, request).key, request.artifacts) if engine.exported else None
+    if not engine.exported:
+        return None
+    targets = (compute_capability(request.device),) if engine.kind == "tensorrt" else ()
+    key = Key(request.model.sha256, engine.kind, engine.precision, request.resolution, None, targets)
+    return find(key, request.artifacts)
 
 
 def open_engine(engine: Engine, request: Request) -> Networks:
@@ -88,9 +97,9 @@ def open_engine(engine: Engine, request: Request) -> Networks:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What the libraries raise when a call fails; ONNX Runtime's errors have no base of their own."""
+    """What an engine raises when it fails, by the library; ONNX Runtime's errors have no base of their own."""
     try:
         from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ImportError:
-        return (RuntimeError, MemoryError)
-    return (RuntimeError, MemoryError, state.Fail, state.RuntimeException, state.InvalidArgument)
+        return (D4MError, RuntimeError, MemoryError)
+    return (D4MError, RuntimeError, MemoryError, state.Fail, state.RuntimeException, state.InvalidArgument)

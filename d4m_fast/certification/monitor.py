@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import threading
 import time
@@ -46,7 +47,7 @@ def require_nvml() -> Any:
         PreflightError: not installed, or no driver.
     """
     try:
-        import pynvml
+        pynvml = importlib.import_module("pynvml")  # it has no types
     except ImportError as error:
         raise PreflightError("certify on a GPU needs its clocks and power: pip install nvidia-ml-py") from error
     try:

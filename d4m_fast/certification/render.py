@@ -78,12 +78,14 @@ def _pinned(certificate: Mapping[str, Any]) -> str:
 
 
 def _row(name: str, row: Mapping[str, Any]) -> str:
-    kind, precision = name.split("-")
     stages = (_stage(row["stages"].get(stage)) for stage in ("encode", "unet", "decode"))
     agreed = _number(row["relative_l2"], ".1e"), _number(row["psnr_worst"], ".1f")
-    return _line(
-        (f"{LABELS[kind]}, {precision}", _verdict(row), *agreed, *stages, _number(row["generate"], ".3g"), _ratio(row))
-    )
+    return _line((_title(name), _verdict(row), *agreed, *stages, _number(row["generate"], ".3g"), _ratio(row)))
+
+
+def _title(name: str) -> str:
+    kind, precision = name.split("-")
+    return f"{LABELS[kind]} {precision}"
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
@@ -108,15 +110,11 @@ def _stage(figures: Mapping[str, Any] | None) -> str:
 def _notes(certificate: Mapping[str, Any]) -> list[str]:
     seconds, base = certificate["seconds"], baseline(certificate["engines"])
     short = "" if seconds >= FULL else f" (shorter than the {FULL:g} s of a full certificate)"
-    against = (
-        "nothing: no baseline was timed"
-        if base is None
-        else " in ".join(map(str, (LABELS[base.split("-")[0]], base.split("-")[1])))
-    )
+    against = "nothing, as no baseline was timed" if base is None else f"{_title(base)}, at its own best batch"
     notes = [
         f"Stages: images/s (best batch, busy share), each over {seconds:g} s{short}; one UNet call of"
         f" {certificate['calls']}. Images/s: all UNet calls and the decoding of an image, reckoned from the stages."
-        f" Ratio: against {against}, at its own best batch.",
+        f" Ratio: against {against}.",
     ]
     if certificate["failed"]:
         notes.append(f"Failed: {'; '.join(certificate['failed'])}.")

@@ -45,18 +45,18 @@ def engines(found: Mapping[str, Record], calls: int) -> dict[str, dict[str, Any]
 
     `generate` is reckoned from the UNet's and the decoder's: `calls` of one and one of the other per image.
     """
-    names = list(
-        dict.fromkeys("-".join(name.split("-")[1:3]) for name in found if name.startswith(("parity", "speed")))
-    )
+    own = (name.split("-") for name in found if name.startswith(("parity-", "speed-")))
+    names = dict.fromkeys(f"{kind}-{precision}" for _, kind, precision, *_ in own)
     rows = {name: _row(name, found, calls) for name in names}
-    base = next((rows[b]["generate"] for b in BASELINES if b in rows and rows[b]["generate"]), None)
+    base = baseline(rows)
     for row in rows.values():
-        row["ratio"] = row["generate"] / base if base and row["generate"] else None
+        row["ratio"] = None if base is None or row["generate"] is None else row["generate"] / rows[base]["generate"]
     return rows
 
 
 def baseline(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
-    return next((b for b in BASELINES if b in rows and rows[b]["generate"]), None)
+    """The engine that the others' images per second are divided by."""
+    return next((name for name in BASELINES if name in rows and rows[name]["generate"] is not None), None)
 
 
 def _row(name: str, found: Mapping[str, Record], calls: int) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _row(name: str, found: Mapping[str, Record], calls: int) -> dict[str, Any]:
     timed = {s: found[f"speed-{name}-{s}"]["figures"] for s in STAGES if f"speed-{name}-{s}" in found}
     rates = {s: figures.get("images_per_second") for s, figures in timed.items()}
     unet, decode = rates.get("unet"), rates.get("decode")
-    own = [record for step, record in found.items() if name in step]
+    own = [record for step, record in found.items() if f"-{name}" in step]
     return {
         "passed": all(record["passed"] for record in own),
         "compared": parity is not None,

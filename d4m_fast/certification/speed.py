@@ -136,7 +136,7 @@ def steady(call: Call, best: Point, request: Request) -> tuple[dict[str, Any], t
 
 
 def make_call(stage: Stage, networks: Networks, request: Request, batch: int) -> Call:
-    """One call of a stage on random tensors that are on the device already; its time does not depend on their values."""
+    """One call of a stage on random tensors, on the device already; its time does not depend on their values."""
     sizes, generator = request.model.sizes(request.resolution), torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:

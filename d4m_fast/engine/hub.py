@@ -39,7 +39,11 @@ def fetch(name: str, revision: str | None, *, weights: bool = True) -> Snapshot:
         ModelError: no such repository or revision, no access, or neither network nor a complete copy in the cache.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HTTPError,  # type: ignore[attr-defined]  # of the HTTP library it uses
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     wanted = DEFAULT_REVISION if revision is None else revision
     patterns = [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]

@@ -71,14 +71,8 @@ def judge(
         runtimes = reference.runtime(component), networks.runtime(component)
         found[component] = parity.compare(component, *runtimes, recorded.calls[component], (1, 2, 7, most), GUIDANCE)
         certificate["components"][component]["parity"] = parity.to_json(found[component])
-    images = final_images(
-        recorded.prototypes,
-        networks,
-        job.schedule,
-        resolution=job.resolution,
-        batch=job.config.images,
-        guidance=GUIDANCE,
-    )
+    sizes = {"resolution": job.resolution, "batch": job.config.images}
+    images = final_images(recorded.prototypes, networks, job.schedule, guidance=GUIDANCE, **sizes)
     decibels = parity.psnr(recorded.images, images)
     certificate["images"] = {"count": len(images), "psnr_worst": min(decibels), "psnr_mean": float(np.mean(decibels))}
     limits = parity.LIMITS[job.key.precision]
@@ -93,12 +87,13 @@ def _judge_half(
 ) -> list[str]:
     """Against PyTorch's own half precision of the UNet, on some rows of every call; and the calibrated maxima."""
     half = open_eager(job.model.path, "unet", job.device, torch.float16)
-    calls = [parity.few(call, min(HALF_IMAGES, job.config.images)) for call in recorded.calls["unet"]]
+    images = min(HALF_IMAGES, job.config.images)
+    calls = [parity.few(call, images) for call in recorded.calls["unet"]]
     errors = {
         name: max(p.relative_l2 for p in parity.compare("unet", reference.runtime("unet"), runtime, calls, (), None))
         for name, runtime in {"ours": networks.runtime("unet"), "pytorch": half}.items()
     }
-    certificate["half"] = {**errors, "rows": 2 * min(HALF_IMAGES, job.config.images), "timesteps": len(calls)}
+    certificate["half"] = {**errors, "rows": 2 * images, "timesteps": len(calls)}
     largest = {c: certificate["components"][c]["mixed"]["largest_fp16_activation"] for c in COMPONENTS}
     return parity.half_verdict(errors["ours"], errors["pytorch"], largest)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from driving import Ran, refused, run_cli
@@ -127,9 +128,9 @@ def test_a_revision_of_what_has_none_is_refused(tiny_model: Path, model: str) ->
 
 
 def test_only_safetensors_and_configs_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils._paths import filter_repo_objects
 
-    asked: dict[str, list[str]] = {}
+    asked: dict[str, Any] = {}
 
     def record(name: str, **given: object) -> str:
         asked.update({key: value for key, value in given.items() if isinstance(value, list)})
