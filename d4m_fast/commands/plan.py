@@ -37,7 +37,9 @@ from d4m_fast.options import of_config, shared
 @click.option("--epochs", type=click.IntRange(min=1), default=300, show_default=True, help="Of a student's training.")
 @click.option("--students", type=click.IntRange(min=1), default=3, show_default=True, help="How many are trained.")
 @click.option("--stored-labels", is_flag=True, help="Soft labels of every epoch kept on the disk, fp16.")
-@click.option("--calibrate", type=click.Path(path_type=Path), help="A profile's JSON, for measured shares of peak.")
+@click.option(
+    "--calibrate", type=click.Path(path_type=Path), help="A profile or certificate (JSON), for measured shares."
+)
 @click.option("--explain", is_flag=True, help="The formula of every figure.")
 @shared
 def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:
@@ -56,8 +58,7 @@ def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:
     request, figures, build = calculate(_counted(options))
     value = {**report.to_json(request, figures, build), "engine": options["engine"], "model": options["model"]}
     head = f"{options['model']} on {request.gpus} x {request.gpu.name} ({request.gpu.source}), {options['engine']}"
-    built = "not measured" if build is None else f"{build:.0f} s, from the profile"
-    say_result(value, as_json, lambda: f"{head}\n{text(report.table(figures, explain))}\nengine build time: {built}")
+    say_result(value, as_json, lambda: f"{head}\n{text(report.table(figures, explain))}\n{report.build_text(build)}")
 
 
 def _counted(options: dict[str, Any]) -> dict[str, Any]:

@@ -39,12 +39,9 @@ def fetch(name: str, revision: str | None, *, weights: bool = True) -> Snapshot:
         ModelError: no such repository or revision, no access, or neither network nor a complete copy in the cache.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HTTPError,  # type: ignore[attr-defined]  # of the HTTP library it uses
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+    transport = HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub uses
     wanted = DEFAULT_REVISION if revision is None else revision
     patterns = [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
     local = "or give a local directory in diffusers format"
@@ -56,7 +53,7 @@ def fetch(name: str, revision: str | None, *, weights: bool = True) -> Snapshot:
         raise ModelError(
             f"{name}: neither a directory here nor a model on the hub that you may read; check it, {local}"
         ) from error
-    except (OSError, ValueError, HTTPError) as error:
+    except (OSError, ValueError, transport) as error:
         raise ModelError(
             f"{name}: not a directory here, and revision {wanted!r} is neither in the hub's cache nor to be had from"
             f" the hub ({type(error).__name__}); connect, {local}"

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from d4m_fast.errors import DataError
 from d4m_fast.planning.cost import Share
 
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What building the engine took: seconds, and bytes of host memory at most where that was measured."""
+
+    seconds: float
+    peak_bytes: float | None
+
+
 STAGES = ("encode", "unet", "decode", "students")
 
 
-def read_profile(file: Path) -> tuple[dict[str, Share], float | None]:
-    """Shares of peak by stage, and seconds the engine took to build if the file says so.
+def read_profile(file: Path) -> tuple[dict[str, Share], Build | None]:
+    """Shares of peak by stage, and what the engine's build took if the file says so.
 
-    The file is what `d4m-fast profile --json` prints: `{"stages": {stage: {"share_of_peak": 0..1, "engine", "batch",
+    The file is what `d4m-fast profile --json` prints, or the certify.json of `d4m-fast certify`: `{"stages": {stage: {"share_of_peak": 0..1, "engine", "batch",
     "images_per_second", "peak_bytes", "gflops"}}}`; a stage may also be a list of such records, of which the best
-    counts, and `"engine_build_seconds"` may stand beside `"stages"`.
+    counts, and `"engine_build_seconds"` and `"engine_build_peak_bytes"` may stand beside `"stages"`.
 
     Raises:
         DataError: not such a file.
@@ -32,7 +42,10 @@ def read_profile(file: Path) -> tuple[dict[str, Share], float | None]:
             shares[stage] = Share(best, best, f"measured, {file.name}")
     if not shares:
         raise DataError(f"{file}: none of the stages {', '.join(STAGES)} in it; make it with d4m-fast profile --json")
-    return shares, _seconds(file, value.get("engine_build_seconds"))
+    seconds, peak = (
+        _number(file, name, value.get(name)) for name in ("engine_build_seconds", "engine_build_peak_bytes")
+    )
+    return shares, None if seconds is None else Build(seconds, peak)
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -57,9 +70,9 @@ def _share(file: Path, stage: str, record: Any) -> float:
     return float(share)
 
 
-def _seconds(file: Path, value: Any) -> float | None:
+def _number(file: Path, name: str, value: Any) -> float | None:
     if value is None:
         return None
     if not isinstance(value, int | float) or value < 0:
-        raise DataError(f"--calibrate {file}: engine_build_seconds is {value!r}, not seconds")
+        raise DataError(f"--calibrate {file}: {name} is {value!r}, not a number")
     return float(value)
