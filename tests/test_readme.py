@@ -41,7 +41,14 @@ def test_the_readme_claims_what_is_certified() -> None:
     assert unproven(text, certified_gpus(ROOT / "docs")) == []
 
 
-TABLE = "x | y\n\n| part | ran on a CPU | ran on a GPU |\n|---|---|---|\n| a | yes | not yet |\n| b | yes | {} |\n\n| c | yes |"
+TABLE = """x | y
+
+| part | ran on a CPU | ran on a GPU |
+|---|---|---|
+| a | yes | not yet |
+| b | yes | {} |
+
+| c | yes |"""
 
 
 @pytest.mark.parametrize("said", ["yes", "yes, on an H100", ""])

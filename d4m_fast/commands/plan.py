@@ -37,9 +37,7 @@ from d4m_fast.options import of_config, shared
 @click.option("--epochs", type=click.IntRange(min=1), default=300, show_default=True, help="Of a student's training.")
 @click.option("--students", type=click.IntRange(min=1), default=3, show_default=True, help="How many are trained.")
 @click.option("--stored-labels", is_flag=True, help="Soft labels of every epoch kept on the disk, fp16.")
-@click.option(
-    "--calibrate", type=click.Path(path_type=Path), help="A profile or certificate (JSON), for measured shares."
-)
+@click.option("--calibrate", type=click.Path(path_type=Path), help="A profile's JSON, or certify.json.")
 @click.option("--explain", is_flag=True, help="The formula of every figure.")
 @shared
 def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from d4m_fast.errors import ModelError
 
@@ -41,7 +42,7 @@ def fetch(name: str, revision: str | None, *, weights: bool = True) -> Snapshot:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    transport = HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub uses
+    transport: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub uses
     wanted = DEFAULT_REVISION if revision is None else revision
     patterns = [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
     local = "or give a local directory in diffusers format"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import resource
 import shutil
 from collections.abc import Iterator
@@ -62,7 +64,7 @@ def certify(job: ExportJob) -> Stream[str]:
 
 
 def _export(job: ExportJob, say: Say) -> Iterator[str]:
-    with files.locked(files.make_directory(job.path)):
+    with files.locked(files.make_directory(job.path)), _one_build(job):
         (job.path / CERTIFICATE).unlink(missing_ok=True)
         _sweep(job.path)
         reference, recorded = _reference(job)
@@ -76,6 +78,20 @@ def _export(job: ExportJob, say: Say) -> Iterator[str]:
             yield f"{component} engine"
         yield from _judged(job, _begin(job, parts), reference, recorded)
     _refuse_rejected(job)
+
+
+@contextlib.contextmanager
+def _one_build(job: ExportJob) -> Iterator[None]:
+    """One build of engines per node: each wants most of a GPU's memory, and times its kernels.
+
+    Raises:
+        RunDirectoryError: another is running.
+    """
+    if job.api is None:
+        yield
+        return
+    with files.locked(files.make_directory(job.artifacts / "engines" / f".building-on-{platform.node()}")):
+        yield
 
 
 def _certify(job: ExportJob, certificate: dict[str, Any]) -> Iterator[str]:

@@ -11,6 +11,8 @@ from typing import Any
 from d4m_fast.errors import DataError
 from d4m_fast.planning.cost import Share
 
+STAGES = ("encode", "unet", "decode", "students")
+
 
 @dataclass(frozen=True, slots=True)
 class Build:
@@ -20,15 +22,13 @@ class Build:
     peak_bytes: float | None
 
 
-STAGES = ("encode", "unet", "decode", "students")
-
-
 def read_profile(file: Path) -> tuple[dict[str, Share], Build | None]:
     """Shares of peak by stage, and what the engine's build took if the file says so.
 
-    The file is what `d4m-fast profile --json` prints, or the certify.json of `d4m-fast certify`: `{"stages": {stage: {"share_of_peak": 0..1, "engine", "batch",
-    "images_per_second", "peak_bytes", "gflops"}}}`; a stage may also be a list of such records, of which the best
-    counts, and `"engine_build_seconds"` and `"engine_build_peak_bytes"` may stand beside `"stages"`.
+    The file is what `d4m-fast profile --json` prints, or the certify.json of `d4m-fast certify`: `{"stages": {stage:
+    {"share_of_peak": 0..1, "engine", "batch", "images_per_second", "peak_bytes", "gflops"}}}`; a stage may also be a
+    list of such records, of which the best counts. `"engine_build_seconds"` and `"engine_build_peak_bytes"` may stand
+    beside `"stages"`.
 
     Raises:
         DataError: not such a file.
@@ -70,7 +70,13 @@ def _share(file: Path, stage: str, record: Any) -> float:
     return float(share)
 
 
-def _number(file: Path, name: str, value: Any) -> float | None:
+def _build(file: Path, value: dict[str, Any]) -> Build | None:
+    seconds, peak = (_number(file, f"engine_build_{name}", value) for name in ("seconds", "peak_bytes"))
+    return None if seconds is None else Build(seconds, peak)
+
+
+def _number(file: Path, name: str, values: dict[str, Any]) -> float | None:
+    value = values.get(name)
     if value is None:
         return None
     if not isinstance(value, int | float) or value < 0:

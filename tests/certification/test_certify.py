@@ -31,7 +31,7 @@ from mutants import (
 from d4m_fast.certification import engines, steps
 from d4m_fast.certification.engines import Engine
 from d4m_fast.certification.request import Request
-from d4m_fast.engine.networks import Networks
+from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.signature import Component
 from d4m_fast.errors import ModelError
 
@@ -153,7 +153,7 @@ def open_mutant(monkeypatch: pytest.MonkeyPatch, engine: Engine, component: Comp
     """Let the command find one engine here, with a fault."""
 
     def open_engine(_: Engine, request: Request) -> Networks:
-        plain = engines.open_networks(request.model.path, request.device, torch.float32)
+        plain = open_networks(request.model.path, request.device, torch.float32)
         return mutate(plain, component, fault, engines.DTYPES[engine.precision])
 
     monkeypatch.setattr(engines, "engines_of", lambda _: [engine])
@@ -205,7 +205,7 @@ def test_another_dtype_than_asked_for_fails(certify: Certify, tmp_path: Path, mo
     open_mutant(monkeypatch, Engine("torch", "fp32"), "unet", rounded)
 
     def open_engine(_: Engine, request: Request) -> Networks:
-        plain = engines.open_networks(request.model.path, request.device, torch.float32)
+        plain = open_networks(request.model.path, request.device, torch.float32)
         return mutate(plain, "unet", correct, torch.float16)
 
     monkeypatch.setattr(engines, "open_engine", open_engine)

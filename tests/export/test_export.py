@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from driving import CLASSES, Finished, Ran, refused, run_cli, write_photos
 from PIL import Image
 
 from d4m_fast.config import ExportConfig
+from d4m_fast.data import files
 from d4m_fast.engine.artifacts import catalogue
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.ort import open_ort
@@ -276,6 +278,24 @@ def test_a_fixed_batch_is_run_by_distill(
     ran = distill("--engine", "onnx")
     assert ran.code == 0, ran.err
     assert np.abs(pixels(tmp_path / "run") - pixels(finished.run)).max() <= 1
+
+
+def test_one_engine_build_per_node(tmp_path: Path, tiny_model: Path, many: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    args = ("--model", tiny_model, "--data", many, "--artifacts", tmp_path, "--quiet", "--engine", "tensorrt")
+    with files.locked(files.make_directory(tmp_path / "engines" / f".building-on-{platform.node()}")):
+        refused(run_cli("export", *args, "--target", "sm89"), 4, "in use by another run")
+    assert not list(tmp_path.rglob("*.onnx"))
+    assert run_cli("export", "--list", "--json", "--artifacts", tmp_path).json["artifacts"] == []
+
+
+def test_images_to_compare_on(tmp_path: Path, tiny_model: Path, photos: Path) -> None:
+    """Fewer than 32 where the data are few, or the model is large."""
+    args = ("--model", tiny_model, "--data", photos, "--artifacts", tmp_path, "--threads", 1, "--quiet")
+    ran = run_cli("export", *args, "--images", 2)
+    assert ran.code == 0, ran.err
+    found = certificate_of(tmp_path)
+    assert (found["images"]["count"], found["speed"]["batch"], found["model"]) == (2, 2, str(tiny_model))
 
 
 def test_too_few_images_to_compare_on(tmp_path: Path, tiny_model: Path, photos: Path) -> None:
