@@ -83,8 +83,10 @@ def stages(found: Mapping[str, Record], device: str) -> dict[str, list[dict[str,
     for name, record in found.items():
         kind, *rest = name.split("-")
         if kind == "speed" and record["passed"] and gpu is not None:
-            share = record["figures"]["flops_per_second"] / gpu.flops
-            row = {"engine": "-".join(rest[:2]), "share_of_peak": share, "batch": record["figures"]["batch"]}
+            figures, engine = record["figures"], "-".join(rest[:2])
+            row = {name: figures[name] for name in ("batch", "images_per_second")}
+            flops = figures["flops_per_second"]
+            row |= {"engine": engine, "gflops": flops / 1e9, "share_of_peak": flops / gpu.flops}
             rows.setdefault(rest[2], []).append(row)
     return rows
 

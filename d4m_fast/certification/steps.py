@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from d4m_fast.certification import engines, reference
 from d4m_fast.certification.agreement import agree
@@ -38,6 +39,8 @@ class Opened:
     def engine(self, engine: Engine) -> Networks:
         if self._engine is None or self._engine[0] != engine:
             self._engine = None  # before the next takes its memory
+            if engine.kind == "compiled":
+                torch.compiler.reset()
             self._engine = engine, engines.open_engine(engine, self._request)
         return self._engine[1]
 

@@ -281,7 +281,6 @@ def test_a_fixed_batch_is_run_by_distill(
 
 
 def test_one_engine_build_per_node(tmp_path: Path, tiny_model: Path, many: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
     args = ("--model", tiny_model, "--data", many, "--artifacts", tmp_path, "--quiet", "--engine", "tensorrt")
     with files.locked(files.make_directory(tmp_path / "engines" / f".building-on-{platform.node()}")):
         refused(run_cli("export", *args, "--target", "sm89"), 4, "in use by another run")
