@@ -42,10 +42,7 @@ def read_profile(file: Path) -> tuple[dict[str, Share], Build | None]:
             shares[stage] = Share(best, best, f"measured, {file.name}")
     if not shares:
         raise DataError(f"{file}: none of the stages {', '.join(STAGES)} in it; make it with d4m-fast profile --json")
-    seconds, peak = (
-        _number(file, name, value.get(name)) for name in ("engine_build_seconds", "engine_build_peak_bytes")
-    )
-    return shares, None if seconds is None else Build(seconds, peak)
+    return shares, _build(file, value)
 
 
 def _load(file: Path) -> dict[str, Any]:

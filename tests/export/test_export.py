@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from driving import CLASSES, Finished, Ran, refused, run_cli, write_photos
 from PIL import Image
 
 from d4m_fast.config import ExportConfig
-from d4m_fast.data import files
 from d4m_fast.engine.artifacts import catalogue
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.ort import open_ort
@@ -278,14 +276,6 @@ def test_a_fixed_batch_is_run_by_distill(
     ran = distill("--engine", "onnx")
     assert ran.code == 0, ran.err
     assert np.abs(pixels(tmp_path / "run") - pixels(finished.run)).max() <= 1
-
-
-def test_one_engine_build_per_node(tmp_path: Path, tiny_model: Path, many: Path) -> None:
-    args = ("--model", tiny_model, "--data", many, "--artifacts", tmp_path, "--quiet", "--engine", "tensorrt")
-    with files.locked(files.make_directory(tmp_path / "engines" / f".building-on-{platform.node()}")):
-        refused(run_cli("export", *args, "--target", "sm89"), 4, "in use by another run")
-    assert not list(tmp_path.rglob("*.onnx"))
-    assert run_cli("export", "--list", "--json", "--artifacts", tmp_path).json["artifacts"] == []
 
 
 def test_images_to_compare_on(tmp_path: Path, tiny_model: Path, photos: Path) -> None:
