@@ -38,7 +38,7 @@ class Memo:
         start = f"answers/{self._component}/{_digest(inputs)}/"
         if not any(name.startswith(start) for name in self._answers):
             outputs = self._open()(inputs)
-            self._answers |= {start + name: x.contiguous() for name, x in outputs.items()}
+            self._answers |= {start + name: x.contiguous().clone() for name, x in outputs.items()}
         return {name.removeprefix(start): x for name, x in self._answers.items() if name.startswith(start)}
 
 
@@ -107,7 +107,7 @@ def _write(path: Path, found: Probe, answers: Mapping[str, torch.Tensor]) -> Non
     from safetensors.torch import save
 
     calls = {
-        f"calls/{component}/{i}/{name}": x.contiguous()
+        f"calls/{component}/{i}/{name}": x.contiguous().clone()  # calls share tensors, which the format refuses
         for component in COMPONENTS
         for i, call in enumerate(found.calls[component])
         for name, x in call.items()
