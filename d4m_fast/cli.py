@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from d4m_fast import __version__
+from d4m_fast.commands.certify import certify
 from d4m_fast.commands.doctor import doctor
 from d4m_fast.commands.export import export
 from d4m_fast.commands.plan import plan as plan_command
@@ -35,6 +36,7 @@ def cli() -> None:
     d4m-fast distill                    distill the bundled images with the bundled model
     d4m-fast evaluate runs/RUN          train students on the result, beside random real images
     d4m-fast export                     the networks to ONNX, compared with PyTorch and certified
+    d4m-fast certify                    every engine of this machine, checked against the CPU and timed
     d4m-fast plan --gpu h100 --ipc 50   FLOPs, hours, disk and memory of a run, calculated before it
     d4m-fast profile                    images per second, latency, memory and share of peak of every stage here
     d4m-fast verify runs/RUN            check a run's files against their records; --repair uncommits what is damaged
@@ -47,7 +49,8 @@ def cli() -> None:
 
 @cli.command()
 @of_config("--data", str, "'bundled', or a directory: an ImageFolder, Fashion-MNIST IDX or CIFAR files.")
-@of_config("--model", str, "'bundled', or a directory in diffusers format.")
+@of_config("--model", str, "'bundled', a directory in diffusers format, or a hub id.")
+@of_config("--revision", str, "Commit, tag or branch of a model from the hub.  [default: main, recorded as a commit]")
 @of_config("--ipc", click.IntRange(min=1), "Images per class.")
 @of_config("--classes", str, "Only these ids, ranges or folder names, comma-separated; ids stay those of the full set.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<config hash>]")
@@ -68,6 +71,7 @@ def cli() -> None:
 @of_config("--threads", click.IntRange(min=1), "CPU threads.  [default: one per core]")
 @of_config("--engine", click.Choice(["auto", "torch", "onnx", "tensorrt"]), "What computes the networks.")
 @of_config("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")
+@of_config("--compile/--no-compile", bool, "UNet and VAE through torch.compile; for --engine torch.")
 @of_config("--device", str, "auto, cpu, cuda or cuda:1.")
 @of_config("--max-bad-fraction", click.FloatRange(0, 1, max_open=True), "Damaged images tolerated, as a part of all.")
 @shared
@@ -190,6 +194,7 @@ def _known(option: str, given: str | None, origin: str | None) -> str:
     return value
 
 
+cli.add_command(certify)
 cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(plan_command)

@@ -28,7 +28,8 @@ class DistillConfig:
 
     Attributes:
         data: "bundled" or a directory.
-        model: "bundled" or a directory in diffusers format.
+        model: "bundled", a directory in diffusers format, or a hub id ("organisation/model").
+        revision: commit, tag or branch of a model from the hub; None is what its `main` is.
         ipc: images per class.
         classes: ids, ranges or folder names, comma-separated; None is all.
         resolution: side of the encoded and generated images, in pixels; None is the model's own.
@@ -38,11 +39,13 @@ class DistillConfig:
         guidance: classifier-free guidance scale; at most 1 runs the UNet once per step instead of twice.
         steps: length of the whole schedule; about `steps * strength` of it are run.
         batch_size, threads: None lets the plan decide; they are part of what fixes the bytes.
+        compile: UNet and VAE through torch.compile; for the torch engine.
         max_bad_fraction: damaged images tolerated, as a part of all.
     """
 
     data: str = "bundled"
     model: str = "bundled"
+    revision: str | None = None
     ipc: int = 10
     classes: str | None = None
     kmeans: KMeansMethod = "auto"
@@ -61,6 +64,7 @@ class DistillConfig:
     threads: int | None = None
     engine: Engine = "auto"
     precision: Precision = "auto"
+    compile: bool = False
     device: str = "auto"
     max_bad_fraction: float = 0.01
 
@@ -76,6 +80,10 @@ class DistillConfig:
             int(self.steps * self.strength) >= 1,
             f"--steps {self.steps} at --strength {self.strength} is no step at all",
         )
+        require(
+            not self.compile or self.engine in ("auto", "torch"),
+            f"--compile is for --engine torch, not for --engine {self.engine}",
+        )
         require(0 <= self.max_bad_fraction < 1, f"--max-bad-fraction must be in [0, 1), not {self.max_bad_fraction}")
 
 
@@ -84,17 +92,19 @@ class ExportConfig:
     """Options of `d4m-fast export`.
 
     Attributes:
-        model, resolution, device: as in `DistillConfig`.
+        model, revision, resolution, device: as in `DistillConfig`.
         data: real images whose prototypes PyTorch and the export are compared on.
         target: compute capabilities to build TensorRT engines for ahead of time, "sm80,sm89"; None is the GPU here.
         static_batch: images per call the networks are fixed to; None leaves the batch free.
         max_batch: images per call of the largest profile of an engine.
         level: of TensorRT's builder, 0 (quick to build) to 5.
+        images: to compare on, and to calibrate fp16 with.
         threads: of the comparison and of the timing, CPU.
     """
 
     model: str = "bundled"
     data: str = "bundled"
+    revision: str | None = None
     engine: Literal["onnx", "tensorrt"] = "onnx"
     precision: FloatType = "fp32"
     target: str | None = None
@@ -102,11 +112,12 @@ class ExportConfig:
     static_batch: int | None = None
     max_batch: int = 50
     level: int = 3
+    images: int = 32
     device: str = "auto"
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("resolution", "static_batch", "max_batch", "threads"):
+        for name in ("resolution", "static_batch", "max_batch", "images", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
         require(0 <= self.level <= 5, f"--level must be 0 to 5, not {self.level}")
@@ -117,6 +128,46 @@ class ExportConfig:
     @property
     def targets(self) -> tuple[str, ...]:
         return () if self.target is None else tuple(sorted(set(self.target.lower().split(","))))
+
+
+@dataclass(frozen=True)
+class CertifyConfig:
+    """Options of `d4m-fast certify`.
+
+    Attributes:
+        model, revision, data, resolution, device: as in `DistillConfig`; prototypes of the data are the probe.
+        images: to compare engines on; None is 32, fewer where the CPU would need long for the reference.
+        seconds: of steady state that each stage of each engine is timed for.
+        batches: images per call to try, comma-separated; None is every power of two until it no longer pays.
+        threads: CPU.
+        compile: torch.compile on a CPU, too; on a GPU it always is among the engines.
+    """
+
+    model: str = "bundled"
+    data: str = "bundled"
+    revision: str | None = None
+    resolution: int | None = None
+    images: int | None = None
+    seconds: float = 60.0
+    batches: str | None = None
+    device: str = "auto"
+    threads: int = 1
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "images", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        require(self.images is None or self.images >= 2, "--images must be at least 2: a mixed-up batch needs two rows")
+        require(math.isfinite(self.seconds) and self.seconds > 0, f"--seconds must be above 0, not {self.seconds}")
+        require(
+            self.batches is None or re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", self.batches) is not None,
+            f"--batches {self.batches}: not numbers of images, as in 1,8,64",
+        )
+
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        return None if self.batches is None else tuple(sorted({int(b) for b in self.batches.split(",")}))
 
 
 def require(condition: bool, message: str) -> None:

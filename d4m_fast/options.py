@@ -17,7 +17,8 @@ Command = Callable[..., Any]
 
 def of_config(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
     """A flag of a `DistillConfig` field, which holds its default."""
-    default = getattr(DistillConfig(), name.removeprefix("--").replace("-", "_"))
+    field = name.split("/")[0].removeprefix("--").replace("-", "_")  # of "--flag/--no-flag", the flag
+    default = getattr(DistillConfig(), field)
     return click.option(name, type=kind, default=default, show_default=True, help=text)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,7 @@ class Job:
     def open_networks(self) -> Networks:
         """On the engine that was chosen."""
         if self.artifact is None:
-            return open_networks(self.model.path, self.device, self.dtype)
+            return open_networks(self.model.path, self.device, self.dtype, compiled=self.config.compile)
         return open_exported(self.model, self.resolution, self.artifact, self.device)
 
     def import_libraries(self) -> None:
@@ -95,6 +95,7 @@ class Job:
             "batch": plan.encode_batch,
             "threads": plan.threads,
             "torch": importlib.metadata.version("torch"),
+            **({"compile": True} if self.config.compile else {}),
             **self._engine,
         }
 
@@ -126,7 +127,8 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     """
     device = resolve_device(config.device)
     dtype = resolve_precision(config.precision, device)
-    model = open_model(config.model)
+    begun = {} if run is None else options_of(run)
+    model = open_model(config.model, _revision(config, begun))
     source = open_source(config.data, prompts=config.prompts)
     source = source if config.classes is None else subset(source, config.classes)
     _require_images(source, config.ipc)
@@ -135,13 +137,16 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     model.latent_shape(resolution)
     require(config.steps <= model.train_timesteps, f"--steps can be at most {model.train_timesteps} with this model")
     precision: FloatType = "fp32" if dtype == torch.float32 else "fp16"
-    begun_with = None if run is None else options_of(run).get("engine")
     exports = partial(exports_of, model.sha256, precision, resolution, artifacts)
-    artifact, reason = choose_engine(config.engine, exports, model, device, begun_with)
+    if config.compile:
+        artifact, reason = None, "torch, through torch.compile"
+    else:
+        artifact, reason = choose_engine(config.engine, exports, model, device, begun.get("engine"))
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),
-        model=_absolute(config.model),
+        model=model.name,
+        revision=model.revision,
         engine="torch" if artifact is None else artifact.engine,
         device=str(device),
         precision=precision,
@@ -151,6 +156,12 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     threads = torch.get_num_threads() if config.threads is None else config.threads
     plan = make_plan([info.id for info in source.classes], config.ipc, batch_size=config.batch_size, threads=threads)
     return Job(resolved, source, model, device, dtype, resolution, image_size, plan, artifact, reason)
+
+
+def _revision(config: DistillConfig, begun: Mapping[str, Any]) -> str | None:
+    """The one asked for; else, in a run that was begun on a model from the hub, the commit it was begun on."""
+    same = config.revision is None and begun.get("model") == config.model
+    return begun.get("revision") if same else config.revision
 
 
 def choose_engine(

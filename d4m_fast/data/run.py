@@ -29,7 +29,7 @@ from d4m_fast.data.stream import Stream
 from d4m_fast.errors import RunDirectoryError
 
 # Decide whether a run goes on, or where its inputs lie; what these are is told by their hashes.
-INESSENTIAL = frozenset({"max_bad_fraction", "data", "model", "prompts"})
+INESSENTIAL = frozenset({"max_bad_fraction", "data", "model", "revision", "prompts"})
 
 
 class RunDirectory:

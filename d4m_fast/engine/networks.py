@@ -130,9 +130,16 @@ class Networks:
         return factor
 
 
-def open_networks(path: Path, device: torch.device, dtype: torch.dtype) -> Networks:
-    """The networks of a checked model directory on the PyTorch runtime."""
-    return Networks(path, lambda component: open_eager(path, component, device, dtype))
+def open_networks(path: Path, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> Networks:
+    """The networks of a checked model directory on the PyTorch runtime, `compiled` by torch.compile.
+
+    The text encoder never is: it is called once for each prompt.
+    """
+
+    def open_runtime(component: Component) -> Runtime:
+        return open_eager(path, component, device, dtype, compiled=compiled and component != "text_encoder")
+
+    return Networks(path, open_runtime)
 
 
 def open_exported(model: Model, resolution: int, artifact: Artifact, device: torch.device) -> Networks:

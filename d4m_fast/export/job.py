@@ -84,7 +84,7 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     device = resolve_device(config.device)
     require_ort(torch.device("cpu") if config.engine == "tensorrt" else device)
     api = _api(config, device) if config.engine == "tensorrt" else None
-    model = open_model(config.model)
+    model = open_model(config.model, config.revision)
     resolution = model.resolution if config.resolution is None else config.resolution
     model.latent_shape(resolution)
     schedule = open_schedule(model.path, STEPS, STRENGTH)

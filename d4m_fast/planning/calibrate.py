@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,22 @@ from d4m_fast.planning.gpus import Gpu
 STAGES = ("encode", "unet", "decode", "students")
 
 
-def read_profile(file: Path, gpu: Gpu) -> tuple[dict[str, Share], float | None]:
-    """Shares of `gpu`'s peak by stage, and seconds the engine took to build if the file says so.
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What building the engine took: seconds, and bytes of host memory at most where that was measured."""
 
-    The file is what `d4m-fast profile --json` prints: `{"stages": {stage: {"share_of_peak": 0..1, "engine", "batch",
-    "images_per_second", "peak_bytes", "gflops"}}, "machine": {"device"}}`; a stage may also be a list of such records,
-    of which the best counts, and `"engine_build_seconds"` may stand beside `"stages"`. Of a profile made on such a GPU
-    GFLOP/s count, over the maker's peak; elsewhere the share of the peak that was measured there is carried over.
+    seconds: float
+    peak_bytes: float | None
+
+
+def read_profile(file: Path, gpu: Gpu) -> tuple[dict[str, Share], Build | None]:
+    """Shares of `gpu`'s peak by stage, and what the engine's build took if the file says so.
+
+    The file is what `d4m-fast profile --json` prints, or the certify.json of `d4m-fast certify`: `{"stages": {stage:
+    {"share_of_peak": 0..1, "engine", "batch", "images_per_second", "peak_bytes", "gflops"}}, "machine": {"device"}}`;
+    a stage may also be a list of such records, of which the best counts. `"engine_build_seconds"` and
+    `"engine_build_peak_bytes"` may stand beside `"stages"`. Of a profile made on such a GPU GFLOP/s count, over the
+    maker's peak; elsewhere the share of the peak that was measured there is carried over.
 
     Raises:
         DataError: not such a file.
@@ -37,7 +47,7 @@ def read_profile(file: Path, gpu: Gpu) -> tuple[dict[str, Share], float | None]:
             shares[stage] = Share(best, best, source)
     if not shares:
         raise DataError(f"{file}: none of the stages {', '.join(STAGES)} in it; make it with d4m-fast profile --json")
-    return shares, _seconds(file, value.get("engine_build_seconds"))
+    return shares, _build(file, value)
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -71,9 +81,15 @@ def _share(file: Path, stage: str, record: Any, peak: float | None) -> float:
     return float(share)
 
 
-def _seconds(file: Path, value: Any) -> float | None:
+def _build(file: Path, value: dict[str, Any]) -> Build | None:
+    seconds, peak = (_number(file, f"engine_build_{name}", value) for name in ("seconds", "peak_bytes"))
+    return None if seconds is None else Build(seconds, peak)
+
+
+def _number(file: Path, name: str, values: dict[str, Any]) -> float | None:
+    value = values.get(name)
     if value is None:
         return None
     if not isinstance(value, int | float) or value < 0:
-        raise DataError(f"--calibrate {file}: engine_build_seconds is {value!r}, not seconds")
+        raise DataError(f"--calibrate {file}: {name} is {value!r}, not a number")
     return float(value)

@@ -9,7 +9,7 @@ import torch
 
 from d4m_fast.engine.schedule import open_schedule
 from d4m_fast.evaluation.convnet import ConvNet
-from d4m_fast.planning.calibrate import read_profile
+from d4m_fast.planning.calibrate import Build, read_profile
 from d4m_fast.planning.cost import Figure, PlanRequest, plan_figures
 from d4m_fast.planning.flops import Traced, model_path, trace, trace_model
 from d4m_fast.planning.gpus import GPUS
@@ -17,8 +17,8 @@ from d4m_fast.planning.gpus import GPUS
 _TAKEN = ("images", "classes", "ipc", "gpus", "precision", "epochs", "student_size", "students", "stored_labels")
 
 
-def calculate(options: Mapping[str, Any]) -> tuple[PlanRequest, list[Figure], float | None]:
-    """The checked request, its figures, and seconds to build the engine if a profile tells.
+def calculate(options: Mapping[str, Any]) -> tuple[PlanRequest, list[Figure], Build | None]:
+    """The checked request, its figures, and what building the engine took if a profile tells.
 
     Args:
         options: those of `d4m-fast plan`, the dataset's size in.
@@ -28,8 +28,9 @@ def calculate(options: Mapping[str, Any]) -> tuple[PlanRequest, list[Figure], fl
     """
     gpu, profile = GPUS[options["gpu"]], options["calibrate"]
     shares, build = ({}, None) if profile is None else read_profile(profile, gpu)
-    shapes = trace_model(options["model"], options["resolution"])
-    schedule = open_schedule(model_path(options["model"]), options["steps"], options["strength"])
+    model, revision = options["model"], options["revision"]
+    shapes = trace_model(model, options["resolution"], revision)
+    schedule = open_schedule(model_path(model, revision), options["steps"], options["strength"])
     request = PlanRequest(
         **{name: options[name] for name in _TAKEN},
         calls=len(schedule.steps),

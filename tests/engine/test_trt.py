@@ -252,6 +252,22 @@ def test_an_engine_that_fails_is_not_silent(opened: Opened, engine: FakeEngine, 
         runtime(call(tiny_model, 2))
 
 
+@pytest.mark.parametrize(
+    ("method", "answer", "said"),
+    [
+        ("set_input_shape", False, "refuses sample of shape"),
+        ("infer_shapes", ["sample"], "does not know the shape of sample"),
+        ("set_optimization_profile_async", False, "profile 1 cannot be set"),
+    ],
+)
+def test_a_context_that_refuses_is_not_silent(
+    opened: Opened, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, method: str, answer: object, said: str
+) -> None:
+    monkeypatch.setattr(FakeContext, method, lambda *_: answer)
+    with pytest.raises(ModelError, match=said):
+        opened()[0](call(tiny_model, 2))
+
+
 def test_rows_outside_every_profile(engine: FakeEngine, tiny_model: Path) -> None:
     sizes = open_model(str(tiny_model)).sizes(16)
     runtime = TrtRuntime(fake_api(engine), engine, "unet", sizes, FakeDevice(), Path("unet.engine"))
