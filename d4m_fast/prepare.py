@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.config import DistillConfig, Engine, FloatType, as_dict, fingerprint, require
+from d4m_fast.config import UNPROVEN, DistillConfig, Engine, FloatType, as_dict, fingerprint, require
 from d4m_fast.data import files
 from d4m_fast.data.dataset import BUNDLED, open_source, subset
 from d4m_fast.data.plan import Group, Plan, make_plan
@@ -25,6 +25,7 @@ from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
 from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.runtime import device_name, resolve_device, resolve_precision
+from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.trt import require_gpu
 from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import D4MError, DamageError, DataError, ModelError, PreflightError
@@ -48,6 +49,7 @@ class Job:
     dtype: torch.dtype
     resolution: int
     image_size: int
+    schedule: Schedule
     plan: Plan
     artifact: Artifact | None = None
     engine_reason: str = ""
@@ -57,6 +59,13 @@ class Job:
         if self.artifact is None:
             return open_networks(self.model.path, self.device, self.dtype)
         return open_exported(self.model, self.resolution, self.artifact, self.device)
+
+    @property
+    def preset_line(self) -> str:
+        """What a log says of the preset."""
+        calls, guided = len(self.schedule.steps), self.schedule.guided_calls(self.config.guidance)
+        proof = f"; {UNPROVEN}" if self.config.unproven else ""
+        return f"{self.config.preset}, {calls} UNet calls per image, {guided} of them guided{proof}"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -129,6 +138,9 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     image_size = resolution if config.image_size is None else config.image_size
     model.latent_shape(resolution)
     require(config.steps <= model.train_timesteps, f"--steps can be at most {model.train_timesteps} with this model")
+    schedule = open_schedule(
+        model.path, config.steps, config.strength, scheduler=config.scheduler, interval=config.interval
+    )
     precision: FloatType = "fp32" if dtype == torch.float32 else "fp16"
     begun_with = None if run is None else options_of(run).get("engine")
     exports = partial(exports_of, model.sha256, precision, resolution, artifacts)
@@ -145,7 +157,7 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     )
     threads = torch.get_num_threads() if config.threads is None else config.threads
     plan = make_plan([info.id for info in source.classes], config.ipc, batch_size=config.batch_size, threads=threads)
-    return Job(resolved, source, model, device, dtype, resolution, image_size, plan, artifact, reason)
+    return Job(resolved, source, model, device, dtype, resolution, image_size, schedule, plan, artifact, reason)
 
 
 def choose_engine(
