@@ -16,7 +16,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
+import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,19 +27,23 @@ from typing import Any, cast
 import click
 import torch
 
-
-
+from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.cli import cli as d4m_fast
-from d4m_fast.config import PRESETS
+from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, DistillConfig, Preset, PresetName
 from d4m_fast.data import files
 from d4m_fast.data.dataset import BUNDLED, open_source
+from d4m_fast.engine.generate import PromptTable, denoise
+from d4m_fast.engine.model import open_model
+from d4m_fast.engine.networks import open_networks
+from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.errors import DataError
 from d4m_fast.evaluation.images import ImageSet, load_images, random_subset
 from d4m_fast.evaluation.protocols import PROTOCOLS
-from d4m_fast.evaluation.relabel import open_teacher
+from d4m_fast.evaluation.relabel import load_teacher, open_teacher, teacher_folder
 from d4m_fast.evaluation.report import LabelKind
-from d4m_fast.evaluation.train import Exam, Task, accuracy, fitted_student
+from d4m_fast.evaluation.train import Exam, Task, accuracy, fitted_student, to_pixels
 
+COLUMNS = tuple(itertools.product(("soft", "hard"), ("held_out", "test")))
 SIDE, BUNDLED_PER_CLASS, HELD_OUT_PER_CLASS = 32, 500, 1000
 RANDOM = "random"
 ARMS = (*PRESETS, RANDOM)
@@ -50,17 +57,23 @@ CANDIDATES = (
 )
 
 
+def settings(arm: str) -> str:
+    """A preset as the candidate it is, so that both share what was measured; others as they are."""
+    if arm not in PRESETS:
+        return arm
+    preset = PRESETS[cast(PresetName, arm)]
+    return f"{preset.scheduler} {preset.steps} {preset.guidance_interval}"
+
+
 def flags(arm: str) -> list[str]:
     """How `d4m-fast distill` is asked for an arm."""
-    if arm in PRESETS:
-        return ["--preset", arm]
-    scheduler, steps, interval = arm.split()
+    scheduler, steps, interval = settings(arm).split()
     return ["--scheduler", scheduler, "--steps", steps, "--guidance-interval", interval]
 
 
 def distilled(out: Path, arm: str, ipc: int, seed: int) -> Path:
     """The run of an arm; made if it is not there."""
-    run = out / f"ipc{ipc}" / arm.replace(" ", "_") / f"run-{seed}"
+    run = out / f"ipc{ipc}" / slug(arm) / f"run-{seed}"
     fixed = ["--engine", "torch", "--threads", "1", "--batch-size", "50", "--artifacts", str(out / "artifacts")]
     asked = ["distill", "--ipc", str(ipc), "--seed", str(seed), "--out", str(run), *fixed, *flags(arm), "--quiet"]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -104,18 +117,25 @@ def images_of(out: Path, arm: str, ipc: int, seed: int) -> ImageSet:
     return load_images(open_source(str(distilled(out, arm, ipc, seed))), SIDE)
 
 
+def slug(arm: str) -> str:
+    return settings(arm).replace(" ", "_")
+
+
+def write(file: Path, row: dict[str, Any]) -> None:
+    files.make_directory(file.parent)
+    files.write_json(file, row)
+    click.echo(json.dumps(row))
+
+
 def cell(out: Path, arm: str, ipc: int, seed: int, kind: str) -> Path:
-    return out / f"ipc{ipc}" / arm.replace(" ", "_") / f"{kind}-{seed}.json"
+    return out / f"ipc{ipc}" / slug(arm) / f"{kind}-{seed}.json"
 
 
-def measure(out: Path, students: Students, arm: str, ipc: int, seed: int, kind: LabelKind) -> dict[str, Any]:
+def measure(out: Path, students: Students, arm: str, ipc: int, seed: int, kind: LabelKind) -> None:
     file = cell(out, arm, ipc, seed, kind)
     if not file.exists():
         found = students(images_of(out, arm, ipc, seed), kind, seed)
-        files.make_directory(file.parent)
-        files.write_json(file, {"arm": arm, "ipc": ipc, "seed": seed, "labels": kind, **found})
-    row: dict[str, Any] = files.read_json(file)
-    return row
+        write(file, {"arm": settings(arm), "ipc": ipc, "seed": seed, "labels": kind, **found})
 
 
 @click.group(help=__doc__)
@@ -141,8 +161,104 @@ def accuracy_command(
     for seed in map(int, seeds.split(",")):
         for arm in arms or (CANDIDATES if screen else ARMS):
             for kind in labels.split(","):
-                row = measure(out, students, arm, ipc, seed, cast(LabelKind, kind))
-                click.echo(json.dumps(row))
+                measure(out, students, arm, ipc, seed, cast(LabelKind, kind))
+
+
+@main.command()
+@click.option("--ipc", default=10, show_default=True)
+@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--arm", "arms", multiple=True, help="Again for each.  [default: the presets]")
+@click.pass_obj
+@torch.inference_mode()
+def distance(out: Path, ipc: int, seeds: str, arms: Sequence[str]) -> None:
+    """Each preset's images beside those of `reference` from the same prototypes and noise.
+
+    PSNR in dB, mean over images. `features`: mean squared distance of the bundled teacher's penultimate features (the
+    input of its last layer), as a part of that between two different `reference` images of one class.
+    """
+    teacher = load_teacher(teacher_folder(BUNDLED))
+
+    def load(arm: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        sets = [images_of(out, arm, ipc, int(seed)) for seed in seeds.split(",")]
+        pixels = to_pixels(torch.cat([s.images for s in sets]))
+        return pixels, teacher.features(pixels)[-1].flatten(1), torch.cat([s.labels for s in sets])
+
+    pixels, features, labels = load("reference")
+    within = torch.stack([2 * features[labels == c].var(0).sum() for c in range(int(labels.max()) + 1)]).mean()
+    for arm in arms or PRESETS:
+        its_pixels, its_features, _ = load(arm)
+        errors = (its_pixels - pixels).square().flatten(1).mean(1)
+        features_apart = (its_features - features).square().sum(1).mean() / within
+        row = {"arm": settings(arm), "psnr": -10 * errors.log10().mean().item(), "features": features_apart.item()}
+        write(out / "distance" / f"{slug(arm)}.json", row)
+
+
+@main.command()
+@click.option("--batch", default=50, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.pass_obj
+@torch.inference_mode()
+def speed(out: Path, batch: int, rounds: int) -> None:
+    """Noise to pixels on PyTorch, prompts embedded beforehand; the presets take turns, the first round warms up."""
+    keep_freed_memory()
+    model = open_model(BUNDLED)
+    networks = open_networks(model.path, torch.device("cpu"), torch.float32)
+    latents = torch.randn(batch, *model.latent_shape(model.resolution))
+    states = PromptTable(networks, NEGATIVE_PROMPT)(["shirt"] * batch, Preset.guidance)
+
+    def seconds(schedule: Schedule) -> float:
+        start = time.perf_counter()
+        noised = schedule.signal * latents + schedule.noise * torch.randn_like(latents)
+        networks.vae_decoder(denoise(noised, states, networks.unet, schedule, Preset.guidance))
+        return time.perf_counter() - start
+
+    schedules = {name: schedule_of(name) for name in PRESETS}
+    taken = [{name: seconds(schedule) for name, schedule in schedules.items()} for _ in range(1 + rounds)][1:]
+    for name, schedule in schedules.items():
+        row = {
+            "arm": settings(name),
+            "calls": len(schedule.steps),
+            "samples": len(schedule.steps) + schedule.guided_calls(Preset.guidance),
+            "images_per_second": batch / statistics.median(round_[name] for round_ in taken),
+            "ratio": statistics.median(round_["reference"] / round_[name] for round_ in taken),
+        }
+        write(out / "speed" / f"{slug(name)}.json", row)
+
+
+def schedule_of(preset: PresetName) -> Schedule:
+    config = DistillConfig.of_preset(preset)
+    path = open_model(BUNDLED).path
+    return open_schedule(path, config.steps, config.strength, scheduler=config.scheduler, interval=config.interval)
+
+
+@main.command()
+@click.pass_obj
+def table(out: Path) -> None:
+    """All that was measured, as Markdown; accuracies are percent, mean and standard deviation over the seeds."""
+    cost = {file.stem: files.read_json(file) for file in sorted((out / "speed").glob("*.json"))}
+    apart = {file.stem: files.read_json(file) for file in sorted((out / "distance").glob("*.json"))}
+    head = ("preset", "UNet calls", "samples", "images/s", "times reference", "PSNR", "features")
+    click.echo(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
+    for name in PRESETS:
+        c, d = cost[slug(name)], apart[slug(name)]
+        speeds = f"{c['images_per_second']:.1f} | {c['ratio']:.2f}"
+        near = "| |" if name == "reference" else f"{d['psnr']:.1f} | {d['features']:.3f} |"
+        click.echo(f"| {name} | {c['calls']} | {c['samples']} | {speeds} | {near}")
+    cells = [files.read_json(file) for file in sorted(out.glob("ipc*/*/*.json"))]
+    for ipc in sorted({c["ipc"] for c in cells}):
+        click.echo(f"\n{ipc} images per class\n\n| arm | " + " | ".join(f"{k}, {t}" for k, t in COLUMNS) + " | seeds |")
+        click.echo("|---|" + "---|" * (len(COLUMNS) + 1))
+        here = [c for c in cells if c["ipc"] == ipc]
+        for arm in dict.fromkeys(c["arm"] for c in here):
+            found = [[c[t] for c in here if c["arm"] == arm and c["labels"] == k] for k, t in COLUMNS]
+            named = " ".join([*(name for name in PRESETS if settings(name) == arm), arm])
+            click.echo(f"| {named} | {' | '.join(map(spread, found))} | {max(map(len, found))} |")
+
+
+def spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else ""
+    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from d4m_fast.config import SETTINGS, DistillConfig, as_dict
+from d4m_fast.config import SETTINGS, UNPROVEN, DistillConfig
 from d4m_fast.console import say_result, text
 from d4m_fast.errors import UsageError
 from d4m_fast.options import chosen, generation, of_config, shared
@@ -51,8 +51,11 @@ def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:
     settings = DistillConfig.of_preset(**{name: options[name] for name in ("preset", *SETTINGS)})
     request, figures, build = calculate(_counted(options), settings)
     value = {**report.to_json(request, figures, build), "engine": options["engine"], "model": options["model"]}
-    value["generation"] = {**as_dict(settings), "unproven": settings.unproven}
-    head = f"{options['model']} on {request.gpus} x {request.gpu.name} ({request.gpu.source}), {options['engine']}"
+    value["generation"] = {name: getattr(settings, name) for name in ("preset", *SETTINGS, "unproven")}
+    proof = f", preset {settings.preset}: {UNPROVEN}" if settings.unproven else ""
+    head = (
+        f"{options['model']} on {request.gpus} x {request.gpu.name} ({request.gpu.source}), {options['engine']}{proof}"
+    )
     built = "not measured" if build is None else f"{build:.0f} s, from the profile"
     say_result(value, as_json, lambda: f"{head}\n{text(report.table(figures, explain))}\nengine build time: {built}")
 
