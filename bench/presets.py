@@ -3,7 +3,8 @@
     python bench/presets.py accuracy --ipc 10 --data DIR        one student per arm, generation seed and kind of label
     python bench/presets.py distance                            images of each preset beside those of `reference`
     python bench/presets.py speed                               images per second, the presets taking turns
-    python bench/presets.py table                               the tables, from what the others left below --out
+    python bench/presets.py rows > bench/presets.jsonl          what the others left below --out
+    python bench/presets.py table                               that file as tables
 
 An arm is a preset's name, "random" (real images), or "SCHEDULER STEPS LOW:HIGH", a candidate. Students of protocol
 `small` are trained on the distilled images and tested twice: on real training images that are in no bundled subset
@@ -20,7 +21,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ import torch
 
 from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.cli import cli as d4m_fast
-from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, DistillConfig, Preset, PresetName
+from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, Preset, PresetName, Scheduler
 from d4m_fast.data import files
 from d4m_fast.data.dataset import BUNDLED, open_source
 from d4m_fast.engine.generate import PromptTable, denoise
@@ -47,13 +48,12 @@ COLUMNS = tuple(itertools.product(("soft", "hard"), ("held_out", "test")))
 SIDE, BUNDLED_PER_CLASS, HELD_OUT_PER_CLASS = 32, 500, 1000
 RANDOM = "random"
 ARMS = (*PRESETS, RANDOM)
-"""Tried before the presets were fixed, one generation seed each."""
-CANDIDATES = (
+CANDIDATES = (  # compared with `reference` before the presets were fixed
     *("dpmpp 20 0:1", "dpmpp 10 0:1", "dpmpp 8 0:1", "dpmpp 6 0:1", "dpmpp 5 0:1"),
-    *("unipc 20 0:1", "unipc 10 0:1", "unipc 8 0:1", "unipc 6 0:1", "unipc 5 0:1"),
-    *("model 50 0.2:0.6", "model 50 0:0.5", "model 50 0.3:0.7"),
-    *("dpmpp 10 0.2:0.6", "dpmpp 10 0:0.5", "dpmpp 10 0.3:0.7", "dpmpp 10 0.2:0.45", "dpmpp 10 0.45:0.7"),
-    *("dpmpp 8 0.2:0.6", "dpmpp 6 0.2:0.6", "unipc 10 0.2:0.6", "unipc 8 0.2:0.6"),
+    *("unipc 10 0:1", "unipc 8 0:1", "unipc 6 0:1", "unipc 5 0:1", "unipc 4 0:1"),
+    *("dpmpp 10 0.2:0.6", "dpmpp 10 0.3:0.7", "dpmpp 10 0:0.5", "dpmpp 10 0.45:0.7", "dpmpp 8 0.2:0.6"),
+    *("unipc 10 0.3:0.7", "unipc 8 0.3:0.7", "unipc 6 0.3:0.7"),
+    *("unipc 10 0.25:1", "unipc 8 0.2:1", "unipc 6 0.2:1", "unipc 8 0:0.65"),
 )
 
 
@@ -167,7 +167,7 @@ def accuracy_command(
 @main.command()
 @click.option("--ipc", default=10, show_default=True)
 @click.option("--seeds", default="0,1,2", show_default=True)
-@click.option("--arm", "arms", multiple=True, help="Again for each.  [default: the presets]")
+@click.option("--arm", "arms", multiple=True, help="Again for each.  [default: the presets and the candidates]")
 @click.pass_obj
 @torch.inference_mode()
 def distance(out: Path, ipc: int, seeds: str, arms: Sequence[str]) -> None:
@@ -185,12 +185,12 @@ def distance(out: Path, ipc: int, seeds: str, arms: Sequence[str]) -> None:
 
     pixels, features, labels = load("reference")
     within = torch.stack([2 * features[labels == c].var(0).sum() for c in range(int(labels.max()) + 1)]).mean()
-    for arm in arms or PRESETS:
+    for arm in arms or (*PRESETS, *CANDIDATES):
         its_pixels, its_features, _ = load(arm)
         errors = (its_pixels - pixels).square().flatten(1).mean(1)
-        features_apart = (its_features - features).square().sum(1).mean() / within
-        row = {"arm": settings(arm), "psnr": -10 * errors.log10().mean().item(), "features": features_apart.item()}
-        write(out / "distance" / f"{slug(arm)}.json", row)
+        apart = (its_features - features).square().sum(1).mean() / within
+        found = {"psnr": -10 * errors.log10().mean().item(), "features": apart.item(), "images": len(pixels)}
+        write(out / "distance" / f"{slug(arm)}.json", {**cost(arm), **found})
 
 
 @main.command()
@@ -214,45 +214,61 @@ def speed(out: Path, batch: int, rounds: int) -> None:
 
     schedules = {name: schedule_of(name) for name in PRESETS}
     taken = [{name: seconds(schedule) for name, schedule in schedules.items()} for _ in range(1 + rounds)][1:]
-    for name, schedule in schedules.items():
-        row = {
-            "arm": settings(name),
-            "calls": len(schedule.steps),
-            "samples": len(schedule.steps) + schedule.guided_calls(Preset.guidance),
-            "images_per_second": batch / statistics.median(round_[name] for round_ in taken),
-            "ratio": statistics.median(round_["reference"] / round_[name] for round_ in taken),
-        }
-        write(out / "speed" / f"{slug(name)}.json", row)
+    for name in PRESETS:
+        rate = batch / statistics.median(turn[name] for turn in taken)
+        ratio = statistics.median(turn["reference"] / turn[name] for turn in taken)
+        write(out / "speed" / f"{slug(name)}.json", {**cost(name), "images_per_second": rate, "ratio": ratio})
 
 
-def schedule_of(preset: PresetName) -> Schedule:
-    config = DistillConfig.of_preset(preset)
-    path = open_model(BUNDLED).path
-    return open_schedule(path, config.steps, config.strength, scheduler=config.scheduler, interval=config.interval)
+def schedule_of(arm: str) -> Schedule:
+    scheduler, steps, interval = settings(arm).split()
+    low, high = map(float, interval.split(":"))
+    path, sampler = open_model(BUNDLED).path, cast(Scheduler, scheduler)
+    return open_schedule(path, int(steps), Preset.strength, scheduler=sampler, interval=(low, high))
+
+
+def cost(arm: str) -> dict[str, Any]:
+    schedule = schedule_of(arm)
+    calls = len(schedule.steps)
+    return {"arm": settings(arm), "calls": calls, "samples": calls + schedule.guided_calls(Preset.guidance)}
 
 
 @main.command()
 @click.pass_obj
-def table(out: Path) -> None:
-    """All that was measured, as Markdown; accuracies are percent, mean and standard deviation over the seeds."""
-    cost = {file.stem: files.read_json(file) for file in sorted((out / "speed").glob("*.json"))}
-    apart = {file.stem: files.read_json(file) for file in sorted((out / "distance").glob("*.json"))}
-    head = ("preset", "UNet calls", "samples", "images/s", "times reference", "PSNR", "features")
-    click.echo(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
-    for name in PRESETS:
-        c, d = cost[slug(name)], apart[slug(name)]
-        speeds = f"{c['images_per_second']:.1f} | {c['ratio']:.2f}"
-        near = "| |" if name == "reference" else f"{d['psnr']:.1f} | {d['features']:.3f} |"
-        click.echo(f"| {name} | {c['calls']} | {c['samples']} | {speeds} | {near}")
-    cells = [files.read_json(file) for file in sorted(out.glob("ipc*/*/*.json"))]
-    for ipc in sorted({c["ipc"] for c in cells}):
-        click.echo(f"\n{ipc} images per class\n\n| arm | " + " | ".join(f"{k}, {t}" for k, t in COLUMNS) + " | seeds |")
-        click.echo("|---|" + "---|" * (len(COLUMNS) + 1))
-        here = [c for c in cells if c["ipc"] == ipc]
-        for arm in dict.fromkeys(c["arm"] for c in here):
-            found = [[c[t] for c in here if c["arm"] == arm and c["labels"] == k] for k, t in COLUMNS]
-            named = " ".join([*(name for name in PRESETS if settings(name) == arm), arm])
-            click.echo(f"| {named} | {' | '.join(map(spread, found))} | {max(map(len, found))} |")
+def rows(out: Path) -> None:
+    """All that was measured, a line of JSON each."""
+    for file in sorted([*out.glob("speed/*.json"), *out.glob("distance/*.json"), *out.glob("ipc*/*/*.json")]):
+        click.echo(json.dumps({"table": file.relative_to(out).parts[0], **files.read_json(file)}))
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, path_type=Path), default="bench/presets.jsonl")
+def table(file: Path) -> None:
+    """The lines of `rows` as Markdown; accuracies are percent, mean and standard deviation over the seeds."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for line in file.read_text().splitlines():
+        row = json.loads(line)
+        tables.setdefault(row.pop("table"), []).append(row)
+    ranked = {name: sorted(tables.pop(name), key=lambda row: -row["samples"]) for name in ("speed", "distance")}
+    cost_head = ("arm", "UNet calls", "samples")
+    echo_table((*cost_head, "images/s", "times reference"), [list(row.values()) for row in ranked["speed"]])
+    echo_table((*cost_head, "PSNR", "features", "images"), [list(row.values()) for row in ranked["distance"]])
+    for name in sorted(tables):
+        echo_table((name, *(f"{kind}, {on}" for kind, on in COLUMNS), "seeds"), accuracies(tables[name]))
+
+
+def accuracies(cells: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
+    for arm in dict.fromkeys(cell["arm"] for cell in cells):
+        found = [[c[on] for c in cells if c["arm"] == arm and c["labels"] == kind] for kind, on in COLUMNS]
+        yield [arm, *map(spread, found), max(map(len, found))]
+
+
+def echo_table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    click.echo(f"\n| {' | '.join(head)} |\n{'|---' * len(head)}|")
+    for arm, *values in lines:
+        named = " = ".join([*(name for name in PRESETS if settings(name) == arm), f"`{arm}`"])
+        shown = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+        click.echo(f"| {' | '.join([named, *shown])} |")
 
 
 def spread(values: Sequence[float]) -> str:

@@ -46,10 +46,10 @@ SETTINGS = tuple(field.name for field in dataclasses.fields(Preset))
 PRESETS: Mapping[PresetName, Preset] = MappingProxyType(
     {
         "reference": Preset(),
-        "dpmpp": Preset(scheduler="dpmpp", steps=20),
-        "unipc": Preset(scheduler="unipc", steps=20),
-        "interval": Preset(guidance_interval="0.2:0.6"),
-        "fast": Preset(scheduler="dpmpp", steps=12, guidance_interval="0.2:0.6"),
+        "dpmpp": Preset(scheduler="dpmpp", steps=10),
+        "unipc": Preset(scheduler="unipc", steps=8),
+        "interval": Preset(guidance_interval="0.2:1"),
+        "fast": Preset(scheduler="unipc", steps=8, guidance_interval="0.2:1"),
     }
 )
 

@@ -129,6 +129,8 @@ def test_the_comparison_can_fail(case: Case) -> None:
 
 SAMPLERS = {"dpmpp": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 
+ROUNDING = 3e-5  # diffusers weighs samples in another order; a grey level is 4e-3
+
 
 @pytest.mark.usefixtures("before_quantisation")
 @pytest.mark.parametrize("scheduler", SAMPLERS)
@@ -140,7 +142,7 @@ def test_other_samplers_equal_diffusers_pipeline_with_them(case: Case, scheduler
     want = by_diffusers(case.model, case.prototypes, steps=10, scheduler=sampler, interval=config.interval)
     furthest = np.abs(case.ours(CLASSES * IPC, list(range(CLASSES)), config) - want).max()
     log.info("%s, guided in %s: at most %.2g apart", scheduler, interval, furthest)
-    assert furthest <= 1e-5
+    assert furthest <= ROUNDING
 
 
 @pytest.mark.usefixtures("before_quantisation")
@@ -154,7 +156,7 @@ def test_presets_equal_diffusers_pipeline(case: Case, name: PresetName) -> None:
     want = by_diffusers(case.model, case.prototypes, scheduler=sampler, interval=config.interval, **cut)
     furthest = np.abs(case.ours(CLASSES * IPC, list(range(CLASSES)), config) - want).max()
     log.info("preset %s: at most %.2g apart", name, furthest)
-    assert furthest <= 1e-5
+    assert furthest <= ROUNDING
 
 
 def shortened(sampler: Any, levels: int, config: Any) -> Any:
@@ -168,9 +170,13 @@ def shortened(sampler: Any, levels: int, config: Any) -> Any:
 def test_a_wrong_interval_is_far_away(case: Case) -> None:
     """Guidance one step further than asked for is seen."""
     narrow, wide = (
-        case.ours(32, [0], DistillConfig(ipc=IPC, scheduler="dpmpp", steps=10, guidance_interval=interval))
+        case.ours(
+            32, list(range(CLASSES)), DistillConfig(ipc=IPC, scheduler="dpmpp", steps=10, guidance_interval=interval)
+        )
         for interval in ("0.3:0.6", "0.25:0.6")
     )
     assert np.abs(narrow - wide).max() == 0
-    wider = case.ours(32, [0], DistillConfig(ipc=IPC, scheduler="dpmpp", steps=10, guidance_interval="0.15:0.6"))
+    wider = case.ours(
+        32, list(range(CLASSES)), DistillConfig(ipc=IPC, scheduler="dpmpp", steps=10, guidance_interval="0.15:0.6")
+    )
     assert np.abs(narrow - wider).max() > 0.01
