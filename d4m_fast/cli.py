@@ -21,7 +21,7 @@ from d4m_fast.commands.verify import verify
 from d4m_fast.config import DistillConfig
 from d4m_fast.console import Progress, Sized, distilled_text, say_result, text, track
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
-from d4m_fast.options import of_config, shared
+from d4m_fast.options import chosen, generation, of_config, shared
 
 if TYPE_CHECKING:
     from d4m_fast.evaluation.report import LabelKind, Result, Subject
@@ -55,16 +55,13 @@ def cli() -> None:
 @of_config("--classes", str, "Only these ids, ranges or folder names, comma-separated; ids stay those of the full set.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<config hash>]")
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Where latents are kept.  [default: user cache]")
-@of_config("--preset", click.Choice(["reference"]), "Generation settings; 'reference' is the official schedule.")
+@generation
 @of_config("--kmeans", click.Choice(["auto", "gram", "direct", "minibatch"]), "minibatch is the official code's.")
 @of_config("--prototype", click.Choice(["mean", "medoid"]), "Cluster mean, or the real latent nearest to it.")
 @of_config("--latent", click.Choice(["sample", "mean"]), "Draw from the VAE's posterior, or take its mean.")
 @of_config("--resolution", click.IntRange(min=1), "Side of encoded and generated images.  [default: the model's]")
 @of_config("--image-size", click.IntRange(min=1), "Side of the written images.  [default: the resolution]")
 @of_config("--prompts", str, "'official', or a file of prompts.  [default: class names]")
-@of_config("--strength", click.FloatRange(0, 1, min_open=True), "How far up the noise schedule prototypes are sent.")
-@of_config("--guidance", click.FloatRange(min=0), "Classifier-free guidance scale.")
-@of_config("--steps", click.IntRange(min=1), "Length of the whole schedule; steps x strength of it are run.")
 @of_config("--negative-prompt", str, "Prompt to be guided away from.")
 @of_config("--seed", int, "Seed of the run.")
 @of_config("--batch-size", click.IntRange(min=1), "Most images per batch of generation.  [default: planned]")
@@ -84,7 +81,7 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
     """
     from d4m_fast.data.timing import Stopwatch
 
-    config, watch = DistillConfig(**options), Stopwatch()
+    config, watch = DistillConfig.of_preset(**chosen(options)), Stopwatch()
     with watch("import"):
         from d4m_fast import pipeline
         from d4m_fast.prepare import default_artifacts, prepare, require_disk
@@ -93,6 +90,7 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
         job = prepare(config, artifacts=cache, run=out)
     if not quiet:
         click.echo(f"engine: {job.engine_reason}", err=True)
+        click.echo(f"preset: {job.preset_line}", err=True)
     run = job.default_run() if out is None else out
     require_disk(job, run, cache)
     summary = pipeline.distill(job, run, cache, watch, Progress(quiet))

@@ -7,7 +7,9 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from d4m_fast.errors import UsageError
@@ -17,14 +19,46 @@ NEGATIVE_PROMPT = "cartoon, anime, painting"  # the official code's; the paper's
 KMeansMethod = Literal["auto", "gram", "direct", "minibatch"]
 PrototypeKind = Literal["mean", "medoid"]
 LatentKind = Literal["sample", "mean"]
+Scheduler = Literal["model", "pndm", "dpmpp", "unipc"]
+PresetName = Literal["reference", "dpmpp", "unipc", "interval", "fast"]
 Engine = Literal["auto", "torch", "onnx", "tensorrt"]
 Precision = Literal["auto", "fp32", "fp16"]
 FloatType = Literal["fp32", "fp16"]
+
+_INTERVAL = re.compile(r"([0-9]*\.?[0-9]+):([0-9]*\.?[0-9]+)")
+
+
+UNPROVEN = "not yet proven on Stable Diffusion 1.5"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of generation under one name, as the fields of `DistillConfig`; `docs/presets.md` has the evidence."""
+
+    scheduler: Scheduler = "model"
+    steps: int = 50
+    strength: float = 0.7
+    guidance: float = 8.0
+    guidance_interval: str = "0:1"
+
+
+SETTINGS = tuple(field.name for field in dataclasses.fields(Preset))
+PRESETS: Mapping[PresetName, Preset] = MappingProxyType(
+    {
+        "reference": Preset(),
+        "dpmpp": Preset(scheduler="dpmpp", steps=10),
+        "unipc": Preset(scheduler="unipc", steps=8),
+        "interval": Preset(guidance_interval="0.2:1"),
+        "fast": Preset(scheduler="unipc", steps=8, guidance_interval="0.2:1"),
+    }
+)
 
 
 @dataclass(frozen=True)
 class DistillConfig:
     """Options of `d4m-fast distill`; the defaults are D4M's (Su et al., 2024; official code, `gen_syn_image`).
+
+    `of_preset` fills in another preset's settings; built directly, `preset` is but a name.
 
     Attributes:
         data: "bundled" or a directory.
@@ -38,6 +72,8 @@ class DistillConfig:
         strength: how far up the noise schedule a prototype is sent, in (0, 1].
         guidance: classifier-free guidance scale; at most 1 runs the UNet once per step instead of twice.
         steps: length of the whole schedule; about `steps * strength` of it are run.
+        scheduler: "model" is the model directory's own.
+        guidance_interval: "LOW:HIGH", parts of the noise schedule; steps outside run without guidance.
         batch_size, threads: None lets the plan decide; they are part of what fixes the bytes.
         compile: UNet and VAE through torch.compile; for the torch engine.
         max_bad_fraction: damaged images tolerated, as a part of all.
@@ -54,10 +90,12 @@ class DistillConfig:
     resolution: int | None = None
     image_size: int | None = None
     prompts: str | None = None
-    preset: Literal["reference"] = "reference"
-    strength: float = 0.7
-    guidance: float = 8.0
-    steps: int = 50
+    preset: PresetName = "reference"
+    scheduler: Scheduler = Preset.scheduler
+    strength: float = Preset.strength
+    guidance: float = Preset.guidance
+    guidance_interval: str = Preset.guidance_interval
+    steps: int = Preset.steps
     negative_prompt: str = NEGATIVE_PROMPT
     seed: int = 0
     batch_size: int | None = None
@@ -84,7 +122,28 @@ class DistillConfig:
             not self.compile or self.engine in ("auto", "torch"),
             f"--compile is for --engine torch, not for --engine {self.engine}",
         )
+        low, high = self.interval
+        require(0 <= low <= high <= 1, f"--guidance-interval {self.guidance_interval}: not 0 <= LOW <= HIGH <= 1")
         require(0 <= self.max_bad_fraction < 1, f"--max-bad-fraction must be in [0, 1), not {self.max_bad_fraction}")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """`guidance_interval` as numbers."""
+        match = _INTERVAL.fullmatch(self.guidance_interval)
+        if match is None:
+            raise UsageError(f"--guidance-interval {self.guidance_interval}: not LOW:HIGH, 0.2:0.6 for example")
+        return float(match[1]), float(match[2])
+
+    @property
+    def unproven(self) -> bool:
+        """Whether what saves UNet calls is set otherwise than in the official code."""
+        return any(getattr(self, f) != getattr(Preset, f) for f in ("scheduler", "steps", "guidance_interval"))
+
+    @classmethod
+    def of_preset(cls, preset: PresetName, **options: Any) -> DistillConfig:
+        """With the preset's value for each of its settings that is missing in `options`, or None there."""
+        given = {name: value for name, value in options.items() if value is not None}
+        return cls(preset=preset, **{**dataclasses.asdict(PRESETS[preset]), **given})
 
 
 @dataclass(frozen=True)

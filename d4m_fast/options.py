@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
-from d4m_fast.config import DistillConfig
+from d4m_fast.config import PRESETS, UNPROVEN, DistillConfig, Preset, Scheduler
 from d4m_fast.errors import UsageError
 
 Command = Callable[..., Any]
@@ -20,6 +21,44 @@ def of_config(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
     field = name.split("/")[0].removeprefix("--").replace("-", "_")  # of "--flag/--no-flag", the flag
     default = getattr(DistillConfig(), field)
     return click.option(name, type=kind, default=default, show_default=True, help=text)
+
+
+def of_preset(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
+    """A flag of a setting that the preset has a value for: None unless it is given."""
+    value = getattr(Preset(), name.removeprefix("--").replace("-", "_"))
+    return click.option(name, type=kind, show_default=f"{value}, or the preset's", help=text)
+
+
+def generation(command: Command) -> Command:
+    """`--preset` and the settings it stands for."""
+    fast = ", ".join(name for name in PRESETS if name != "reference")
+    options = (
+        of_config(
+            "--preset",
+            click.Choice(list(PRESETS)),
+            f"Settings of generation. reference: the official ones. {fast}: fewer UNet calls, {UNPROVEN};"
+            " docs/presets.md has what they cost and give.",
+        ),
+        of_preset("--scheduler", click.Choice(get_args(Scheduler)), "Sampler; 'model' is the model directory's own."),
+        of_preset("--steps", click.IntRange(min=1), "Length of the whole schedule; steps x strength of it are run."),
+        of_preset("--strength", click.FloatRange(0, 1, min_open=True), "How far up the noise schedule prototypes go."),
+        of_preset("--guidance", click.FloatRange(min=0), "Classifier-free guidance scale; 1 for none."),
+        of_preset("--guidance-interval", str, "LOW:HIGH, parts of the noise schedule guided; outside, half the cost."),
+    )
+    for option in reversed(options):  # as stacked decorators do
+        command = option(command)
+    return command
+
+
+def chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without a file's values for what a preset given as a flag sets: flags win over files."""
+    source = click.get_current_context().get_parameter_source
+    if source("preset") != ParameterSource.COMMANDLINE:
+        return options
+    return {
+        name: None if hasattr(Preset, name) and source(name) == ParameterSource.DEFAULT_MAP else value
+        for name, value in options.items()
+    }
 
 
 def shared(command: Command) -> Command:

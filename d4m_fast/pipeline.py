@@ -17,7 +17,6 @@ from d4m_fast.engine.encode import encode
 from d4m_fast.engine.generate import generate
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.prototypes import cluster
-from d4m_fast.engine.schedule import open_schedule
 from d4m_fast.prepare import Job
 
 
@@ -41,7 +40,6 @@ def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: P
             job.import_libraries()
         with watch("open"):
             networks = job.open_networks()
-            schedule = open_schedule(job.model.path, job.config.steps, job.config.strength)
 
         latents = _latents(job, plan, networks, artifacts, watch, progress)
         prototypes = run.keep(
@@ -51,7 +49,7 @@ def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: P
             prototypes,
             groups,
             networks,
-            schedule,
+            job.schedule,
             job.config,
             batch=plan.batch_size,
             image_size=job.image_size,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.config import DistillConfig, Engine, FloatType, as_dict, fingerprint, require
+from d4m_fast.config import UNPROVEN, DistillConfig, Engine, FloatType, as_dict, fingerprint, require
 from d4m_fast.data import files
 from d4m_fast.data.dataset import BUNDLED, open_source, subset
 from d4m_fast.data.plan import Group, Plan, make_plan
@@ -26,6 +26,7 @@ from d4m_fast.engine.modules import import_libraries
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
 from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.runtime import device_name, resolve_device, resolve_precision
+from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.trt import require_gpu
 from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import D4MError, DamageError, DataError, ModelError, PreflightError
@@ -49,6 +50,7 @@ class Job:
     dtype: torch.dtype
     resolution: int
     image_size: int
+    schedule: Schedule
     plan: Plan
     artifact: Artifact | None = None
     engine_reason: str = ""
@@ -62,6 +64,13 @@ class Job:
     def import_libraries(self) -> None:
         """Import what `open_networks` and the schedule need, so that this time is not booked on the first stages."""
         import_libraries(networks=self.artifact is None)
+
+    @property
+    def preset_line(self) -> str:
+        """What a log says of the preset."""
+        calls, guided = len(self.schedule.steps), self.schedule.guided_calls(self.config.guidance)
+        proof = f"; {UNPROVEN}" if self.config.unproven else ""
+        return f"{self.config.preset}, {calls} UNet calls per image, {guided} of them guided{proof}"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -136,6 +145,9 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     image_size = resolution if config.image_size is None else config.image_size
     model.latent_shape(resolution)
     require(config.steps <= model.train_timesteps, f"--steps can be at most {model.train_timesteps} with this model")
+    schedule = open_schedule(
+        model.path, config.steps, config.strength, scheduler=config.scheduler, interval=config.interval
+    )
     precision: FloatType = "fp32" if dtype == torch.float32 else "fp16"
     exports = partial(exports_of, model.sha256, precision, resolution, artifacts)
     if config.compile:
@@ -155,7 +167,7 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     )
     threads = torch.get_num_threads() if config.threads is None else config.threads
     plan = make_plan([info.id for info in source.classes], config.ipc, batch_size=config.batch_size, threads=threads)
-    return Job(resolved, source, model, device, dtype, resolution, image_size, plan, artifact, reason)
+    return Job(resolved, source, model, device, dtype, resolution, image_size, schedule, plan, artifact, reason)
 
 
 def _revision(config: DistillConfig, begun: Mapping[str, Any]) -> str | None:

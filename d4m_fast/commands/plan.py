@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from d4m_fast.config import DistillConfig
+from d4m_fast.config import SETTINGS, UNPROVEN, DistillConfig
 from d4m_fast.console import say_result, text
 from d4m_fast.errors import UsageError
-from d4m_fast.options import of_config, shared
+from d4m_fast.options import chosen, generation, of_config, shared
 
 
 @click.command()
@@ -22,10 +22,7 @@ from d4m_fast.options import of_config, shared
 @click.option("--images", type=click.IntRange(min=1), help="Real images.  [default: 1281167, ImageNet-1K's]")
 @click.option("--classes", type=click.IntRange(min=1), help="How many.  [default: 1000]")
 @of_config("--ipc", click.IntRange(min=1), "Images per class.")
-@of_config("--preset", click.Choice(["reference"]), "Generation settings; 'reference' is the official schedule.")
-@of_config("--steps", click.IntRange(min=1), "Length of the whole schedule.")
-@of_config("--strength", click.FloatRange(0, 1, min_open=True), "Part of the schedule that is run.")
-@of_config("--guidance", click.FloatRange(min=0), "Above 1, each UNet call runs two samples per image.")
+@generation
 @click.option("--resolution", type=click.IntRange(min=1), help="Side of generated images.  [default: the model's]")
 @click.option("--image-size", type=click.IntRange(min=1), help="Side of written images.  [default: the resolution]")
 @click.option("--engine", type=click.Choice(["torch", "onnx", "tensorrt"]), default="torch", show_default=True)
@@ -53,16 +50,21 @@ def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:
     from d4m_fast.planning import report
     from d4m_fast.planning.prepare import calculate
 
-    request, figures, build = calculate(_counted(options))
+    options = chosen(options)
+    settings = DistillConfig.of_preset(**{name: options[name] for name in ("preset", *SETTINGS)})
+    request, figures, build = calculate(_counted(options), settings)
     value = {**report.to_json(request, figures, build), "engine": options["engine"], "model": options["model"]}
-    head = f"{options['model']} on {request.gpus} x {request.gpu.name} ({request.gpu.source}), {options['engine']}"
+    value["generation"] = {name: getattr(settings, name) for name in ("preset", *SETTINGS, "unproven")}
+    proof = f", preset {settings.preset}: {UNPROVEN}" if settings.unproven else ""
+    head = (
+        f"{options['model']} on {request.gpus} x {request.gpu.name} ({request.gpu.source}), {options['engine']}{proof}"
+    )
     say_result(value, as_json, lambda: f"{head}\n{text(report.table(figures, explain))}\n{report.build_text(build)}")
 
 
 def _counted(options: dict[str, Any]) -> dict[str, Any]:
     """The options with the dataset's size in, counted or as given."""
     data, images, classes = options.pop("data"), options["images"], options["classes"]
-    DistillConfig(steps=options["steps"], strength=options["strength"], guidance=options["guidance"])
     if data is None:
         return {
             **options,

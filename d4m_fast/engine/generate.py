@@ -77,12 +77,16 @@ def generate(
 def denoise(
     noised: torch.Tensor, states: torch.Tensor, unet: Unet, schedule: Schedule, guidance: float
 ) -> torch.Tensor:
-    """Run a schedule's steps on x_0 = `noised` (B, C, h, w); returns x_S, clean and scaled."""
+    """Run a schedule's steps on x_0 = `noised` (B, C, h, w); returns x_S, clean and scaled.
+
+    `states` are those of a guided call; a step without guidance runs on their conditional half, `noised`'s size.
+    """
     samples, outputs = {0: noised}, {}
+    conditional = states[-len(noised) :]
     sample_uses, output_uses = schedule.last_use()
     for i, step in enumerate(schedule.steps):
         timestep = torch.tensor(step.timestep, device=noised.device)
-        outputs[i] = unet(samples[i], timestep, states, guidance)
+        outputs[i] = unet(samples[i], timestep, *((states, guidance) if step.guided else (conditional, 1.0)))
         terms = [(c, samples[j]) for j, c in step.samples] + [(c, outputs[j]) for j, c in step.outputs]
         samples[i + 1] = _combine(terms)
         samples = {j: x for j, x in samples.items() if j == i + 1 or sample_uses.get(j, -1) > i}

@@ -8,6 +8,7 @@ and the denoising loop becomes arithmetic that never leaves the device.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +17,15 @@ from typing import Any
 
 import torch
 
-from d4m_fast.errors import ModelError
+from d4m_fast.config import Scheduler
+from d4m_fast.errors import ModelError, UsageError
 
 Terms = tuple[tuple[int, float], ...]
+_CLASSES: dict[Scheduler, str] = {
+    "pndm": "PNDMScheduler",
+    "dpmpp": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +33,14 @@ class Step:
     """One call of the UNet and the update after it.
 
     With x_0 the noised start, x_i the sample before step i and e_i the noise predicted in step i, this step's result
-    is the sum of c * x_j over `samples` plus the sum of c * e_j over `outputs`.
+    is the sum of c * x_j over `samples` plus the sum of c * e_j over `outputs`. A step that is not `guided` needs
+    the conditional noise only.
     """
 
     timestep: int
     samples: Terms
     outputs: Terms
+    guided: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,10 @@ class Schedule:
     noise: float
     steps: tuple[Step, ...]
 
+    def guided_calls(self, guidance: float) -> int:
+        """Steps that run the UNet on two samples per image; all others run it on one."""
+        return sum(step.guided for step in self.steps) * (guidance > 1)
+
     def last_use(self) -> tuple[dict[int, int], dict[int, int]]:
         """The step after which sample x_j, and output e_j, is never read again: two maps from j."""
         samples = {j: i for i, step in enumerate(self.steps) for j, _ in step.samples}
@@ -49,19 +62,74 @@ class Schedule:
         return samples, outputs
 
 
-def open_schedule(model: Path, steps: int, strength: float) -> Schedule:
-    """The schedule a model directory names, cut to `strength` as diffusers' image-to-image pipeline cuts it.
+def open_schedule(
+    model: Path,
+    steps: int,
+    strength: float,
+    *,
+    scheduler: Scheduler = "model",
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Schedule:
+    """The schedule of a model directory, from noise level `strength` down.
+
+    Args:
+        scheduler: "model" and "pndm" are cut to `strength` as diffusers' image-to-image pipeline cuts them; "dpmpp"
+            and "unipc" see `even_steps`. All take the noise levels and the prediction type from the model's config.
+        interval: the steps with low <= timestep / training timesteps <= high are guided, the others are not
+            (Kynkaanniemi et al., 2024).
 
     Raises:
         ModelError: diffusers has no such scheduler, or it is none that this engine can run.
+        UsageError: no step lies in the interval.
     """
+    config: dict[str, Any] = json.loads((model / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    name = _CLASSES.get(scheduler, str(config.get("_class_name")))
+    if scheduler in ("dpmpp", "unipc"):
+        chosen = even_steps(_scheduler(name, config, model), strength)
+        schedule = tabulate(chosen, max(int(steps * strength), 1), 1.0)
+    else:
+        schedule = tabulate(_scheduler(name, config, model), steps, strength)
+    return guided_in(schedule, interval, int(config.get("num_train_timesteps", 1000)))
+
+
+def _scheduler(name: str, config: dict[str, Any], model: Path) -> Any:
     import diffusers
 
-    config: dict[str, Any] = json.loads((model / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    scheduler_class = getattr(diffusers, str(config.get("_class_name")), None)
+    scheduler_class = getattr(diffusers, name, None)
     if scheduler_class is None:
-        raise ModelError(f"{model}: scheduler {config.get('_class_name')} is not one of diffusers'")
-    return tabulate(scheduler_class.from_config(config), steps, strength)
+        raise ModelError(f"{model}: scheduler {name} is not one of diffusers'")
+    return scheduler_class.from_config(config)
+
+
+def even_steps(scheduler: Any, strength: float) -> Any:
+    """The same diffusers scheduler over the first `strength` of the noise levels only, evenly spaced from their end.
+
+    Few steps would start at another level than asked for if the whole schedule were cut: 8 evenly spaced steps can
+    start at 5/8 or 6/8 of it, not at 0.7. Where the cut falls on a step the two are equal.
+    """
+    betas = scheduler.betas[: max(round(len(scheduler.betas) * strength), 1)]
+    return type(scheduler).from_config(
+        scheduler.config,
+        trained_betas=betas.tolist(),
+        num_train_timesteps=len(betas),
+        timestep_spacing="trailing",
+    )
+
+
+def guided_in(schedule: Schedule, interval: tuple[float, float], train_timesteps: int) -> Schedule:
+    """The schedule with guidance only where the timestep lies in a closed interval of parts of the whole.
+
+    Raises:
+        UsageError: no step does.
+    """
+    low, high = interval
+    steps = [dataclasses.replace(s, guided=low <= s.timestep / train_timesteps <= high) for s in schedule.steps]
+    if not any(step.guided for step in steps):
+        levels = ", ".join(f"{step.timestep / train_timesteps:.3g}" for step in steps)
+        raise UsageError(
+            f"--guidance-interval {low:g}:{high:g}: no step lies in it ({levels}); use --guidance 1 for none"
+        )
+    return dataclasses.replace(schedule, steps=tuple(steps))
 
 
 def tabulate(scheduler: Any, steps: int, strength: float) -> Schedule:

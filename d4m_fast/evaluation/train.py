@@ -66,11 +66,17 @@ def train_student(exam: Exam, task: Task) -> float:
     Raises:
         ValueError: soft labels without a teacher.
     """
+    with _one_thread():
+        return accuracy(fitted_student(exam, task), exam)
+
+
+def fitted_student(exam: Exam, task: Task) -> ConvNet:
+    """The student after its last epoch, in evaluation mode; see `train_student`."""
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(task.seed, "student"))
         student = quicken(ConvNet(exam.outputs, width=exam.width, image_size=exam.protocol.image_size))
         _fit(student, exam, task)
-        return accuracy(student.eval(), exam)
+        return student.eval()
 
 
 @contextmanager

@@ -26,8 +26,8 @@ class PlanRequest:
 
     Attributes:
         images, classes, ipc: of the data, and images to make per class.
-        calls: UNet calls per image, the schedule's own count; each runs both halves of guidance.
-        guided: two samples per call instead of one.
+        calls: UNet calls per image, the schedule's own count.
+        guided_calls: those that run both halves of guidance, two samples instead of one.
         image_size: side of the written images, pixels.
         gpus: how many share the work.
         epochs, student_size: of the students' training; side of its images, pixels.
@@ -39,7 +39,7 @@ class PlanRequest:
     classes: int
     ipc: int
     calls: int
-    guided: bool
+    guided_calls: int
     image_size: int
     gpu: Gpu
     gpus: int = 1
@@ -63,6 +63,15 @@ class PlanRequest:
     @property
     def distilled(self) -> int:
         return self.classes * self.ipc
+
+    @property
+    def guided(self) -> bool:
+        return self.guided_calls > 0
+
+    @property
+    def samples(self) -> int:
+        """UNet samples per image: what its cost is proportional to."""
+        return self.calls + self.guided_calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +122,7 @@ def _exactly(stage: str, name: str, value: float, unit: Unit, formula: str) -> F
 
 def image_flops(request: PlanRequest, shapes: Shapes) -> int:
     """FLOP of one distilled image: guided UNet calls and the decoder."""
-    samples = request.calls * (1 + request.guided)
-    return samples * shapes.parts["unet"].flops + shapes.parts["vae_decoder"].flops
+    return request.samples * shapes.parts["unet"].flops + shapes.parts["vae_decoder"].flops
 
 
 def _per_image(request: PlanRequest, shapes: Shapes) -> list[Figure]:
@@ -122,11 +130,13 @@ def _per_image(request: PlanRequest, shapes: Shapes) -> list[Figure]:
     for name, part in shapes.parts.items():
         figures.append(_exactly(name, "parameters", part.parameters, "", "sum over the traced network"))
         figures.append(_exactly(name, "per sample", part.flops, "FLOP", "FlopCounterMode, batch 1, 2 per multiply-add"))
-    halves, unet, decoder = 1 + request.guided, shapes.parts["unet"].flops, shapes.parts["vae_decoder"].flops
-    formula = f"{request.calls} calls x {halves} x {unet:.4g} + decoder {decoder:.4g}"
+    unet, decoder = shapes.parts["unet"].flops, shapes.parts["vae_decoder"].flops
+    formula = f"{request.samples} samples x {unet:.4g} + decoder {decoder:.4g}"
+    split = f"{request.calls} calls, {request.guided_calls} of them with both halves of guidance"
     return [
         *figures,
         _exactly("generation", "UNet calls per image", request.calls, "", "steps the scheduler runs at this strength"),
+        _exactly("generation", "UNet samples per image", request.samples, "", split),
         _exactly("generation", "per image", image_flops(request, shapes), "FLOP", formula),
     ]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from d4m_fast.config import DistillConfig
 from d4m_fast.engine.schedule import open_schedule
 from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.planning.calibrate import Build, read_profile
@@ -17,11 +18,12 @@ from d4m_fast.planning.gpus import GPUS
 _TAKEN = ("images", "classes", "ipc", "gpus", "precision", "epochs", "student_size", "students", "stored_labels")
 
 
-def calculate(options: Mapping[str, Any]) -> tuple[PlanRequest, list[Figure], Build | None]:
+def calculate(options: Mapping[str, Any], settings: DistillConfig) -> tuple[PlanRequest, list[Figure], Build | None]:
     """The checked request, its figures, and what building the engine took if a profile tells.
 
     Args:
         options: those of `d4m-fast plan`, the dataset's size in.
+        settings: of generation.
 
     Raises:
         D4MError: the first thing that is wrong.
@@ -30,11 +32,17 @@ def calculate(options: Mapping[str, Any]) -> tuple[PlanRequest, list[Figure], Bu
     shares, build = ({}, None) if profile is None else read_profile(profile, gpu)
     model, revision = options["model"], options["revision"]
     shapes = trace_model(model, options["resolution"], revision)
-    schedule = open_schedule(model_path(model, revision), options["steps"], options["strength"])
+    schedule = open_schedule(
+        model_path(model, revision),
+        settings.steps,
+        settings.strength,
+        scheduler=settings.scheduler,
+        interval=settings.interval,
+    )
     request = PlanRequest(
         **{name: options[name] for name in _TAKEN},
         calls=len(schedule.steps),
-        guided=options["guidance"] > 1,
+        guided_calls=schedule.guided_calls(settings.guidance),
         image_size=shapes.resolution if options["image_size"] is None else options["image_size"],
         gpu=gpu,
     )

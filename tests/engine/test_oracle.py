@@ -1,17 +1,20 @@
-"""The reference preset on the bundled model, image by image, against diffusers' own image-to-image pipeline."""
+"""The presets on the bundled model, image by image, against diffusers' own image-to-image pipeline."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from oracle import reference
 
-from d4m_fast.config import NEGATIVE_PROMPT, DistillConfig, derive_seed
+from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, DistillConfig, PresetName, Scheduler, derive_seed
 from d4m_fast.data.arrays import FASHION_MNIST
 from d4m_fast.data.plan import make_plan
 from d4m_fast.data.records import ClassInfo, Prototypes, Sample
@@ -22,10 +25,12 @@ from d4m_fast.engine.model import open_model
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.schedule import open_schedule
 
+# Diffusers' own: it hands a tensor to NumPy the old way.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 log = logging.getLogger(__name__)
 
 CLASSES, IPC = 8, 4
-STEPS, STRENGTH, GUIDANCE = 50, 0.7, 8.0
+REFERENCE = DistillConfig(ipc=IPC, steps=50, strength=0.7, guidance=8.0)
 
 
 @dataclass
@@ -37,17 +42,19 @@ class Case:
     networks: Networks
     want: np.ndarray
 
-    def ours(self, batch: int, order: list[int]) -> np.ndarray:
+    def ours(self, batch: int, order: list[int], config: DistillConfig = REFERENCE) -> np.ndarray:
         """Decoded pixels of all images, put back in class order, made in `order` with our batches."""
         stream = Stream(len(order), [self.prototypes[i] for i in order])
         plan = make_plan([self.prototypes[i].info.id for i in order], IPC, batch_size=batch, threads=2)
-        schedule = open_schedule(self.model, STEPS, STRENGTH)
+        schedule = open_schedule(
+            self.model, config.steps, config.strength, scheduler=config.scheduler, interval=config.interval
+        )
         made = generate.generate(
             stream,
             plan.groups,
             self.networks,
             schedule,
-            DistillConfig(ipc=IPC, steps=STEPS, strength=STRENGTH, guidance=GUIDANCE),
+            config,
             batch=batch,
             image_size=32,
             watch=Stopwatch(),
@@ -65,16 +72,19 @@ def prototypes_of(class_id: int, scale: float) -> Prototypes:
     return Prototypes(info, centroids, np.ones(IPC, np.int64), np.ones(IPC), ("",) * IPC)
 
 
+def by_diffusers(model: Path, prototypes: list[Prototypes], **options: Any) -> np.ndarray:
+    latents = torch.from_numpy(np.concatenate([p.centroids for p in prototypes]))
+    prompts = [p.info.prompt for p in prototypes for _ in range(IPC)]
+    seeds = [derive_seed(0, p.info.id, i, "generate") for p in prototypes for i in range(IPC)]
+    return reference(model, latents, prompts, seeds, negative=NEGATIVE_PROMPT, **options)
+
+
 @pytest.fixture(scope="module")
 def case() -> Case:
     model = open_model("bundled").path
     prototypes = [prototypes_of(i, 0.7) for i in range(CLASSES)]
-    latents = torch.from_numpy(np.concatenate([p.centroids for p in prototypes]))
-    prompts = [p.info.prompt for p in prototypes for _ in range(IPC)]
-    seeds = [derive_seed(0, p.info.id, i, "generate") for p in prototypes for i in range(IPC)]
-    want = reference(model, latents, prompts, seeds, steps=STEPS, negative=NEGATIVE_PROMPT)
     networks = open_networks(model, torch.device("cpu"), torch.float32)
-    return Case(model, prototypes, networks, want)
+    return Case(model, prototypes, networks, by_diffusers(model, prototypes, steps=50))
 
 
 @pytest.fixture
@@ -115,3 +125,58 @@ def test_the_comparison_can_fail(case: Case) -> None:
     """The same images from another seed are far away."""
     moved = np.roll(case.want, 1, axis=0)
     assert np.abs(moved - case.want).max() > 0.1
+
+
+SAMPLERS = {"dpmpp": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+
+ROUNDING = 3e-5  # diffusers weighs samples in another order; a grey level is 4e-3
+
+
+@pytest.mark.usefixtures("before_quantisation")
+@pytest.mark.parametrize("scheduler", SAMPLERS)
+@pytest.mark.parametrize("interval", ["0:1", "0.3:0.6"])
+def test_other_samplers_equal_diffusers_pipeline_with_them(case: Case, scheduler: Scheduler, interval: str) -> None:
+    """10 evenly spaced steps cut at strength 0.7, cut by the pipeline itself."""
+    config = DistillConfig(ipc=IPC, scheduler=scheduler, steps=10, guidance_interval=interval)
+    sampler = partial(SAMPLERS[scheduler].from_config, timestep_spacing="trailing")
+    want = by_diffusers(case.model, case.prototypes, steps=10, scheduler=sampler, interval=config.interval)
+    furthest = np.abs(case.ours(CLASSES * IPC, list(range(CLASSES)), config) - want).max()
+    log.info("%s, guided in %s: at most %.2g apart", scheduler, interval, furthest)
+    assert furthest <= ROUNDING
+
+
+@pytest.mark.usefixtures("before_quantisation")
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "reference"])
+def test_presets_equal_diffusers_pipeline(case: Case, name: PresetName) -> None:
+    """Over the noise levels up to the strength, where diffusers has to be given them."""
+    config = DistillConfig.of_preset(name, ipc=IPC)
+    even = config.scheduler in SAMPLERS
+    cut: dict[str, Any] = {"steps": int(config.steps * config.strength), "strength": 1.0} if even else {}
+    sampler = partial(shortened, SAMPLERS[config.scheduler], 700) if even else None
+    want = by_diffusers(case.model, case.prototypes, scheduler=sampler, interval=config.interval, **cut)
+    furthest = np.abs(case.ours(CLASSES * IPC, list(range(CLASSES)), config) - want).max()
+    log.info("preset %s: at most %.2g apart", name, furthest)
+    assert furthest <= ROUNDING
+
+
+def shortened(sampler: Any, levels: int, config: Any) -> Any:
+    betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, 1000)[:levels] ** 2
+    return sampler.from_config(
+        config, trained_betas=betas.tolist(), num_train_timesteps=levels, timestep_spacing="trailing"
+    )
+
+
+@pytest.mark.usefixtures("before_quantisation")
+def test_a_wrong_interval_is_far_away(case: Case) -> None:
+    """Guidance one step further than asked for is seen."""
+    narrow, wide = (
+        case.ours(
+            32, list(range(CLASSES)), DistillConfig(ipc=IPC, scheduler="dpmpp", steps=10, guidance_interval=interval)
+        )
+        for interval in ("0.3:0.6", "0.25:0.6")
+    )
+    assert np.abs(narrow - wide).max() == 0
+    wider = case.ours(
+        32, list(range(CLASSES)), DistillConfig(ipc=IPC, scheduler="dpmpp", steps=10, guidance_interval="0.15:0.6")
+    )
+    assert np.abs(narrow - wider).max() > 0.01

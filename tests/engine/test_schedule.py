@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
-from d4m_fast.engine.schedule import Schedule, tabulate
-from d4m_fast.errors import ModelError
+from d4m_fast.config import Scheduler
+from d4m_fast.engine.schedule import Schedule, even_steps, open_schedule, tabulate
+from d4m_fast.errors import ModelError, UsageError
 
 # Diffusers' own: it hands a tensor to NumPy the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -27,7 +36,10 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
     "pndm-v": lambda: pndm(prediction_type="v_prediction"),
     "ddim": lambda: DDIMScheduler(**BETAS, steps_offset=1, clip_sample=False, set_alpha_to_one=False),
     "dpm++": lambda: DPMSolverMultistepScheduler(**BETAS, steps_offset=1),
+    "unipc": lambda: UniPCMultistepScheduler(**BETAS, steps_offset=1),
+    "unipc-v": lambda: UniPCMultistepScheduler(**BETAS, steps_offset=1, prediction_type="v_prediction"),
 }
+EVEN: dict[Scheduler, Callable[..., Any]] = {"dpmpp": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 
 
 def fake_unet(sample: torch.Tensor, t: int) -> torch.Tensor:
@@ -87,3 +99,51 @@ def test_last_use_covers_exactly_what_is_read() -> None:
 def test_refuses_what_a_table_cannot_hold(scheduler: Any) -> None:
     with pytest.raises(ModelError, match="use PNDM"):
         tabulate(scheduler, 10, 0.7)
+
+
+@pytest.mark.parametrize("name", EVEN)
+@pytest.mark.parametrize(("steps", "strength"), [(10, 0.7), (20, 0.7), (4, 0.5), (5, 0.2), (9, 1.0)])
+def test_even_steps_are_diffusers_trailing_ones_where_the_cut_falls_on_a_step(
+    name: Scheduler, steps: int, strength: float, tiny_model: Path
+) -> None:
+    """The pipeline's own cut of the whole schedule, not ours of its noise levels."""
+    start, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    want = by_diffusers(EVEN[name](**BETAS, timestep_spacing="trailing"), start, noise, steps, strength)
+    got = by_table(open_schedule(tiny_model, steps, strength, scheduler=name), start, noise)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("name", EVEN)
+@pytest.mark.parametrize("steps", [2, 5, 6, 8, 12, 33])
+def test_even_steps_start_at_the_strength(name: Scheduler, steps: int, tiny_model: Path) -> None:
+    """t = 699 of 1000, and diffusers' scheduler over the shortened noise levels does the same, step by step."""
+    schedule = open_schedule(tiny_model, steps, 0.7, scheduler=name)
+    assert schedule.steps[0].timestep == 699
+    assert len(schedule.steps) == int(steps * 0.7)
+    level = PNDMScheduler(**BETAS).alphas_cumprod[699].item()
+    assert (schedule.signal, schedule.noise) == pytest.approx((level**0.5, (1 - level) ** 0.5), abs=1e-6)
+    start, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    cut = even_steps(EVEN[name](**BETAS), 0.7)
+    want = by_diffusers(cut, start, noise, len(schedule.steps), 1.0)
+    torch.testing.assert_close(by_table(schedule, start, noise), want, rtol=0, atol=1e-6 * want.abs().max().item())
+
+
+def test_a_models_scheduler_and_pndm_are_cut_as_ever(tiny_model: Path) -> None:
+    want = tabulate(pndm(), 50, 0.7)
+    assert open_schedule(tiny_model, 50, 0.7) == open_schedule(tiny_model, 50, 0.7, scheduler="pndm") == want
+
+
+def test_the_interval_is_closed_and_in_parts_of_the_noise_schedule(tiny_model: Path) -> None:
+    """Steps at t = 699, 599, ..., 99."""
+
+    def guided(low: float, high: float) -> list[int]:
+        schedule = open_schedule(tiny_model, 10, 0.7, scheduler="dpmpp", interval=(low, high))
+        assert schedule.guided_calls(8.0) == sum(s.guided for s in schedule.steps)
+        assert schedule.guided_calls(1.0) == 0
+        return [s.timestep for s in schedule.steps if s.guided]
+
+    assert guided(0, 1) == [699, 599, 499, 399, 299, 199, 99]
+    assert guided(0.299, 0.599) == [599, 499, 399, 299]
+    assert guided(0.3, 0.598) == [499, 399]
+    with pytest.raises(UsageError, match="no step lies in it"):
+        guided(0.71, 1)

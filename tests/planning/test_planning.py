@@ -22,7 +22,7 @@ def sd15() -> Shapes:
 
 
 def request(**changed: Any) -> PlanRequest:
-    given = {"images": 1281167, "classes": 1000, "ipc": 50, "calls": 36, "guided": True, "image_size": 512}
+    given = {"images": 1281167, "classes": 1000, "ipc": 50, "calls": 36, "guided_calls": 36, "image_size": 512}
     return PlanRequest(**{**given, "gpu": GPUS["h100"], **changed})
 
 

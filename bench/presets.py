@@ -1,0 +1,281 @@
+"""What each generation preset costs and gives; every figure of docs/presets.md.
+
+    python bench/presets.py accuracy --ipc 10 --data DIR        one student per arm, generation seed and kind of label
+    python bench/presets.py distance                            images of each preset beside those of `reference`
+    python bench/presets.py speed                               images per second, the presets taking turns
+    python bench/presets.py rows > bench/presets.jsonl          what the others left below --out
+    python bench/presets.py table                               that file as tables
+
+An arm is a preset's name, "random" (real images), or "SCHEDULER STEPS LOW:HIGH", a candidate. Students of protocol
+`small` are trained on the distilled images and tested twice: on real training images that are in no bundled subset
+("held out", by which presets are chosen), and on the test set (which is reported). DIR has Fashion-MNIST's IDX files.
+Each cell is a file, and what is there is not made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import click
+import torch
+
+from d4m_fast.allocator import keep_freed_memory
+from d4m_fast.cli import cli as d4m_fast
+from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, Preset, PresetName, Scheduler
+from d4m_fast.data import files
+from d4m_fast.data.dataset import BUNDLED, open_source
+from d4m_fast.engine.generate import PromptTable, denoise
+from d4m_fast.engine.model import open_model
+from d4m_fast.engine.networks import open_networks
+from d4m_fast.engine.schedule import Schedule, open_schedule
+from d4m_fast.errors import DataError
+from d4m_fast.evaluation.images import ImageSet, load_images, random_subset
+from d4m_fast.evaluation.protocols import PROTOCOLS
+from d4m_fast.evaluation.relabel import load_teacher, open_teacher, teacher_folder
+from d4m_fast.evaluation.report import LabelKind
+from d4m_fast.evaluation.train import Exam, Task, accuracy, fitted_student, to_pixels
+
+COLUMNS = tuple(itertools.product(("soft", "hard"), ("held_out", "test")))
+SIDE, BUNDLED_PER_CLASS, HELD_OUT_PER_CLASS = 32, 500, 1000
+RANDOM = "random"
+ARMS = (*PRESETS, RANDOM)
+CANDIDATES = (  # compared with `reference` before the presets were fixed
+    *("dpmpp 20 0:1", "dpmpp 10 0:1", "dpmpp 8 0:1", "dpmpp 6 0:1", "dpmpp 5 0:1"),
+    *("unipc 10 0:1", "unipc 8 0:1", "unipc 6 0:1", "unipc 5 0:1", "unipc 4 0:1"),
+    *("dpmpp 10 0.2:0.6", "dpmpp 10 0.3:0.7", "dpmpp 10 0:0.5", "dpmpp 10 0.45:0.7", "dpmpp 8 0.2:0.6"),
+    *("unipc 10 0.3:0.7", "unipc 8 0.3:0.7", "unipc 6 0.3:0.7"),
+    *("unipc 10 0.25:1", "unipc 8 0.2:1", "unipc 6 0.2:1", "unipc 8 0:0.65"),
+)
+
+
+def settings(arm: str) -> str:
+    """A preset as the candidate it is, so that both share what was measured; others as they are."""
+    if arm not in PRESETS:
+        return arm
+    preset = PRESETS[cast(PresetName, arm)]
+    return f"{preset.scheduler} {preset.steps} {preset.guidance_interval}"
+
+
+def flags(arm: str) -> list[str]:
+    """How `d4m-fast distill` is asked for an arm."""
+    scheduler, steps, interval = settings(arm).split()
+    return ["--scheduler", scheduler, "--steps", steps, "--guidance-interval", interval]
+
+
+def distilled(out: Path, arm: str, ipc: int, seed: int) -> Path:
+    """The run of an arm; made if it is not there."""
+    run = out / f"ipc{ipc}" / slug(arm) / f"run-{seed}"
+    fixed = ["--engine", "torch", "--threads", "1", "--batch-size", "50", "--artifacts", str(out / "artifacts")]
+    asked = ["distill", "--ipc", str(ipc), "--seed", str(seed), "--out", str(run), *fixed, *flags(arm), "--quiet"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        d4m_fast.main(asked, standalone_mode=False)
+    return run
+
+
+def held_out(data: str) -> ImageSet:
+    """Training images that follow the bundled ones of each class in file order.
+
+    Raises:
+        DataError: the bundled images are not the first of each class.
+    """
+    whole, bundled = open_source(data), open_source(BUNDLED)
+    first = [item for item in whole.items if item.rank < BUNDLED_PER_CLASS]
+    if not torch.equal(load_images(whole, SIDE, first).images, load_images(bundled, SIDE).images):
+        raise DataError(f"{data}: the bundled images are not the first {BUNDLED_PER_CLASS} of each class")
+    after = range(BUNDLED_PER_CLASS, BUNDLED_PER_CLASS + HELD_OUT_PER_CLASS)
+    return load_images(whole, SIDE, [item for item in whole.items if item.rank in after])
+
+
+class Students:
+    """Trains students and tests them on both sets."""
+
+    def __init__(self, data: str, width: int) -> None:
+        test = open_source(BUNDLED, split="test")
+        teacher = open_teacher(BUNDLED, [info.prompt for info in test.classes])
+        classes = tuple(info.id for info in test.classes)
+        self._exam = Exam(PROTOCOLS["small"], width, len(classes), classes, load_images(test, SIDE), teacher)
+        self._held_out = dataclasses.replace(self._exam, test=held_out(data))
+
+    def __call__(self, train: ImageSet, kind: LabelKind, seed: int) -> dict[str, float]:
+        student = fitted_student(self._exam, Task("", kind, seed, train))
+        return {"held_out": accuracy(student, self._held_out), "test": accuracy(student, self._exam)}
+
+
+def images_of(out: Path, arm: str, ipc: int, seed: int) -> ImageSet:
+    if arm == RANDOM:
+        source = open_source(BUNDLED)
+        return load_images(source, SIDE, random_subset(source, ipc, seed))
+    return load_images(open_source(str(distilled(out, arm, ipc, seed))), SIDE)
+
+
+def slug(arm: str) -> str:
+    return settings(arm).replace(" ", "_")
+
+
+def write(file: Path, row: dict[str, Any]) -> None:
+    files.make_directory(file.parent)
+    files.write_json(file, row)
+    click.echo(json.dumps(row))
+
+
+def cell(out: Path, arm: str, ipc: int, seed: int, kind: str) -> Path:
+    return out / f"ipc{ipc}" / slug(arm) / f"{kind}-{seed}.json"
+
+
+def measure(out: Path, students: Students, arm: str, ipc: int, seed: int, kind: LabelKind) -> None:
+    file = cell(out, arm, ipc, seed, kind)
+    if not file.exists():
+        found = students(images_of(out, arm, ipc, seed), kind, seed)
+        write(file, {"arm": settings(arm), "ipc": ipc, "seed": seed, "labels": kind, **found})
+
+
+@click.group(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default="runs/presets", show_default=True)
+@click.pass_context
+def main(context: click.Context, out: Path) -> None:
+    context.obj = out
+
+
+@main.command("accuracy")
+@click.option("--data", default="/usr/share/datasets/fashion-mnist", show_default=True, help="The whole training set.")
+@click.option("--arm", "arms", multiple=True, help="Again for each.  [default: the presets and random]")
+@click.option("--screen", is_flag=True, help="The candidates instead.")
+@click.option("--ipc", default=10, show_default=True)
+@click.option("--width", default=32, show_default=True)
+@click.option("--seeds", default="0,1,2", show_default=True, help="Of generation, and of the student.")
+@click.option("--labels", default="soft,hard", show_default=True)
+@click.pass_obj
+def accuracy_command(
+    out: Path, data: str, arms: Sequence[str], screen: bool, ipc: int, width: int, seeds: str, labels: str
+) -> None:
+    students = Students(data, width)
+    for seed in map(int, seeds.split(",")):
+        for arm in arms or (CANDIDATES if screen else ARMS):
+            for kind in labels.split(","):
+                measure(out, students, arm, ipc, seed, cast(LabelKind, kind))
+
+
+@main.command()
+@click.option("--ipc", default=10, show_default=True)
+@click.option("--seeds", default="0,1,2", show_default=True)
+@click.option("--arm", "arms", multiple=True, help="Again for each.  [default: the presets and the candidates]")
+@click.pass_obj
+@torch.inference_mode()
+def distance(out: Path, ipc: int, seeds: str, arms: Sequence[str]) -> None:
+    """Each preset's images beside those of `reference` from the same prototypes and noise.
+
+    PSNR in dB, mean over images. `features`: mean squared distance of the bundled teacher's penultimate features (the
+    input of its last layer), as a part of that between two different `reference` images of one class.
+    """
+    teacher = load_teacher(teacher_folder(BUNDLED))
+
+    def load(arm: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        sets = [images_of(out, arm, ipc, int(seed)) for seed in seeds.split(",")]
+        pixels = to_pixels(torch.cat([s.images for s in sets]))
+        return pixels, teacher.features(pixels)[-1].flatten(1), torch.cat([s.labels for s in sets])
+
+    pixels, features, labels = load("reference")
+    within = torch.stack([2 * features[labels == c].var(0).sum() for c in range(int(labels.max()) + 1)]).mean()
+    for arm in arms or (*PRESETS, *CANDIDATES):
+        its_pixels, its_features, _ = load(arm)
+        errors = (its_pixels - pixels).square().flatten(1).mean(1)
+        apart = (its_features - features).square().sum(1).mean() / within
+        found = {"psnr": -10 * errors.log10().mean().item(), "features": apart.item(), "images": len(pixels)}
+        write(out / "distance" / f"{slug(arm)}.json", {**cost(arm), **found})
+
+
+@main.command()
+@click.option("--batch", default=50, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.pass_obj
+@torch.inference_mode()
+def speed(out: Path, batch: int, rounds: int) -> None:
+    """Noise to pixels on PyTorch, prompts embedded beforehand; the presets take turns, the first round warms up."""
+    keep_freed_memory()
+    model = open_model(BUNDLED)
+    networks = open_networks(model.path, torch.device("cpu"), torch.float32)
+    latents = torch.randn(batch, *model.latent_shape(model.resolution))
+    states = PromptTable(networks, NEGATIVE_PROMPT)(["shirt"] * batch, Preset.guidance)
+
+    def seconds(schedule: Schedule) -> float:
+        start = time.perf_counter()
+        noised = schedule.signal * latents + schedule.noise * torch.randn_like(latents)
+        networks.vae_decoder(denoise(noised, states, networks.unet, schedule, Preset.guidance))
+        return time.perf_counter() - start
+
+    schedules = {name: schedule_of(name) for name in PRESETS}
+    taken = [{name: seconds(schedule) for name, schedule in schedules.items()} for _ in range(1 + rounds)][1:]
+    for name in PRESETS:
+        rate = batch / statistics.median(turn[name] for turn in taken)
+        ratio = statistics.median(turn["reference"] / turn[name] for turn in taken)
+        write(out / "speed" / f"{slug(name)}.json", {**cost(name), "images_per_second": rate, "ratio": ratio})
+
+
+def schedule_of(arm: str) -> Schedule:
+    scheduler, steps, interval = settings(arm).split()
+    low, high = map(float, interval.split(":"))
+    path, sampler = open_model(BUNDLED).path, cast(Scheduler, scheduler)
+    return open_schedule(path, int(steps), Preset.strength, scheduler=sampler, interval=(low, high))
+
+
+def cost(arm: str) -> dict[str, Any]:
+    schedule = schedule_of(arm)
+    calls = len(schedule.steps)
+    return {"arm": settings(arm), "calls": calls, "samples": calls + schedule.guided_calls(Preset.guidance)}
+
+
+@main.command()
+@click.pass_obj
+def rows(out: Path) -> None:
+    """All that was measured, a line of JSON each."""
+    for file in sorted([*out.glob("speed/*.json"), *out.glob("distance/*.json"), *out.glob("ipc*/*/*.json")]):
+        click.echo(json.dumps({"table": file.relative_to(out).parts[0], **files.read_json(file)}))
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, path_type=Path), default="bench/presets.jsonl")
+def table(file: Path) -> None:
+    """The lines of `rows` as Markdown; accuracies are percent, mean and standard deviation over the seeds."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for line in file.read_text().splitlines():
+        row = json.loads(line)
+        tables.setdefault(row.pop("table"), []).append(row)
+    ranked = {name: sorted(tables.pop(name), key=lambda row: -row["samples"]) for name in ("speed", "distance")}
+    cost_head = ("arm", "UNet calls", "samples")
+    echo_table((*cost_head, "images/s", "times reference"), [list(row.values()) for row in ranked["speed"]])
+    echo_table((*cost_head, "PSNR", "features", "images"), [list(row.values()) for row in ranked["distance"]])
+    for name in sorted(tables):
+        echo_table((name, *(f"{kind}, {on}" for kind, on in COLUMNS), "seeds"), accuracies(tables[name]))
+
+
+def accuracies(cells: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
+    for arm in dict.fromkeys(cell["arm"] for cell in cells):
+        found = [[c[on] for c in cells if c["arm"] == arm and c["labels"] == kind] for kind, on in COLUMNS]
+        yield [arm, *map(spread, found), max(map(len, found))]
+
+
+def echo_table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    click.echo(f"\n| {' | '.join(head)} |\n{'|---' * len(head)}|")
+    for arm, *values in lines:
+        named = " = ".join([*(name for name in PRESETS if settings(name) == arm), f"`{arm}`"])
+        shown = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+        click.echo(f"| {' | '.join([named, *shown])} |")
+
+
+def spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else ""
+    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+if __name__ == "__main__":
+    main()
