@@ -17,17 +17,12 @@ from d4m_fast.commands.export import export
 from d4m_fast.commands.plan import plan as plan_command
 from d4m_fast.commands.verify import verify
 from d4m_fast.config import DistillConfig
-from d4m_fast.console import Sized, distilled_text, say_result, text, track
+from d4m_fast.console import Progress, Sized, distilled_text, say_result, text, track
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
-from d4m_fast.options import of_config, shared
+from d4m_fast.options import auto_or_number, of_config, shared
 
 if TYPE_CHECKING:
-    from d4m_fast.data.latents import LatentStore
-    from d4m_fast.data.plan import Plan
-    from d4m_fast.data.timing import Stopwatch
-    from d4m_fast.engine.networks import Networks
     from d4m_fast.evaluation.report import LabelKind, Result, Subject
-    from d4m_fast.prepare import Job
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -61,13 +56,16 @@ def cli() -> None:
 @of_config("--latent", click.Choice(["sample", "mean"]), "Draw from the VAE's posterior, or take its mean.")
 @of_config("--resolution", click.IntRange(min=1), "Side of encoded and generated images.  [default: the model's]")
 @of_config("--image-size", click.IntRange(min=1), "Side of the written images.  [default: the resolution]")
+@of_config("--format", click.Choice(["png", "jpeg", "webp"]), "png is lossless; jpeg (4:4:4) and webp have quality 95.")
 @of_config("--prompts", str, "'official', or a file of prompts.  [default: class names]")
 @of_config("--strength", click.FloatRange(0, 1, min_open=True), "How far up the noise schedule prototypes are sent.")
 @of_config("--guidance", click.FloatRange(min=0), "Classifier-free guidance scale.")
 @of_config("--steps", click.IntRange(min=1), "Length of the whole schedule; steps x strength of it are run.")
 @of_config("--negative-prompt", str, "Prompt to be guided away from.")
 @of_config("--seed", int, "Seed of the run.")
-@of_config("--batch-size", click.IntRange(min=1), "Most images per batch of generation.  [default: planned]")
+@of_config(
+    "--batch-size", auto_or_number, "Most images per batch of generation; auto: by memory, and probed in long runs."
+)
 @of_config("--threads", click.IntRange(min=1), "CPU threads.  [default: one per core]")
 @of_config("--engine", click.Choice(["auto", "torch", "onnx", "tensorrt"]), "What computes the networks.")
 @of_config("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")
@@ -81,6 +79,7 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
     d4m-fast distill
     d4m-fast distill --data imagenet/train --model stable-diffusion-v1-5 --ipc 50 --image-size 224 --out in1k-50
     """
+    from d4m_fast import pipeline
     from d4m_fast.data.timing import Stopwatch
     from d4m_fast.prepare import default_artifacts, prepare, require_disk
 
@@ -92,75 +91,10 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
         click.echo(f"engine: {job.engine_reason}", err=True)
     run = job.default_run() if out is None else out
     require_disk(job, run, cache)
-    summary = _distill(job, run, cache, watch, quiet)
+    summary = pipeline.distill(job, run, cache, watch, Progress(quiet))
     say_result(summary, as_json, lambda: distilled_text(summary))
     if summary["quarantined"]:
         sys.exit(EXIT_QUARANTINED)
-
-
-def _distill(job: Job, path: Path, cache: Path, watch: Stopwatch, quiet: bool) -> dict[str, Any]:
-    """The sentence this program is: encode, cluster, generate, write."""
-    import torch
-
-    from d4m_fast.data import files
-    from d4m_fast.data.plan import Plan
-    from d4m_fast.data.run import RunDirectory
-    from d4m_fast.engine.generate import generate
-    from d4m_fast.engine.prototypes import cluster
-    from d4m_fast.engine.schedule import open_schedule
-
-    with files.locked(files.make_directory(path)):
-        run = RunDirectory(path, job.identity)
-        plan = Plan.from_json(run.plan(job.plan.to_json()))
-        groups = plan.without(run.committed())
-        finished = run.finished()
-        if finished is not None and not groups:
-            return finished
-        torch.set_num_threads(plan.threads)
-        networks = job.open_networks()
-        schedule = open_schedule(job.model.path, job.config.steps, job.config.strength)
-
-        latents = _latents(job, plan, networks, cache, watch, quiet)
-        prototypes = run.keep(
-            cluster(job.classes_of(groups), latents, job.source, job.config).watched(watch, "cluster")
-        )
-        samples = generate(
-            prototypes,
-            groups,
-            networks,
-            schedule,
-            job.config,
-            batch=plan.batch_size,
-            image_size=job.image_size,
-            watch=watch,
-        )
-        for _ in track("distill", run.write(samples, groups, job.config.ipc).watched(watch, "write"), quiet):
-            pass
-        return run.finish(latents.failures, watch.seconds)
-
-
-def _latents(job: Job, plan: Plan, networks: Networks, cache: Path, watch: Stopwatch, quiet: bool) -> LatentStore:
-    """The latents of the source: from the cache, or encoded now as far as they are missing."""
-    from d4m_fast.data import files
-    from d4m_fast.data.latents import LatentStore
-    from d4m_fast.engine.encode import encode
-
-    path = files.make_directory(job.latents_path(cache, plan))
-    with files.locked(path):
-        latents = LatentStore(path, job.latents_made_by(plan), job.source.items, job.latent_shape)
-        if not latents.complete:
-            batches = encode(
-                job.source,
-                networks.vae_encoder,
-                resolution=job.resolution,
-                latent=job.config.latent,
-                batch=plan.encode_batch,
-                start=latents.position,
-            )
-            for _ in track("encode", latents.fill(batches).watched(watch, "encode"), quiet):
-                pass
-    latents.check_budget(job.config.max_bad_fraction)
-    return latents
 
 
 @cli.command()

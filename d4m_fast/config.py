@@ -20,6 +20,7 @@ LatentKind = Literal["sample", "mean"]
 Engine = Literal["auto", "torch", "onnx", "tensorrt"]
 Precision = Literal["auto", "fp32", "fp16"]
 FloatType = Literal["fp32", "fp16"]
+ImageFormat = Literal["png", "jpeg", "webp"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class DistillConfig:
         strength: how far up the noise schedule a prototype is sent, in (0, 1].
         guidance: classifier-free guidance scale; at most 1 runs the UNet once per step instead of twice.
         steps: length of the whole schedule; about `steps * strength` of it are run.
-        batch_size, threads: None lets the plan decide; they are part of what fixes the bytes.
+        format: of the written images; png is lossless.
+        batch_size, threads: "auto" and None let the plan decide; they are part of what fixes the bytes.
         max_bad_fraction: damaged images tolerated, as a part of all.
     """
 
@@ -50,6 +52,7 @@ class DistillConfig:
     latent: LatentKind = "sample"
     resolution: int | None = None
     image_size: int | None = None
+    format: ImageFormat = "png"
     prompts: str | None = None
     preset: Literal["reference"] = "reference"
     strength: float = 0.7
@@ -57,7 +60,7 @@ class DistillConfig:
     steps: int = 50
     negative_prompt: str = NEGATIVE_PROMPT
     seed: int = 0
-    batch_size: int | None = None
+    batch_size: int | Literal["auto"] = "auto"
     threads: int | None = None
     engine: Engine = "auto"
     precision: Precision = "auto"
@@ -67,7 +70,9 @@ class DistillConfig:
     def __post_init__(self) -> None:
         for name in ("ipc", "steps", "resolution", "image_size", "batch_size", "threads"):
             value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+            require(
+                value in (None, "auto") or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}"
+            )
         require(0 < self.strength <= 1, f"--strength must be in (0, 1], not {self.strength}")
         require(
             math.isfinite(self.guidance) and self.guidance >= 0, f"--guidance must be at least 0, not {self.guidance}"

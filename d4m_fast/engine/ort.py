@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from d4m_fast.engine.memory import is_exhaustion
 from d4m_fast.engine.runtime import InPieces, Runtime, Tensors, place
 from d4m_fast.engine.signature import SIGNATURES, Component
 from d4m_fast.errors import ModelError, PreflightError
@@ -38,7 +39,12 @@ class OrtRuntime:
                 bind(name, self.device.type, _index(self.device), _element(x), list(x.shape), x.data_ptr())
         if self.device.type != "cpu":
             torch.cuda.current_stream(self.device).synchronize()
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except _errors() as error:
+            if is_exhaustion(error):
+                raise MemoryError(str(error)) from error
+            raise
         return outputs
 
     def _empty(self, rows: int) -> Tensors:
