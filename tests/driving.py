@@ -6,9 +6,11 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,6 +120,11 @@ def products(run: Path) -> dict[str, bytes]:
 
 def leftovers(root: Path) -> list[Path]:
     return sorted(root.rglob(".tmp-*"))
+
+
+def worker_threads() -> list[str]:
+    """Names of the threads of `data.workers` that are alive in this process."""
+    return [t.name for t in threading.enumerate() if re.fullmatch(r"[a-z]+_[0-9]+", t.name)]
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
