@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.schedule import Schedule
 from d4m_fast.errors import OutOfMemoryError
 from d4m_fast.planning.cost import most_images
-from d4m_fast.planning.flops import Shapes, trace_model
+from d4m_fast.planning.flops import most_activations, trace_model
 from d4m_fast.prepare import Job
 
 SMALLEST, LARGEST = 8, 512
@@ -33,14 +34,16 @@ class Stage:
     Attributes:
         images: of the whole run; `calls` of the network for each.
         usual: images per call where nothing is probed.
-        fits: images per call that memory allows, by the model; 0 where it allows none.
+        fits: images per call that memory allows, by the traced network; 0 where it allows none.
+        surely: images per call that fit by a rough bound, which costs nothing to know.
         call: run the network on so many images and wait for it.
     """
 
     images: int
     calls: int
     usual: int
-    fits: int
+    fits: Callable[[], int]
+    surely: int
     call: Callable[[int], object]
 
 
@@ -50,22 +53,25 @@ def choose_batches(job: Job, networks: Networks, schedule: Schedule, encoded_wit
     Args:
         encoded_with: images per batch of latents that are there already, which then are used.
     """
-    shapes = trace_model(str(job.model.path), job.resolution)
-    free, made = ROOM * free_memory(job.device), len(job.source.classes) * job.config.ipc
-    size = job.dtype.itemsize
-    rows = 2 if job.config.guidance > 1 else 1
+    shapes = cache(partial(trace_model, str(job.model.path), job.resolution))
+    free, size = ROOM * free_memory(job.device), job.dtype.itemsize
+    made, halves = len(job.source.classes) * job.config.ipc, 2 if job.config.guidance > 1 else 1
+    rough = free / size / most_activations(job.model.path, job.resolution)
 
-    def fits(part: str, rows: int) -> int:
-        return int(most_images(shapes.parts[part], rows, size, free - size * shapes.parameters))
+    def stage(part: str, images: int, calls: int, usual: int, rows: int, call: Callable[[int], object]) -> Stage:
+        def fits() -> int:
+            return int(most_images(shapes().parts[part], rows, size, free - size * shapes().parameters))
 
-    calls = _Calls(job, networks, schedule, shapes)
-    encode = Stage(len(job.source.items), 1, ENCODE_BATCH, fits("vae_encoder", 1), calls.encode)
-    unet = Stage(made, len(schedule.steps), GENERATE_BATCH, fits("unet", rows), calls.unet)
-    decode = Stage(made, 1, GENERATE_BATCH, fits("vae_decoder", 1), calls.decode)
+        return Stage(images, calls, usual, fits, int(rough / rows), call)
+
+    calls = _Calls(job, networks, schedule)
+    encode = stage("vae_encoder", len(job.source.items), 1, ENCODE_BATCH, 1, calls.encode)
+    unet = stage("unet", made, len(schedule.steps), GENERATE_BATCH, halves, calls.unet)
+    decode = stage("vae_decoder", made, 1, GENERATE_BATCH, 1, calls.decode)
     given = job.config.batch_size
     encoding = _chosen(encode) if encoded_with is None else (encoded_with, {"by": "latents that are there"})
     generation = _chosen(unet) if given == "auto" else (given, {"by": "--batch-size"})
-    decoding = _chosen(decode) if given == "auto" else (min(given, max(decode.fits, 1)), {"by": "--batch-size"})
+    decoding = _chosen(decode) if given == "auto" else (_within(given, decode), {"by": "--batch-size"})
     release(job.device)
     why = {"encode_batch": encoding[1], "batch_size": generation[1], "decode_batch": decoding[1]}
     return Batches(encoding[0], generation[0], decoding[0], why)
@@ -73,27 +79,29 @@ def choose_batches(job: Job, networks: Networks, schedule: Schedule, encoded_wit
 
 def _chosen(stage: Stage) -> tuple[int, dict[str, Any]]:
     """Images per call, and why."""
-    most = max(stage.fits, 1)
     candidates = affordable(stage)
     if not candidates:
-        by = "default" if stage.usual <= most else "memory"
-        return min(stage.usual, most), {"by": by}
+        batch = _within(stage.usual, stage)
+        return batch, {"by": "default" if batch == stage.usual else "memory"}
     started = time.perf_counter()
     speeds = dict(_measured(stage, candidates))
     spent = time.perf_counter() - started
     why = {"by": "probe", "images_per_second": {str(b): round(x, 3) for b, x in speeds.items()}}
-    return fastest(speeds), {**why, "fits": most, "seconds": round(spent, 3)}
+    return fastest(speeds), {**why, "fits": stage.fits(), "seconds": round(spent, 3)}
+
+
+def _within(batch: int, stage: Stage) -> int:
+    """As much of a batch as memory allows."""
+    return batch if batch <= stage.surely else max(1, min(batch, stage.fits()))
 
 
 def affordable(stage: Stage) -> list[int]:
-    """What a probe may try: powers of two, as many as cost little; none if that does not reach the usual batch."""
-    most, left = min(stage.fits, stage.images, LARGEST), PART * stage.images * stage.calls
-    candidates = []
-    batch = SMALLEST
-    while batch <= most and (left := left - CALLS * batch) >= 0:
+    """What a probe may try: powers of two, as many as cost little; none if those do not reach the usual batch."""
+    left, candidates, batch = PART * stage.images * stage.calls, list[int](), SMALLEST
+    while batch <= min(stage.images, LARGEST) and (left := left - CALLS * batch) >= 0:
         candidates.append(batch)
         batch *= 2
-    return candidates if batch > min(stage.usual, most) else []
+    return [b for b in candidates if b <= stage.fits()] if batch > min(stage.usual, stage.images) else []
 
 
 def fastest(speeds: dict[int, float]) -> int:
@@ -129,7 +137,6 @@ class _Calls:
     job: Job
     networks: Networks
     schedule: Schedule
-    shapes: Shapes
 
     def encode(self, batch: int) -> object:
         pixels = self._zeros(batch, 3, self.job.resolution, self.job.resolution)
@@ -137,13 +144,13 @@ class _Calls:
 
     def unet(self, batch: int) -> object:
         guidance = self.job.config.guidance
-        sample = self._zeros(batch, *self.shapes.latent)
-        states = self._zeros(batch * (2 if guidance > 1 else 1), self.shapes.tokens, self.shapes.width_text)
+        sample = self._zeros(batch, *self.job.latent_shape)
+        states = self._zeros(batch * (2 if guidance > 1 else 1), self.job.model.tokens, self.job.model.width_text)
         timestep = torch.tensor(self.schedule.steps[0].timestep, device=self.job.device)
         return self._wait("denoise", lambda: self.networks.unet(sample, timestep, states, guidance))
 
     def decode(self, batch: int) -> object:
-        latents = self._zeros(batch, *self.shapes.latent)
+        latents = self._zeros(batch, *self.job.latent_shape)
         return self._wait("decode", lambda: self.networks.vae_decoder(latents))
 
     def _zeros(self, *shape: int) -> torch.Tensor:

@@ -14,12 +14,13 @@ from d4m_fast import pipeline
 from d4m_fast.errors import OutOfMemoryError
 from d4m_fast.planning import batches
 from d4m_fast.planning.batches import CALLS, LEVEL, PART, Stage, affordable, fastest
+from d4m_fast.planning.flops import most_activations, trace_model
 
 Distill = Callable[..., Ran]
 
 
-def stage(*, images: int = 50_000, calls: int = 36, usual: int = 50, fits: int = 1000, **changed: Any) -> Stage:
-    return Stage(images, calls, usual, fits, changed.get("call", lambda _: None))
+def stage(*, images: int = 50_000, calls: int = 36, usual: int = 50, fits: int = 1000) -> Stage:
+    return Stage(images, calls, usual, lambda: fits, 0, lambda _: None)
 
 
 def test_a_long_run_may_try_all_powers_of_two() -> None:
@@ -81,6 +82,21 @@ def test_probing(monkeypatch: pytest.MonkeyPatch, speeds: dict[int, float], chos
 def test_without_a_probe_memory_decides(fits: int, want: tuple[int, str]) -> None:
     found, why = batches._chosen(stage(images=10, fits=fits))
     assert (found, why) == (want[0], {"by": want[1]})
+
+
+def test_what_surely_fits_is_not_traced() -> None:
+    def traced() -> int:
+        raise AssertionError
+
+    found, why = batches._chosen(Stage(10, 1, 50, traced, 50, lambda _: None))
+    assert (found, why) == (50, {"by": "default"})
+
+
+@pytest.mark.parametrize("model", ["bundled", "sd15"])
+def test_the_rough_bound_is_one(model: str) -> None:
+    shapes = trace_model(model)
+    bound = most_activations(shapes.path, shapes.resolution)
+    assert 1 < bound / max(part.activations for part in shapes.parts.values()) < 100
 
 
 def plan_of(run: Path) -> dict[str, Any]:
