@@ -18,6 +18,8 @@ import torch
 from d4m_fast.config import fingerprint
 from d4m_fast.data.dataset import BUNDLED, open_source
 from d4m_fast.data.latents import LatentStore
+from d4m_fast.data.timing import Stopwatch
+from d4m_fast.data.workers import Workers
 from d4m_fast.engine.encode import encode
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.networks import open_networks
@@ -43,13 +45,17 @@ def cifar(archive: Path, work: Path) -> tuple[Path, str, int]:
 def main(name: str, data: Path, out: Path, batch: int) -> None:
     images, model_name, resolution = (data, BUNDLED, 32) if name == "fashion" else cifar(data, out.parent)
     source, model = open_source(str(images)), open_model(model_name)
-    made_by = {"source": source.fingerprint, "model": fingerprint(model.sha256)}
+    made_by = {"source": source.fingerprint, "model": fingerprint(model.sha256), "batch": batch}
     store = LatentStore(out, made_by, source.items, model.latent_shape(resolution))
     if not store.complete:
         vae = open_networks(model.path, torch.device("cpu"), torch.float32).vae_encoder
-        batches = encode(source, vae, resolution=resolution, latent="sample", batch=batch, start=store.position)
-        for _ in store.fill(batches):
-            pass
+        shape = model.latent_shape(resolution)
+        with Workers(Stopwatch()) as workers:
+            batches = encode(
+                source, vae, resolution=resolution, draw=shape, batch=store.batch, workers=workers, start=store.position
+            )
+            for _ in store.fill(batches, workers):
+                pass
 
 
 if __name__ == "__main__":

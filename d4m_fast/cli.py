@@ -21,7 +21,7 @@ from d4m_fast.commands.verify import verify
 from d4m_fast.config import DistillConfig
 from d4m_fast.console import Progress, Sized, distilled_text, say_result, text, track
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
-from d4m_fast.options import chosen, generation, of_config, shared
+from d4m_fast.options import auto_or_number, chosen, generation, of_config, shared
 
 if TYPE_CHECKING:
     from d4m_fast.evaluation.report import LabelKind, Result, Subject
@@ -61,10 +61,13 @@ def cli() -> None:
 @of_config("--latent", click.Choice(["sample", "mean"]), "Draw from the VAE's posterior, or take its mean.")
 @of_config("--resolution", click.IntRange(min=1), "Side of encoded and generated images.  [default: the model's]")
 @of_config("--image-size", click.IntRange(min=1), "Side of the written images.  [default: the resolution]")
+@of_config("--format", click.Choice(["png", "jpeg", "webp"]), "png is lossless; jpeg (4:4:4) and webp have quality 95.")
 @of_config("--prompts", str, "'official', or a file of prompts.  [default: class names]")
 @of_config("--negative-prompt", str, "Prompt to be guided away from.")
 @of_config("--seed", int, "Seed of the run.")
-@of_config("--batch-size", click.IntRange(min=1), "Most images per batch of generation.  [default: planned]")
+@of_config(
+    "--batch-size", auto_or_number, "Most images per batch of generation; auto: by memory, and probed in long runs."
+)
 @of_config("--threads", click.IntRange(min=1), "CPU threads.  [default: one per core]")
 @of_config("--engine", click.Choice(["auto", "torch", "onnx", "tensorrt"]), "What computes the networks.")
 @of_config("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")

@@ -24,6 +24,7 @@ PresetName = Literal["reference", "dpmpp", "unipc", "interval", "fast"]
 Engine = Literal["auto", "torch", "onnx", "tensorrt"]
 Precision = Literal["auto", "fp32", "fp16"]
 FloatType = Literal["fp32", "fp16"]
+ImageFormat = Literal["png", "jpeg", "webp"]
 
 _INTERVAL = re.compile(r"([0-9]*\.?[0-9]+):([0-9]*\.?[0-9]+)")
 
@@ -74,7 +75,8 @@ class DistillConfig:
         steps: length of the whole schedule; about `steps * strength` of it are run.
         scheduler: "model" is the model directory's own.
         guidance_interval: "LOW:HIGH", parts of the noise schedule; steps outside run without guidance.
-        batch_size, threads: None lets the plan decide; they are part of what fixes the bytes.
+        format: of the written images; png is lossless.
+        batch_size, threads: "auto" and None let the plan decide; they are part of what fixes the bytes.
         compile: UNet and VAE through torch.compile; for the torch engine.
         max_bad_fraction: damaged images tolerated, as a part of all.
     """
@@ -89,6 +91,7 @@ class DistillConfig:
     latent: LatentKind = "sample"
     resolution: int | None = None
     image_size: int | None = None
+    format: ImageFormat = "png"
     prompts: str | None = None
     preset: PresetName = "reference"
     scheduler: Scheduler = Preset.scheduler
@@ -98,7 +101,7 @@ class DistillConfig:
     steps: int = Preset.steps
     negative_prompt: str = NEGATIVE_PROMPT
     seed: int = 0
-    batch_size: int | None = None
+    batch_size: int | Literal["auto"] = "auto"
     threads: int | None = None
     engine: Engine = "auto"
     precision: Precision = "auto"
@@ -109,7 +112,9 @@ class DistillConfig:
     def __post_init__(self) -> None:
         for name in ("ipc", "steps", "resolution", "image_size", "batch_size", "threads"):
             value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+            require(
+                value in (None, "auto") or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}"
+            )
         require(0 < self.strength <= 1, f"--strength must be in (0, 1], not {self.strength}")
         require(
             math.isfinite(self.guidance) and self.guidance >= 0, f"--guidance must be at least 0, not {self.guidance}"

@@ -60,6 +60,10 @@ class Progress:
         for _ in track(label, items, self.quiet):
             pass
 
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            click.echo(line, err=True)
+
 
 def _lines(label: str, items: Sized[T]) -> Iterator[T]:
     said = time.monotonic()

@@ -16,6 +16,11 @@ from d4m_fast.errors import UsageError
 Command = Callable[..., Any]
 
 
+def auto_or_number(value: str) -> int | str:
+    """The type of an option that is "auto" or a positive number."""
+    return value if value == "auto" else int(click.IntRange(min=1)(value))
+
+
 def of_config(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
     """A flag of a `DistillConfig` field, which holds its default."""
     field = name.split("/")[0].removeprefix("--").replace("-", "_")  # of "--flag/--no-flag", the flag

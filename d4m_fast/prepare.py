@@ -17,7 +17,8 @@ from d4m_fast import __version__
 from d4m_fast.config import UNPROVEN, DistillConfig, Engine, FloatType, as_dict, fingerprint, require
 from d4m_fast.data import files
 from d4m_fast.data.dataset import BUNDLED, open_source, subset
-from d4m_fast.data.plan import Group, Plan, make_plan
+from d4m_fast.data.image_files import most_bytes, require_format
+from d4m_fast.data.plan import ENCODE_BATCH, Group
 from d4m_fast.data.records import ClassInfo, Source, by_class
 from d4m_fast.data.run import essence, options_of
 from d4m_fast.engine.artifacts import Artifact, exports_of
@@ -40,7 +41,7 @@ class Job:
 
     Attributes:
         config: with every "auto" and every default that depends on the model resolved.
-        plan: for a run that starts now; one that goes on has its own.
+        threads: of a run that starts now; one that goes on has its own in its plan.
     """
 
     config: DistillConfig
@@ -51,7 +52,7 @@ class Job:
     resolution: int
     image_size: int
     schedule: Schedule
-    plan: Plan
+    threads: int
     artifact: Artifact | None = None
     engine_reason: str = ""
 
@@ -92,8 +93,11 @@ class Job:
             return {}
         return {"artifact_sha256": self.artifact.sha256, "run_with": dict(self.artifact.certificate["versions"])}
 
-    def latents_made_by(self, plan: Plan) -> dict[str, Any]:
+    def latents_made_by(self, batch: int, threads: int) -> dict[str, Any]:
         """What the latents depend on; neither IPC, nor guidance, nor the run's seed."""
+        return {**self._latents(threads), "batch": batch}
+
+    def _latents(self, threads: int) -> dict[str, Any]:
         return {
             "source": self.source.fingerprint,
             "model": self.model.sha256,
@@ -101,15 +105,21 @@ class Job:
             "latent": self.config.latent,
             "precision": self.config.precision,
             "device": self.device.type,
-            "batch": plan.encode_batch,
-            "threads": plan.threads,
+            "threads": threads,
             "torch": importlib.metadata.version("torch"),
             **({"compile": True} if self.config.compile else {}),
             **self._engine,
         }
 
-    def latents_path(self, artifacts: Path, plan: Plan) -> Path:
-        return artifacts / "latents" / fingerprint(self.latents_made_by(plan))[:16]
+    def latents_path(self, artifacts: Path, batch: int, threads: int) -> Path:
+        return artifacts / "latents" / f"{fingerprint(self._latents(threads))[:16]}-{batch}"
+
+    def encoded_with(self, artifacts: Path) -> int | None:
+        """Images per batch of such latents as are there, whole ones first; None if there are none."""
+        name = self.latents_path(artifacts, 0, self.threads).name.removesuffix("0")
+        found = (artifacts / "latents").glob(f"{name}*")
+        ranked = sorted(found, key=lambda path: (not (path / "index.json").is_file(), path.name))
+        return int(ranked[0].name.removeprefix(name)) if ranked else None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -141,6 +151,7 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     source = open_source(config.data, prompts=config.prompts)
     source = source if config.classes is None else subset(source, config.classes)
     _require_images(source, config.ipc)
+    require_format(config.format)
     resolution = model.resolution if config.resolution is None else config.resolution
     image_size = resolution if config.image_size is None else config.image_size
     model.latent_shape(resolution)
@@ -166,8 +177,7 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
         image_size=image_size,
     )
     threads = torch.get_num_threads() if config.threads is None else config.threads
-    plan = make_plan([info.id for info in source.classes], config.ipc, batch_size=config.batch_size, threads=threads)
-    return Job(resolved, source, model, device, dtype, resolution, image_size, schedule, plan, artifact, reason)
+    return Job(resolved, source, model, device, dtype, resolution, image_size, schedule, threads, artifact, reason)
 
 
 def _revision(config: DistillConfig, begun: Mapping[str, Any]) -> str | None:
@@ -245,17 +255,19 @@ def _require_images(source: Source, ipc: int) -> None:
 
 
 def require_disk(job: Job, run: Path, artifacts: Path) -> None:
-    """Refuse a run that cannot fit, from the sizes of its latents and of its images uncompressed.
+    """Refuse a run that cannot fit, from the sizes of its latents and of its images, if nothing can be compressed.
 
     Raises:
         PreflightError: one of the two file systems has too little room.
     """
     channels, height, width = job.latent_shape
     latents = 2 * len(job.source.items) * channels * height * width
-    images = len(job.source.classes) * job.config.ipc * (3 * job.image_size**2 + 4 * channels * height * width)
-    places = ((job.latents_path(artifacts, job.plan), latents, "latents"), (run / "images", images, "images"))
-    for path, wanted, what in places:
-        files.require_room(path, wanted, what)
+    images = len(job.source.classes) * job.config.ipc * (most_bytes(job.image_size) + 4 * channels * height * width)
+    encoded_with = job.encoded_with(artifacts)
+    batch = ENCODE_BATCH if encoded_with is None else encoded_with
+    path = job.latents_path(artifacts, batch, job.threads)
+    for place, wanted, what in ((path, latents, "latents"), (run / "images", images, "images")):
+        files.require_room(place, wanted, what)
 
 
 def default_artifacts() -> Path:

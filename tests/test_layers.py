@@ -24,7 +24,7 @@ LAYERS = (
     ("evaluation", "engine.encode", "engine.prototypes", "engine.generate"),
     ("engine.networks",),
     ("engine.eager", "engine.ort", "engine.trt"),
-    ("engine.runtime", "engine.modules", "engine.artifacts"),
+    ("engine.runtime", "engine.modules", "engine.artifacts", "engine.memory"),
     ("engine.model", "engine.hub", "engine.trt_api", "engine.unet"),
     ("engine.signature", "engine.schedule", "kernels", "data"),
     ("config",),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from d4m_fast.engine.memory import is_exhaustion
 from d4m_fast.engine.runtime import InPieces, Runtime, Tensors, cut, join, place
 from d4m_fast.engine.signature import SIGNATURES, Component
 from d4m_fast.errors import ModelError, PreflightError
@@ -140,7 +141,12 @@ class OrtFile:
     def _launch(self, session: Any, binding: Any) -> None:
         if self.device.type != "cpu":
             torch.cuda.current_stream(self.device).synchronize()
-        session.run_with_iobinding(binding)
+        try:
+            session.run_with_iobinding(binding)
+        except _errors() as error:
+            if is_exhaustion(error):
+                raise MemoryError(str(error)) from error
+            raise
 
     def _empty(self, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
         return {name: torch.empty(shape, dtype=self.dtype, device=self.device) for name, shape in shapes.items()}

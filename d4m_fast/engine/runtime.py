@@ -54,7 +54,7 @@ class InPieces:
         if samples <= length and not self._exact:
             return self._runtime(inputs)
         run = partial(self._padded, length) if self._exact else self._runtime
-        pieces = torch.arange(samples).split(length)
+        pieces = torch.split(torch.arange(samples), length)
         return join([run(cut(inputs, self._signature, piece)) for piece in pieces], halves)
 
     def _padded(self, samples: int, piece: Tensors) -> Tensors:

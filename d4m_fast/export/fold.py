@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Rows (or columns) of the 3x3 kernel that fall on the same small pixel, for the first and the second large pixel in it.
 _MERGED = (((0,), (1, 2)), ((0, 1), (2,)))
+_MODES = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+_SAME: dict[str, Any] = {"pads": (1, 1, 1, 1), "strides": (1, 1), "dilations": (1, 1), "group": 1}
 
 
 def fold_upsampling(model: ir.Model) -> int:
@@ -37,26 +39,23 @@ def _convolution_after(node: ir.Node) -> ir.Node | None:
 def _doubles(node: ir.Node) -> bool:
     """To nearest neighbours, twofold along height and width."""
     scales = node.inputs[2] if len(node.inputs) > 2 else None
-    known = scales is not None and scales.const_value is not None
+    if scales is None or scales.const_value is None:
+        return False
     modes = {name: node.attributes[name].as_string() for name in _MODES if name in node.attributes}
-    return known and scales.const_value.numpy().tolist() == [1, 1, 2, 2] and modes == _MODES  # type: ignore[union-attr]
-
-
-_MODES = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return bool(scales.const_value.numpy().tolist() == [1, 1, 2, 2] and modes == _MODES)
 
 
 def _is_3x3(conv: ir.Node) -> bool:
     weight = conv.inputs[1]
-    wanted = {"pads": [1, 1, 1, 1], "strides": [1, 1], "dilations": [1, 1], "group": 1}
-    found = {name: conv.attributes[name].value for name in wanted if name in conv.attributes}
-    plain = all(list(np.ravel(value)) == list(np.ravel(wanted[name])) for name, value in found.items())
-    return weight is not None and weight.const_value is not None and list(weight.shape or ())[2:] == [3, 3] and plain
+    if weight is None or weight.const_value is None or weight.const_value.shape[2:] != (3, 3):
+        return False
+    return all(np.array_equal(conv.attributes[name].value, value) for name, value in _SAME.items())
 
 
 def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node) -> None:
     import onnx_ir as ir
 
-    small, weight, *bias = conv.inputs[:1] and [resize.inputs[0], *conv.inputs[1:]]
+    small, (weight, *bias) = resize.inputs[0], conv.inputs[1:]
     phases = []
     for row in (0, 1):
         for column in (0, 1):

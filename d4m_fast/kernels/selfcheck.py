@@ -102,7 +102,7 @@ def _product(backend: Backend) -> tuple[float, float]:
     return worst, PRODUCT
 
 
-def _from_given_centres(method: device.DeviceMethod) -> Callable[[Backend], tuple[float, float]]:
+def _from_given_centres(method: str) -> Callable[[Backend], tuple[float, float]]:
     def check(backend: Backend) -> tuple[float, float]:
         problems, ks = _problems()
         starts = _starts(problems, ks)

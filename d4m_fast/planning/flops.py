@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from d4m_fast.engine.model import CONFIGS, locate
 from d4m_fast.errors import ModelError
 
+ROUGHLY = 8  # tracing finds 0.1 to 0.8 in networks of this family
 PARTS = ("unet", "vae_decoder", "vae_encoder", "text_encoder")
 
 
@@ -124,6 +125,15 @@ def trace_model(name: str, resolution: int | None = None, revision: str | None =
         return _trace(path, configs, resolution)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path}: its configs describe no Stable Diffusion 1.x model that runs ({error})") from error
+
+
+def most_activations(model: Path, resolution: int) -> int:
+    """Numbers alive at once for one sample in any of the networks, surely not more: a bound that needs no tracing.
+
+    As many as `ROUGHLY` feature maps of the widest layer would have at the size of the image.
+    """
+    widths = [w for part in ("unet", "vae") for w in _read(model / part / CONFIGS[part])["block_out_channels"]]
+    return int(ROUGHLY * max(widths) * resolution**2)
 
 
 def model_path(name: str, revision: str | None = None) -> Path:

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from d4m_fast.data.plan import ENCODE_BATCH, Group
+from d4m_fast.data.plan import ENCODE_BATCH, Group, Plan
 from d4m_fast.data.records import ClassInfo, Item, Sample, by_class
 from d4m_fast.data.run import RunDirectory
 from d4m_fast.data.stream import Stream
+from d4m_fast.data.timing import Stopwatch
+from d4m_fast.data.workers import Workers
 from d4m_fast.engine.networks import Networks
 from d4m_fast.kernels.kmeans import kmeans
 from d4m_fast.planning.flops import Shapes
@@ -101,8 +103,11 @@ def _write(run: RunDirectory, pixels: Sequence[np.ndarray]) -> Call:
     def call(number: int) -> None:
         info = ClassInfo(number, f"{number:05d}", "")
         samples = [Sample(info, i, i, 1, 0.0, "", image) for i, image in enumerate(pixels)]
-        for _ in run.write(Stream(len(samples), samples), [Group(number, (number,))], len(samples)):
-            pass
+        group = Group(number, (number,), len(samples), len(samples))
+        plan = Plan(ENCODE_BATCH, 1, (group,), {})
+        with Workers(Stopwatch()) as workers:
+            for _ in run.write(Stream(len(samples), samples), plan, [group], "png", workers):
+                pass
 
     return call
 

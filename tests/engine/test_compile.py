@@ -41,7 +41,7 @@ def test_it_is_part_of_what_a_run_is(tiny_model: Path, photos: Path, tmp_path: P
         for c in (False, True)
     ]
     assert jobs[0].default_run() != jobs[1].default_run()
-    assert len({str(job.latents_path(tmp_path, job.plan)) for job in jobs}) == 2
+    assert len({str(job.latents_path(tmp_path, 8, job.threads)) for job in jobs}) == 2
     assert [job.engine_reason for job in jobs] == ["torch", "torch, through torch.compile"]
 
 

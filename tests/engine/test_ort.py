@@ -9,7 +9,7 @@ import torch
 
 from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.model import open_model
-from d4m_fast.engine.ort import OrtFile, OrtRuntime, open_ort
+from d4m_fast.engine.ort import Context, OrtFile, OrtRuntime, open_ort
 from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.signature import SIGNATURES
 from d4m_fast.errors import ModelError
@@ -83,12 +83,17 @@ def test_prompts_kept_are_these_prompts(hoisted: Path, eager: Runtime, sizes: di
 
 
 def test_prompts_are_read_once(hoisted: Path, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime, made = open_ort(hoisted, "unet", sizes, CPU, threads=2), []
-    kept = OrtFile.run_context
-    monkeypatch.setattr(OrtFile, "run_context", lambda file, *a, **k: made.append(1) or kept(file, *a, **k))
+    runtime, made = open_ort(hoisted, "unet", sizes, CPU, threads=2), list[int]()
+    run_context = OrtFile.run_context
+
+    def counted(file: OrtFile, prompts: torch.Tensor, threads: int) -> Context:
+        made.append(len(prompts))
+        return run_context(file, prompts, threads)
+
+    monkeypatch.setattr(OrtFile, "run_context", counted)
     for timestep in (701, 681, 661):
         runtime(call(sizes, 4, 2, timestep))
-    assert len(made) == 2  # of each thread's share
+    assert made == [4, 4]  # each thread's share, once
 
 
 def test_a_file_that_was_not_split(plain: Path, eager: Runtime, sizes: dict[str, int]) -> None:
