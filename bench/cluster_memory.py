@@ -2,7 +2,7 @@
 
     python bench/cluster_memory.py --classes 8,32
 
-Latents are random fields; peaks are the operating system's, above those of a process that loads everything but clusters
+Latents are Gaussian noise; peaks are the operating system's, above those of a process that loads everything but clusters
 nothing. `arrays` adds up what the stage has to hold: a group's float16 latents, for each thread a float32 copy X,
 G = X X^T, three (k, n) float64 tables and float64 means, and the prototypes of the group.
 """
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-from kmeans import fields
 
 from d4m_fast.data.latents import EncodedBatch, LatentStore
 from d4m_fast.data.records import Item
@@ -44,14 +43,15 @@ for _ in stream if work else ():
 """
 
 
+def _random(n: int, d: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, 4, d // 4, 1), dtype=np.float32)
+
+
 def write(path: Path, classes: int, n: int, d: int) -> None:
     items = [Item(c, r, "") for c in range(classes) for r in range(n)]
     store = LatentStore(path, {}, items, (4, d // 4, 1))
     if not store.complete:
-        batches = (
-            EncodedBatch(items[c * n : (c + 1) * n], fields(n, d, c).reshape(n, 4, d // 4, 1), [])
-            for c in range(classes)
-        )
+        batches = (EncodedBatch(items[c * n : (c + 1) * n], _random(n, d, c), []) for c in range(classes))
         for _ in store.fill(Stream(classes, batches)):
             pass
 
