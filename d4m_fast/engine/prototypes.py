@@ -85,9 +85,7 @@ def _kmeans(
     points: Sequence[np.ndarray], ids: Sequence[int], config: DistillConfig
 ) -> tuple[Sequence[KMeansResult | None], BadProblems | None]:
     try:
-        return kmeans(
-            points, config.ipc, ids=ids, method=config.kmeans, seed=config.seed, threads=config.threads
-        ), None
+        return kmeans(points, config.ipc, ids=ids, method=config.kmeans, seed=config.seed, threads=config.threads), None
     except BadProblems as error:
         return error.results, error
 

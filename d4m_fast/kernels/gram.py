@@ -1,8 +1,8 @@
 """k-means in Gram space: G = X X^T once, then no step depends on the points' width.
 
-With weights w and S = G diag(w) Z, Z the (n, k) indicator of the labels, the squared distance of point i to the mean of
-cluster c of mass m_c is G_ii - 2 S_ic / m_c + sum_{j in c} w_j S_jc / m_c^2. Lloyd's passes and Hartigan's moves read and
-update S alone.
+With weights w and S = G diag(w) Z, Z the (n, k) indicator of the labels, the squared distance of point i to the mean
+of cluster c of mass m_c is G_ii - 2 S_ic / m_c + sum_{j in c} w_j S_jc / m_c^2. Lloyd's passes and Hartigan's moves
+read and update S alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from d4m_fast.kernels.problem import FLOAT32_TIE, Array, Float32, Float64, Int64
 
 LARGEST_GRAM = 1 << 30  # bytes
 GAIN = 1e-6
-"""Of the mean squared norm: moves that gain less than float32 products resolve are not made."""
+"""Of the mean squared norm: moves that gain less than float32 products mostly resolve are not made."""
+BLUR = 1e-7
+"""Of the mean squared norm: about the error of a float32 product."""
 MAX_SWEEPS = 100
 PASSES = 4
 """Passes' worth of products that seeding and Lloyd take on the points: most touch only the clusters that changed."""
@@ -24,9 +26,9 @@ PASSES = 4
 def pays(n: int, d: int, k: int, *, refine: bool, seedings: int) -> bool:
     """The rule of method "auto".
 
-    To refine needs Gram space, and pays where it has no more elements than the points: wide points are where Lloyd stops
-    early. Without, it pays where n^2 d operations of the symmetric product are fewer than those on the points, 2 n d k
-    for each of `PASSES` passes' worth of products, for each of `seedings` (0: initial centres are given).
+    To refine needs Gram space, and pays where that has no more elements than the points: wide points are where Lloyd
+    stops early. Without, it pays where n^2 d operations of the symmetric product are fewer than those on the points,
+    2 n d k for each of `PASSES` passes' worth of products, for each of `seedings` (0: initial centres are given).
     """
     direct = max(1, seedings) * 2.0 * n * d * k * PASSES
     return 4 * n * n <= LARGEST_GRAM and (n <= d if refine else float(n) * n * d < direct)
@@ -67,8 +69,13 @@ def refine(
 
 
 def _lloyd(clusters: _Clusters, max_iter: int) -> int:
+    """Passes. Points whose scores are equal but for rounding stay where they are."""
+    here = np.arange(len(clusters.labels))
     for iteration in range(1, max_iter + 1):
-        new = clusters.scores().argmin(axis=0)
+        scores = clusters.scores()
+        nearest = scores.argmin(axis=0)
+        gain = scores[clusters.labels, here] - scores[nearest, here]
+        new = np.where(gain > clusters.blur, nearest, clusters.labels)
         emptied = np.bincount(new, minlength=len(clusters.sizes)).min() == 0
         if emptied or np.array_equal(new, clusters.labels):
             return iteration
@@ -92,26 +99,31 @@ def _hartigan(clusters: _Clusters) -> int:
 def _is_fixed(problem: Problem, clusters: _Clusters) -> bool:
     """Whether every point is certainly nearest to its own mean: by S where its rounding allows, else by the points."""
     scores, labels = clusters.scores(), clusters.labels
-    longest = np.sqrt(problem.squares.max())
-    scale = longest * np.sqrt(problem.squares) + longest**2
     here = np.arange(len(labels))
-    limit = scores[labels, here] + 2 * FLOAT32_TIE * scale
+    limit = scores[labels, here] + clusters.rounding
     scores[labels, here] = np.inf
     unclear = np.flatnonzero(scores.min(axis=0) <= limit)
     if not len(unclear):
         return True
-    found = nearest_exactly(problem.points[unclear], means(problem, labels), scale[unclear])
+    scale = clusters.rounding[unclear] / FLOAT32_TIE
+    found = nearest_exactly(problem.points[unclear], means(problem, labels), scale)
     return bool(np.array_equal(found, labels[unclear]))
 
 
 class _Clusters:
-    """Labels with what follows from them: `sizes` and `masses` (k,), `sums` S^T (k, n), `within` (k,), w S of members."""
+    """Labels and what follows from them: `sizes`, `masses` and `norms` of the means (k,), `sums` S^T (k, n).
+
+    `rounding` (n,) bounds the error that float32 products leave in the difference of two of a point's scores, `blur` is
+    its usual size.
+    """
 
     def __init__(self, problem: Problem, gram: Float32, labels: Int64) -> None:
         self._problem = problem
         self._gram = gram
         self._weights = np.ones(len(labels)) if problem.weights is None else problem.weights
-        self._least = GAIN * float(problem.squares.mean())
+        longest = np.sqrt(problem.squares.max())
+        self.rounding = 2 * FLOAT32_TIE * (longest * np.sqrt(problem.squares) + longest**2)
+        self._least, self.blur = (part * float(problem.squares.mean()) for part in (GAIN, BLUR))
         self.sums = np.empty((problem.k, len(labels)))
         self._set_labels(labels.copy())
         for c in range(problem.k):
@@ -160,7 +172,7 @@ class _Clusters:
         leaving = self.masses[old] * weight / (self.masses[old] - weight) * distances[old]
         distances *= self.masses * (weight / (self.masses + weight))
         distances[old] = np.inf
-        new = distances.argmin()
+        new = int(distances.argmin())
         if leaving - distances[new] <= self._least * weight:
             return False
         self._shift(point, old, -weight)

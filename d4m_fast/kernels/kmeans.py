@@ -214,14 +214,14 @@ def _solve(problem: Problem, start: Any, options: _Options) -> KMeansResult:
 
 def _gram_pays(problem: Problem, start: Any, options: _Options) -> bool:
     seedings = options.n_init if start is None else 0
-    return gram.pays(*problem.points.shape, problem.k, refine=options.refine, seedings=seedings)
+    n, d = problem.points.shape
+    return gram.pays(n, d, problem.k, refine=options.refine, seedings=seedings)
 
 
 def _direct_runs(problem: Problem, start: Any, options: _Options) -> list[tuple[Int64, int]]:
     if start is not None:
-        labels, passes = direct.lloyd(
-            problem, direct.assign(problem, given_centres(problem, start)), options.max_iter - 1
-        )
+        first = direct.assign(problem, given_centres(problem, start))
+        labels, passes = direct.lloyd(problem, first, options.max_iter - 1)
         return [(labels, 1 + passes)]
     rng = generator(options.seed, problem.id)
     seedings = (direct.choose_seeds(problem, rng)[1] for _ in range(options.n_init))

@@ -1,10 +1,9 @@
 """k-means++ (Arthur and Vassilvitskii, SODA 2007), exactly, but with its products in large batches.
 
 One seed at a time, each new one costs a product of all points with a few. Here many points are drawn at once in
-proportion to their distances D_0 so far and kept, when their turn comes, with probability D_t / D_0 of the distance that
-the seeds chosen meanwhile left them: what is kept is drawn in proportion to D_t (rejection sampling; as in Cohen-Addad et
-al., NeurIPS 2020, but from exact distances). `trials` candidates per seed, of which the best is taken, is the greedy
-variant of scikit-learn.
+proportion to their squared distances D_0 so far and kept, when their turn comes, with probability D_t / D_0, D_t being
+what the seeds chosen meanwhile left: those kept are drawn in proportion to D_t (rejection sampling; as Cohen-Addad et
+al., NeurIPS 2020, but from exact distances). Taking the best of `trials` candidates is scikit-learn's greedy variant.
 """
 
 from __future__ import annotations
@@ -106,4 +105,5 @@ def _draw(masses: Float32, rng: np.random.Generator, count: int) -> Int64:
     """(count,) indices in proportion to their masses."""
     cumulative = np.cumsum(masses, dtype=np.float64)
     draws = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right")
-    return np.minimum(draws, np.flatnonzero(masses)[-1])
+    drawn: Int64 = np.minimum(draws, np.flatnonzero(masses)[-1])
+    return drawn

@@ -37,7 +37,8 @@ def column_major(pointer: int, dtype: Any, rows: int, columns: int, lead: int, o
 
 def emulate(arguments: tuple[int, ...]) -> None:
     """cublasGemmStridedBatchedEx by its documentation: C = alpha op(A) op(B) + beta C."""
-    names = "ta tb m n k alpha A At lda sA B Bt ldb sB beta C Ct ldc sC batches compute algo".split()
+    shape, inputs = ("ta", "tb", "m", "n", "k"), ("alpha", "A", "At", "lda", "sA", "B", "Bt", "ldb", "sB")
+    names = (*shape, *inputs, "beta", "C", "Ct", "ldc", "sC", "batches", "compute", "algo")
     g = SimpleNamespace(**dict(zip(names, arguments, strict=True)))
     kinds = {cupy.cuda.runtime.CUDA_R_16F: np.float16, cupy.cuda.runtime.CUDA_R_32F: np.float32}
     alpha, beta = (np.frombuffer((ctypes.c_char * 4).from_address(p), np.float32)[0] for p in (g.alpha, g.beta))
