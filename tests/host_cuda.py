@@ -147,7 +147,8 @@ class _Guarded:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         block = np.full(size + 2 * GUARD, 0xFF, np.uint8)
         self._blocks.append(block)
-        return block[GUARD:-GUARD].view(dtype).reshape(shape)
+        made: np.ndarray = block[GUARD:-GUARD].view(dtype).reshape(shape)
+        return made
 
     def zeros(self, shape: Any, dtype: Any) -> np.ndarray:
         made = self.empty(shape, dtype)

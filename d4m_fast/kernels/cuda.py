@@ -132,4 +132,4 @@ def _allocate(size: int, device: int) -> int:
 def _free(pointer: int, device: int) -> None:
     import torch
 
-    torch.cuda.caching_allocator_delete(pointer)
+    torch.cuda.caching_allocator_delete(pointer)  # type: ignore[no-untyped-call]

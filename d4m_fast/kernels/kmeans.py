@@ -160,7 +160,7 @@ def kmeans(
             return error
 
     if any(device_of(points) is not None for points in problems):
-        outcomes = _on_gpu(problems, ks, [int(key) for key in keys], starts, loads, options=options)
+        outcomes = _on_gpu(problems, ks, [int(key) for key in keys], starts, loads, options)
     else:
         workers = min(_cpus() if threads is None else threads, max(1, count))
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
@@ -171,11 +171,18 @@ def kmeans(
     return results
 
 
-def _on_gpu(*given: Sequence[Any], options: _Options) -> list[KMeansResult | DataError]:
+def _on_gpu(
+    problems: Sequence[Any],
+    ks: Sequence[int],
+    keys: Sequence[int],
+    starts: Sequence[Any],
+    loads: Sequence[Any],
+    options: _Options,
+) -> list[KMeansResult | DataError]:
     from d4m_fast.kernels import device  # which imports this module
 
-    names = device.Options.__dataclass_fields__
-    return device.solve_on_gpu(*given, device.Options(**{name: getattr(options, name) for name in names}))
+    given = device.Options(options.method, options.seed, options.n_init, options.max_iter, options.refine)
+    return device.solve_on_gpu(problems, ks, keys, starts, loads, given)
 
 
 def _cpus() -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from d4m_fast.errors import DataError
 from d4m_fast.kernels import device, roofline
-from d4m_fast.kernels.batch import Backend, Batch, Shape
+from d4m_fast.kernels.batch import Backend, Batch, DeviceMethod, Shape
 from d4m_fast.kernels.cuda import CupyBackend
 from d4m_fast.kernels.kmeans import KMeansResult, kmeans
 from d4m_fast.kernels.problem import Array
@@ -102,7 +102,7 @@ def _product(backend: Backend) -> tuple[float, float]:
     return worst, PRODUCT
 
 
-def _from_given_centres(method: device.DeviceMethod) -> Callable[[Backend], tuple[float, float]]:
+def _from_given_centres(method: DeviceMethod) -> Callable[[Backend], tuple[float, float]]:
     def check(backend: Backend) -> tuple[float, float]:
         problems, ks = _problems()
         starts = _starts(problems, ks)

@@ -1,4 +1,4 @@
-"""k-means on an NVIDIA GPU: `pip install -e .[gpu,dev]`, then `pytest -m gpu tests/gpu/test_kernels.py`. Not run yet."""
+"""k-means on an NVIDIA GPU: `pip install -e .[gpu,dev]`, then `pytest -m gpu tests/gpu`. We have not run it yet."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_cupy_arrays_and_another_stream() -> None:
     cupy = pytest.importorskip("cupy")
     p = points(300, 256, 2)
     expected = kmeans([p.cuda()], 7)[0]
-    with torch.cuda.stream(torch.cuda.Stream()):
+    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
         got = kmeans([cupy.asarray(p.numpy())], 7)[0]
     np.testing.assert_array_equal(got.labels, expected.labels)
     assert got.inertia == expected.inertia

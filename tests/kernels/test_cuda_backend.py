@@ -31,7 +31,7 @@ def pointed(array: np.ndarray) -> Any:
 def column_major(pointer: int, dtype: Any, rows: int, columns: int, lead: int, offset: int) -> np.ndarray:
     """A matrix as cuBLAS reads it: column j begins `lead` elements after column j - 1."""
     item = np.dtype(dtype).itemsize
-    buffer = (ctypes.c_char * (lead * columns * item)).from_address(pointer + offset * item)
+    buffer = memoryview((ctypes.c_char * (lead * columns * item)).from_address(pointer + offset * item))
     return np.frombuffer(buffer, dtype).reshape(columns, lead).T[:rows]
 
 
@@ -41,7 +41,7 @@ def emulate(arguments: tuple[int, ...]) -> None:
     names = (*shape, *inputs, "beta", "C", "Ct", "ldc", "sC", "batches", "compute", "algo")
     g = SimpleNamespace(**dict(zip(names, arguments, strict=True)))
     kinds = {cupy.cuda.runtime.CUDA_R_16F: np.float16, cupy.cuda.runtime.CUDA_R_32F: np.float32}
-    alpha, beta = (np.frombuffer((ctypes.c_char * 4).from_address(p), np.float32)[0] for p in (g.alpha, g.beta))
+    alpha, beta = (ctypes.c_float.from_address(p).value for p in (g.alpha, g.beta))
     assert (alpha, beta) == (1, 0) and kinds[g.Ct] is np.float32
     for s in range(g.batches):
         a_shape, b_shape = (g.k, g.m) if g.ta else (g.m, g.k), (g.n, g.k) if g.tb else (g.k, g.n)

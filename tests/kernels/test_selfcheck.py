@@ -38,7 +38,6 @@ FAULTS = (
     ("the worst candidate", "seeding", "total < lowest", "-total < lowest"),
     ("nothing rejected", "seeding", 
      "limits[next] < closest[candidates[next]] * weights[candidates[next]]", "true"),
-    ("rounding for distance", "duplicates", "distance <= NEAR * (squares[i] + squares[seed])", "false"),
     ("the worst move", "refinement", "better(value, c, best)", "better(-value, c, best)"),
     ("moves not weighed", "refinement", "mass[c] / (mass[c] + weights[i])", "1.0"),
     ("sums not moved", "refinement", "sums[to * N + j] += weight * row[j]", "sums[to * N + j] += 0"),
