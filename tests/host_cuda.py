@@ -111,7 +111,8 @@ class HostCuda:
     def product(self, a: Any, b: Any, out: Any) -> None:
         for left, right, result in zip(a, b, out, strict=True):
             left, right = left.astype(np.float32), right.astype(np.float32)
-            np.matmul(left, right.T, out=result)
+            with np.errstate(invalid="ignore"):
+                np.matmul(left, right.T, out=result)
             if self._noise:
                 lengths = np.linalg.norm(left, axis=1)[:, None] * np.linalg.norm(right, axis=1)
                 result += self._noise * self._random.uniform(-1, 1, result.shape) * lengths

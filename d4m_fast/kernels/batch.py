@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from d4m_fast.kernels.direct import WIDE
+from d4m_fast.kernels import direct
 from d4m_fast.kernels.gram import GAIN, MAX_SWEEPS
 from d4m_fast.kernels.problem import Array, Float64, Int64
 from d4m_fast.kernels.seeding import greedy_trials, wanted
@@ -93,8 +93,7 @@ class Shape:
 
 def trials_for(k: int, d: int, method: DeviceMethod) -> int:
     """Candidates per seed, as on the CPU."""
-    greedy = greedy_trials(k)
-    return min(greedy, 2) if method == "direct" and d >= WIDE else greedy
+    return direct.trials_for(k, d) if method == "direct" else greedy_trials(k)
 
 
 def padded(size: int, multiple: int) -> int:

@@ -174,16 +174,15 @@ def kmeans(
 def _on_gpu(
     problems: Sequence[Any],
     ks: Sequence[int],
-    ids: Sequence[int],
+    keys: Sequence[int],
     starts: Sequence[Any],
-    weights: Sequence[Any],
+    loads: Sequence[Any],
     options: _Options,
 ) -> list[KMeansResult | DataError]:
     from d4m_fast.kernels import device  # which imports this module
 
-    names = device.Options.__dataclass_fields__
-    asked = device.Options(**{name: getattr(options, name) for name in names})
-    return device.solve_on_gpu(problems, ks, ids, starts, weights, asked)
+    given = device.Options(options.method, options.seed, options.n_init, options.max_iter, options.refine)
+    return device.solve_on_gpu(problems, ks, keys, starts, loads, given)
 
 
 def _cpus() -> int:
