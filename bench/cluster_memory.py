@@ -22,6 +22,8 @@ import numpy as np
 from d4m_fast.data.latents import EncodedBatch, LatentStore
 from d4m_fast.data.records import Item
 from d4m_fast.data.stream import Stream
+from d4m_fast.data.timing import Stopwatch
+from d4m_fast.data.workers import Workers
 
 CHILD = """
 import sys
@@ -35,7 +37,7 @@ from d4m_fast.data.records import ClassInfo, Item
 path, classes, n, d, ipc, threads, group, work = sys.argv[1], *map(int, sys.argv[2:])
 prototypes.GROUP_BYTES = group
 items = [Item(c, r, "") for c in range(classes) for r in range(n)]
-store = LatentStore(Path(path), {}, items, (4, d // 4, 1))
+store = LatentStore(Path(path), {"batch": 1}, items, (4, d // 4, 1))
 infos = [ClassInfo(c, str(c), "") for c in range(classes)]
 stream = prototypes.cluster(infos, store, SimpleNamespace(items=items), DistillConfig(ipc=ipc, threads=threads))
 for _ in stream if work else ():
@@ -49,11 +51,12 @@ def _random(n: int, d: int, seed: int) -> np.ndarray:
 
 def write(path: Path, classes: int, n: int, d: int) -> None:
     items = [Item(c, r, "") for c in range(classes) for r in range(n)]
-    store = LatentStore(path, {}, items, (4, d // 4, 1))
+    store = LatentStore(path, {"batch": 1}, items, (4, d // 4, 1))
     if not store.complete:
         batches = (EncodedBatch(items[c * n : (c + 1) * n], _random(n, d, c), []) for c in range(classes))
-        for _ in store.fill(Stream(classes, batches)):
-            pass
+        with Workers(Stopwatch()) as workers:
+            for _ in store.fill(Stream(classes, batches), workers):
+                pass
 
 
 def peak(*arguments: object) -> int:

@@ -16,6 +16,8 @@ from d4m_fast.config import DistillConfig
 from d4m_fast.data.latents import EncodedBatch, Failure, LatentStore
 from d4m_fast.data.records import ClassInfo, Item, Prototypes, Source
 from d4m_fast.data.stream import Stream
+from d4m_fast.data.timing import Stopwatch
+from d4m_fast.data.workers import Workers
 from d4m_fast.engine import prototypes
 from d4m_fast.engine.prototypes import cluster
 from d4m_fast.errors import DataError
@@ -42,8 +44,9 @@ def latents(item: Item) -> np.ndarray:
 def store(path: Path, of: Callable[[Item], np.ndarray] = latents) -> LatentStore:
     good = [item for item in ITEMS if item != DAMAGED]
     batch = EncodedBatch(good, np.stack([of(item) for item in good]), [Failure(DAMAGED, "damaged")])
-    found = LatentStore(path, {}, ITEMS, SHAPE)
-    list(found.fill(Stream(1, [batch])))
+    found = LatentStore(path, {"batch": len(ITEMS)}, ITEMS, SHAPE)
+    with Workers(Stopwatch()) as workers:
+        list(found.fill(Stream(1, [batch]), workers))
     return found
 
 
