@@ -14,7 +14,8 @@ import numpy as np
 
 from d4m_fast.errors import DataError
 from d4m_fast.kernels import device, roofline
-from d4m_fast.kernels.batch import Backend, Batch, DeviceMethod, Shape
+from d4m_fast.kernels.backend import Backend, DeviceMethod, Shape
+from d4m_fast.kernels.batch import Batch
 from d4m_fast.kernels.cuda import CupyBackend
 from d4m_fast.kernels.kmeans import KMeansResult, kmeans
 from d4m_fast.kernels.problem import Array
