@@ -79,7 +79,8 @@ __device__ void settle(const float *row, const POINT *points, const double *squa
 }
 
 // Chooses seeds from the candidates, a block per problem. A candidate is kept while its mass is above its limit; of
-// each `trials` kept the one that lowers the weighted sum of squared distances most becomes a seed, until too few are left.
+// each `trials` kept the one that lowers the weighted sum of squared distances most becomes a seed, until too few are
+// left.
 //   rows     (B, R, N)  inner products of some points with all: of candidate j row j, or, by_index, its own row
 //   closest  (B, N)     squared distances to the nearest seed, the first of equals, whose number is nearest (B, N)
 //   chosen   (B, K)     the seeds, of which there are progress[b]
