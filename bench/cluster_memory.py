@@ -2,7 +2,7 @@
 
     python bench/cluster_memory.py --classes 8,32
 
-Latents are Gaussian noise; peaks are the operating system's, above those of a process that loads everything but clusters
+Latents are Gaussian noise; peaks are the operating system's, above those of a process that loads all but clusters
 nothing. `arrays` adds up what the stage has to hold: a group's float16 latents, for each thread a float32 copy X,
 G = X X^T, three (k, n) float64 tables and float64 means, and the prototypes of the group.
 """

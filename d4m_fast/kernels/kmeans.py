@@ -9,7 +9,7 @@ ones, and what those cannot decide goes to the lowest index. Sums, norms and ine
 is checked on the points wherever its rounding could have decided, and gone over by `direct` where it did.
 
 Problems are solved side by side, each on one thread, BLAS included, so that a result has the same bits on any number of
-threads and in any company.
+threads and in any company. Meanwhile BLAS has one thread in the whole process: one call at a time.
 
 Memory per problem in work: a float32 copy of its points where they are float16 or have to be centred, an (n, k) float32
 score matrix, float64 centroids; in Gram space an (n, n) float32 and two (k, n) float64 matrices.
@@ -18,6 +18,7 @@ score matrix, float64 centroids; in Gram space an (n, n) float32 and two (k, n) 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import operator
 import os
 from collections.abc import Sequence
@@ -186,7 +187,7 @@ def _on_gpu(
 
 
 def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else multiprocessing.cpu_count()
 
 
 def _check_options(method: str, n_init: int, max_iter: int, init: object, weights: object) -> None:
