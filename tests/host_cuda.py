@@ -1,4 +1,4 @@
-"""kmeans.cu on the CPU: built with g++ through shim/shim.h, called through ctypes with NumPy's arrays."""
+"""The kernels on the CPU: built with g++ through shim/shim.h, called through ctypes with NumPy's arrays."""
 
 from __future__ import annotations
 
@@ -9,22 +9,18 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from d4m_fast.kernels.batch import THREADS
+from d4m_fast.kernels.backend import THREADS
+from d4m_fast.kernels.cuda import source as source
 
 SHIM = Path(__file__).parent / "shim"
 POINTS = {"float16": "__half", "float32": "float"}
 FLAGS = ("-std=c++17", "-O1", "-march=native", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror")
 GUARD = 256  # bytes round every array
-
-
-def source() -> str:
-    return (resources.files("d4m_fast.kernels") / "kmeans.cu").read_text(encoding="utf-8")
 
 
 def kernels(text: str) -> list[str]:

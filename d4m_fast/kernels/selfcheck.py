@@ -14,7 +14,8 @@ import numpy as np
 
 from d4m_fast.errors import DataError
 from d4m_fast.kernels import device, roofline
-from d4m_fast.kernels.batch import Backend, Batch, DeviceMethod, Shape
+from d4m_fast.kernels.backend import Backend, DeviceMethod, Shape
+from d4m_fast.kernels.batch import Batch
 from d4m_fast.kernels.cuda import CupyBackend
 from d4m_fast.kernels.kmeans import KMeansResult, kmeans
 from d4m_fast.kernels.problem import Array
@@ -244,7 +245,7 @@ def _timings(backend: CupyBackend) -> Iterator[dict[str, Any]]:
 
 
 def _timed_batch(backend: CupyBackend, shape: Shape, n: int, d: int, k: int) -> Batch:
-    points = backend.xp.random.default_rng(0).standard_normal((n, d), dtype="float32").astype("float16")
+    points = backend.array(np.random.default_rng(0).standard_normal((n, d), dtype=np.float32).astype(np.float16))
     slots = shape.slots(backend.workspace)
     batch = Batch(backend, shape, [points] * slots, [k] * slots)
     batch.centre()

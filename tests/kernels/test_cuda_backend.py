@@ -15,7 +15,7 @@ import torch
 from host_cuda import HostCuda
 
 from d4m_fast.errors import PreflightError, UsageError
-from d4m_fast.kernels import batch, cuda, device
+from d4m_fast.kernels import backend, cuda, device
 from d4m_fast.kernels.kmeans import BadProblems, kmeans
 
 cupy: Any = pytest.importorskip("cupy", reason="no CuPy: pip install 'd4m-fast[dev]'")
@@ -76,7 +76,7 @@ def names_of_xp(path: Path) -> set[str]:
 
 
 def test_every_name_used_of_cupy_and_pytorch_exists() -> None:
-    folder = Path(batch.__file__).parent
+    folder = Path(cuda.__file__).parent
     used = set().union(*(names_of_xp(folder / f"{name}.py") for name in ("batch", "cuda", "selfcheck")))
     assert {"zeros", "empty", "arange", "from_dlpack", "asnumpy", "RawModule"} <= used
     assert [name for name in sorted(used) if not hasattr(cupy, name)] == []
@@ -87,13 +87,13 @@ def test_every_name_used_of_cupy_and_pytorch_exists() -> None:
 
 
 def test_integers_are_passed_in_64_bits() -> None:
-    backend, calls = cuda.CupyBackend(0), []
+    found, calls = cuda.CupyBackend(0), []
     kernel = SimpleNamespace(get_function=lambda name: lambda *args: calls.append((name, *args)))
-    backend._modules["float16"] = kernel
+    found._modules["float16"] = kernel
     array = object()
-    backend.launch("split", "float16", (3, 2, 1), (array, 1 << 40))
+    found.launch("split", "float16", (3, 2, 1), (array, 1 << 40))
     ((name, grid, block, args),) = calls
-    assert (name, grid, block) == ("split", (3, 2, 1), (batch.THREADS,))
+    assert (name, grid, block) == ("split", (3, 2, 1), (backend.THREADS,))
     assert args[0] is array and args[1] == 1 << 40 and args[1].dtype == np.int64
 
 
