@@ -24,9 +24,23 @@ COLOURS = {
 }
 
 
-def rows(file: Path) -> list[dict[str, Any]]:
+def read(file: Path, table: str) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in file.read_text().splitlines()]
-    return [row for row in found if row["table"] == "whole"]
+    return [row for row in found if row["table"] == table]
+
+
+def markdown(found: list[dict[str, Any]]) -> str:
+    """Seconds per class and, in brackets, inertia against the faster library's."""
+    names = [name for name in COLOURS if any(row["row"] == name for row in found)]
+    cases = sorted({(row["d"], row["n"], row["k"]) for row in found})
+    lines = [["points x values, k", "rounds", *names, "Lloyd's speed against the faster library's"]]
+    lines.append(["---"] * len(lines[0]))
+    for d, n, k in cases:
+        case = {row["row"]: row for row in found if (row["d"], row["n"], row["k"]) == (d, n, k)}
+        cells = [f"{case[name]['seconds']:.3f} ({case[name]['inertia_ratio']:.3f})" for name in names]
+        ours = case["ours, Lloyd"]
+        lines.append([f"{n} x {d}, {k}", str(ours["rounds"]), *cells, f"{ours['speedup']:.2f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def draw(found: list[dict[str, Any]], out: Path) -> None:
@@ -51,7 +65,9 @@ def draw(found: list[dict[str, Any]], out: Path) -> None:
 @click.option("--figures", type=click.Path(path_type=Path), default="bench/kmeans.jsonl", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="docs/kmeans.png", show_default=True)
 def main(figures: Path, out: Path) -> None:
-    draw(rows(figures), out)
+    draw(read(figures, "whole"), out)
+    for table in ("whole", "lloyd"):
+        click.echo(f"{table}\n{markdown(read(figures, table))}")
 
 
 if __name__ == "__main__":
