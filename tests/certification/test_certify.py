@@ -217,7 +217,7 @@ def test_another_dtype_than_asked_for_fails(certify: Certify, tmp_path: Path, mo
 def test_what_changes_its_answers_under_load_fails(
     certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_mutant(monkeypatch, Engine("torch", "fp32"), "vae_decoder", Drifting(14))
+    open_mutant(monkeypatch, Engine("torch", "fp32"), "vae_decoder", Drifting())
     assert certify("--steps", "speed-torch-fp32-decode", "--batches", 2).code == 1
     assert "answers under load as before" in found_in(tmp_path / "again")["failed"][0]
 
