@@ -49,7 +49,7 @@ class CupyBackend:
     workspace = WORKSPACE
 
     def __init__(self, device: int) -> None:
-        self.xp = _cupy()
+        self.xp = require_cupy()
         self._device = device
         self._modules = {
             points: self.xp.RawModule(code=source(), options=options(points), backend="nvrtc") for points in POINT_TYPES
@@ -118,7 +118,12 @@ def gemm_arguments(
     return (*shape, *inputs, *output, slots, compute, cublas.CUBLAS_GEMM_DEFAULT)
 
 
-def _cupy() -> Any:
+def require_cupy() -> Any:
+    """CuPy's module.
+
+    Raises:
+        PreflightError: it is not installed.
+    """
     try:
         import cupy
     except ImportError as error:

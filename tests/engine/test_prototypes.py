@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from d4m_fast.data.workers import Workers
 from d4m_fast.engine import prototypes
 from d4m_fast.engine.prototypes import cluster
 from d4m_fast.errors import DataError
-from d4m_fast.kernels.kmeans import BadProblems
+from d4m_fast.kernels.kmeans import BadProblems, kmeans
 
 IPC, SHAPE = 3, (2, 4, 4)
 COUNTS = {4: 20, 0: 12, 7: 30, 2: 9}
@@ -122,4 +122,19 @@ def test_a_thread_may_run_it(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     for one, other in zip(found, run(saved), strict=True):
+        np.testing.assert_array_equal(one.centroids, other.centroids)
+
+
+def test_latents_go_where_they_are_clustered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch's tensors on the device of the networks; a GPU's are the business of `kernels.cuda`."""
+    seen: list[str] = []
+
+    def watched(points: Sequence[Any], *args: Any, **options: Any) -> Any:
+        seen.extend(f"{type(x).__name__} {getattr(x, 'device', '')}" for x in points)
+        return kmeans(points, *args, **options)
+
+    monkeypatch.setattr(prototypes, "kmeans", watched)
+    found, wanted = run(store(tmp_path / "a"), kmeans_on="gpu", device="cpu"), run(store(tmp_path / "b"))
+    assert seen == ["Tensor cpu"] * len(CLASSES) + ["ndarray "] * len(CLASSES)
+    for one, other in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(one.centroids, other.centroids)
