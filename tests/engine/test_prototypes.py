@@ -135,6 +135,6 @@ def test_latents_go_where_they_are_clustered(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(prototypes, "kmeans", watched)
     found, wanted = run(store(tmp_path / "a"), kmeans_on="gpu", device="cpu"), run(store(tmp_path / "b"))
-    assert seen == ["Tensor cpu"] * len(CLASSES) + ["ndarray "] * len(CLASSES)
+    assert seen == ["Tensor cpu"] * len(CLASSES) + ["ndarray cpu"] * len(CLASSES)
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(one.centroids, other.centroids)
