@@ -253,14 +253,27 @@ def table(file: Path) -> None:
     cost_head = ("arm", "UNet calls", "samples")
     echo_table((*cost_head, "images/s", "times reference"), [list(row.values()) for row in ranked["speed"]])
     echo_table((*cost_head, "PSNR", "features", "images"), [list(row.values()) for row in ranked["distance"]])
+    heads = [f"{kind}, {on}" for kind, on in COLUMNS] + [f"{kind}, less reference" for kind in ("soft", "hard")]
     for name in sorted(tables):
-        echo_table((name, *(f"{kind}, {on}" for kind, on in COLUMNS), "seeds"), accuracies(tables[name]))
+        echo_table((name, *heads, "seeds"), accuracies(tables[name]))
 
 
 def accuracies(cells: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
-    for arm in dict.fromkeys(cell["arm"] for cell in cells):
-        found = [[c[on] for c in cells if c["arm"] == arm and c["labels"] == kind] for kind, on in COLUMNS]
-        yield [arm, *map(spread, found), max(map(len, found))]
+    """Per arm: accuracies, and on the test set the difference to `reference` of the same seed."""
+    by_seed = {(c["arm"], c["labels"], c["seed"]): c for c in cells}
+
+    def values(arm: str, kind: str, on: str) -> dict[int, float]:
+        return {seed: c[on] for (a, k, seed), c in by_seed.items() if (a, k) == (arm, kind)}
+
+    def less_reference(arm: str, kind: str) -> list[float]:
+        base = values(settings("reference"), kind, "test")
+        return [value - base[seed] for seed, value in values(arm, kind, "test").items() if seed in base]
+
+    for arm in dict.fromkeys(c["arm"] for c in cells):
+        found = [spread([*values(arm, kind, on).values()]) for kind, on in COLUMNS]
+        apart = [spread(less_reference(arm, kind), "+") for kind in ("soft", "hard")]
+        counts = [str(len(values(arm, kind, "test"))) for kind in ("soft", "hard")]
+        yield [arm, *found, *apart, ", ".join(counts)]
 
 
 def echo_table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
@@ -271,10 +284,10 @@ def echo_table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
         click.echo(f"| {' | '.join([named, *shown])} |")
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], sign: str = "") -> str:
     if len(values) < 2:
-        return f"{values[0]:.1f}" if values else ""
-    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+        return f"{values[0]:{sign}.1f}" if values else ""
+    return f"{statistics.fmean(values):{sign}.1f} ± {statistics.stdev(values):.1f}"
 
 
 if __name__ == "__main__":

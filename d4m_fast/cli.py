@@ -57,6 +57,7 @@ def cli() -> None:
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Where latents are kept.  [default: user cache]")
 @generation
 @of_config("--kmeans", click.Choice(["auto", "gram", "direct", "minibatch"]), "minibatch is the official code's.")
+@of_config("--kmeans-on", click.Choice(["cpu", "gpu"]), "gpu: CuPy kernels, on --device; not yet run on one by us.")
 @of_config("--prototype", click.Choice(["mean", "medoid"]), "Cluster mean, or the real latent nearest to it.")
 @of_config("--latent", click.Choice(["sample", "mean"]), "Draw from the VAE's posterior, or take its mean.")
 @of_config("--resolution", click.IntRange(min=1), "Side of encoded and generated images.  [default: the model's]")

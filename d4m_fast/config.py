@@ -49,8 +49,8 @@ PRESETS: Mapping[PresetName, Preset] = MappingProxyType(
         "reference": Preset(),
         "dpmpp": Preset(scheduler="dpmpp", steps=10),
         "unipc": Preset(scheduler="unipc", steps=8),
-        "interval": Preset(guidance_interval="0.2:1"),
-        "fast": Preset(scheduler="unipc", steps=8, guidance_interval="0.2:1"),
+        "interval": Preset(guidance_interval="0.15:0.65"),
+        "fast": Preset(scheduler="unipc", steps=8, guidance_interval="0:0.65"),
     }
 )
 
@@ -73,6 +73,7 @@ class DistillConfig:
         strength: how far up the noise schedule a prototype is sent, in (0, 1].
         guidance: classifier-free guidance scale; at most 1 runs the UNet once per step instead of twice.
         steps: length of the whole schedule; about `steps * strength` of it are run.
+        kmeans_on: "gpu" clusters where the networks run, by kernels that we have run on CPUs only.
         scheduler: "model" is the model directory's own.
         guidance_interval: "LOW:HIGH", parts of the noise schedule; steps outside run without guidance.
         format: of the written images; png is lossless.
@@ -87,6 +88,7 @@ class DistillConfig:
     ipc: int = 10
     classes: str | None = None
     kmeans: KMeansMethod = "auto"
+    kmeans_on: Literal["cpu", "gpu"] = "cpu"
     prototype: PrototypeKind = "mean"
     latent: LatentKind = "sample"
     resolution: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from d4m_fast.console import Progress
 from d4m_fast.data import files
 from d4m_fast.data.latents import LatentStore
-from d4m_fast.data.plan import Plan, make_plan
+from d4m_fast.data.plan import Group, Plan, make_plan
 from d4m_fast.data.run import RunDirectory
 from d4m_fast.data.timing import Stopwatch
 from d4m_fast.data.workers import Workers
@@ -56,9 +57,9 @@ class _Distillation:
     def finish(self) -> dict[str, Any]:
         plan, networks = self._planned()
         latents = self._latents(plan, networks)
-        while plan.without(self.run.committed()):
+        while groups := plan.without(self.run.committed()):
             try:
-                self._generate(plan, latents, networks)
+                self._generate(plan, groups, latents, networks)
             except OutOfMemoryError as error:
                 plan = plan.after(error, self.run.committed())
                 self.run.keep_plan(plan.to_json())
@@ -117,9 +118,9 @@ class _Distillation:
             )
             self.progress.follow("encode", latents.fill(batches, workers).watched(self.watch, "encode"))
 
-    def _generate(self, plan: Plan, latents: LatentStore, networks: Networks) -> None:
+    def _generate(self, plan: Plan, groups: Sequence[Group], latents: LatentStore, networks: Networks) -> None:
         """The groups that are not committed yet."""
-        job, groups = self.job, plan.without(self.run.committed())
+        job = self.job
         with Workers(self.watch) as workers:
             prototypes = cluster(job.classes_of(groups), latents, job.source, job.config)
             samples = generate(

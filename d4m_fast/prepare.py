@@ -31,6 +31,7 @@ from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.trt import require_gpu
 from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import D4MError, DamageError, DataError, ModelError, PreflightError
+from d4m_fast.kernels.cuda import require_cupy
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
@@ -152,6 +153,8 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     source = source if config.classes is None else subset(source, config.classes)
     _require_images(source, config.ipc)
     require_format(config.format)
+    if config.kmeans_on == "gpu":
+        _require_gpu_kmeans(config, device)
     resolution = model.resolution if config.resolution is None else config.resolution
     image_size = resolution if config.image_size is None else config.image_size
     model.latent_shape(resolution)
@@ -244,6 +247,13 @@ def _usable(sets: Sequence[Artifact], model: Model, device: torch.device) -> tup
 def _absolute(name: str) -> str:
     """So that a run can be evaluated, or gone on with, from anywhere."""
     return name if name == BUNDLED else str(Path(name).resolve())
+
+
+def _require_gpu_kmeans(config: DistillConfig, device: torch.device) -> None:
+    require(config.kmeans != "minibatch", "--kmeans minibatch runs on the CPU only; leave --kmeans-on at cpu")
+    if device.type == "cpu":
+        raise PreflightError("--kmeans-on gpu: the networks run on the CPU; give --device, or leave it at cpu")
+    require_cupy()
 
 
 def _require_images(source: Source, ipc: int) -> None:

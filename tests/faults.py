@@ -39,11 +39,19 @@ class Fault:
         if not str(path).startswith(self._root):
             return
         with self.lock:
-            name = f"{call} {_label(Path(path))}"
+            name = f"{call} {self._label(Path(path))}"
             self.steps.append((name, sum(before_it == name for before_it, _ in self.steps)))
             if self.steps[-1] == self._at and self._kind is not None:
                 before()
                 self._strike(path)
+
+    def _label(self, path: Path) -> str:
+        """A file by its role, the same in every run: numbers and temporary prefixes away."""
+        if str(path) == self._root:
+            return "ROOT"
+        name = re.sub(r"^\.tmp-\d+-", "tmp:", path.name)
+        parent = "ROOT" if str(path.parent) == self._root else path.parent.name
+        return f"{parent}/{re.sub(r'[0-9a-f]{16}', 'HASH', name)}"
 
     def _strike(self, path: Any) -> None:
         if self._kind == KILL:
@@ -125,12 +133,6 @@ def install(fault: Fault) -> None:
         (os, "replace", replace),
     ):
         setattr(owner, name, function)
-
-
-def _label(path: Path) -> str:
-    """A file by its role: numbers and temporary prefixes away."""
-    name = re.sub(r"^\.tmp-\d+-", "tmp:", path.name)
-    return f"{path.parent.name}/{re.sub(r'[0-9a-f]{16}', 'HASH', name)}"
 
 
 def attempt(job: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""kmeans.cu on the CPU: built with g++ through shim/shim.h, called through ctypes with NumPy's arrays."""
+"""The kernels on the CPU: built with g++ through shim/shim.h, called through ctypes with NumPy's arrays."""
 
 from __future__ import annotations
 
@@ -9,22 +9,18 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from d4m_fast.kernels.batch import THREADS
+from d4m_fast.kernels.backend import THREADS
+from d4m_fast.kernels.cuda import source as source
 
 SHIM = Path(__file__).parent / "shim"
 POINTS = {"float16": "__half", "float32": "float"}
 FLAGS = ("-std=c++17", "-O1", "-march=native", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror")
 GUARD = 256  # bytes round every array
-
-
-def source() -> str:
-    return (resources.files("d4m_fast.kernels") / "kmeans.cu").read_text(encoding="utf-8")
 
 
 def kernels(text: str) -> list[str]:
@@ -111,7 +107,8 @@ class HostCuda:
     def product(self, a: Any, b: Any, out: Any) -> None:
         for left, right, result in zip(a, b, out, strict=True):
             left, right = left.astype(np.float32), right.astype(np.float32)
-            np.matmul(left, right.T, out=result)
+            with np.errstate(invalid="ignore"):
+                np.matmul(left, right.T, out=result)
             if self._noise:
                 lengths = np.linalg.norm(left, axis=1)[:, None] * np.linalg.norm(right, axis=1)
                 result += self._noise * self._random.uniform(-1, 1, result.shape) * lengths

@@ -223,7 +223,7 @@ def test_same_bytes_after_a_signal(
     distill: Distill, tmp_path: Path, finished: Finished, number: int, code: int, sign: str
 ) -> None:
     run = tmp_path / "run"
-    flags = ("--out", run, "--artifacts", tmp_path / "art", "--batch-size", 1, "--ipc", 4)
+    flags = ("--out", run, "--artifacts", tmp_path / "art", "--batch-size", 1, "--ipc", 4, "--steps", 80)
     process = start("distill", *finished.options, *flags)
     wait_for(lambda: any(run.glob(sign)), process)
     process.send_signal(number)
@@ -296,7 +296,7 @@ def test_examples_in_the_help_parse() -> None:
         lines = [line.strip() for line in str(made.help).splitlines() if line.strip().startswith(f"d4m-fast {name}")]
         assert lines
         for line in lines:
-            made.make_context(name, line.split()[2:])
+            made.make_context(name, line.split(" > ")[0].split()[2:])
 
 
 def test_no_command_shows_the_commands() -> None:

@@ -17,6 +17,7 @@ from d4m_fast.engine.runtime import compute_capability, device_name
 from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import D4MError, ModelError, PreflightError
 from d4m_fast.export.job import ExportJob, prepare_export
+from d4m_fast.export.to_onnx import require_onnx
 
 Kind = Literal["torch", "compiled", "onnx", "tensorrt"]
 DTYPES: dict[FloatType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
@@ -55,6 +56,8 @@ def hindrance(engine: Engine, device: torch.device) -> str | None:
             require_ort(device)
         elif engine.kind == "tensorrt":
             load_trt("tensorrt")
+        if engine.exported:
+            require_onnx()
     except PreflightError as error:
         return str(error)
     return None

@@ -49,7 +49,7 @@ def require_nvml() -> Any:
     try:
         pynvml = importlib.import_module("pynvml")  # it has no types
     except ImportError as error:
-        raise PreflightError("certify on a GPU needs its clocks and power: pip install nvidia-ml-py") from error
+        raise PreflightError("certify on a GPU needs its clocks and power: pip install 'd4m-fast[gpu]'") from error
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

@@ -38,7 +38,7 @@ class Memo:
         start = f"answers/{self._component}/{_digest(inputs)}/"
         if not any(name.startswith(start) for name in self._answers):
             outputs = self._open()(inputs)
-            self._answers |= {start + name: x.contiguous().clone() for name, x in outputs.items()}
+            self._answers |= {start + name: x for name, x in outputs.items()}
         return {name.removeprefix(start): x for name, x in self._answers.items() if name.startswith(start)}
 
 
@@ -107,7 +107,7 @@ def _write(path: Path, found: Probe, answers: Mapping[str, torch.Tensor]) -> Non
     from safetensors.torch import save
 
     calls = {
-        f"calls/{component}/{i}/{name}": x.contiguous().clone()  # calls share tensors, which the format refuses
+        f"calls/{component}/{i}/{name}": x
         for component in COMPONENTS
         for i, call in enumerate(found.calls[component])
         for name, x in call.items()
@@ -115,7 +115,8 @@ def _write(path: Path, found: Probe, answers: Mapping[str, torch.Tensor]) -> Non
     centroids = {f"centroids/{i}": torch.from_numpy(p.centroids) for i, p in enumerate(found.prototypes)}
     classes = [{"id": p.info.id, "folder": p.info.folder, "prompt": p.info.prompt} for p in found.prototypes]
     tensors = {**calls, **centroids, **answers, "images": torch.from_numpy(found.images)}
-    files.write_bytes(path, save(tensors, {"classes": json.dumps(classes)}))
+    apart = {name: x.contiguous().clone() for name, x in tensors.items()}  # shared memory is refused
+    files.write_bytes(path, save(apart, {"classes": json.dumps(classes)}))
 
 
 def _probe(tensors: Mapping[str, torch.Tensor], infos: Sequence[ClassInfo]) -> Probe:

@@ -69,18 +69,18 @@ def _head(certificate: Mapping[str, Any]) -> str:
     device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
     threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else f", driver {machine['driver']}"
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    model = certificate["model"] if certificate["revision"] is None else _pinned(certificate)
-    return f"{device}{threads}; model {model} at {certificate['resolution']} pixels; {listed}."
+    return f"{device}{threads}; model {_model(certificate)} at {certificate['resolution']} pixels; {listed}."
 
 
-def _pinned(certificate: Mapping[str, Any]) -> str:
-    return f"{certificate['model']}@{certificate['revision']}"
+def _model(certificate: Mapping[str, Any]) -> str:
+    revision = "" if certificate["revision"] is None else f"@{certificate['revision']}"
+    return f"{certificate['model']}{revision} ({certificate['model_sha256'][:12]})"
 
 
 def _row(name: str, row: Mapping[str, Any]) -> str:
     stages = (_stage(row["stages"].get(stage)) for stage in ("encode", "unet", "decode"))
     agreed = _number(row["relative_l2"], ".1e"), _number(row["psnr_worst"], ".1f")
-    return _line((_title(name), _verdict(row), *agreed, *stages, _number(row["generate"], ".3g"), _ratio(row)))
+    return _line((_title(name), _verdict(row), *agreed, *stages, _rate(row["generate"]), _ratio(row)))
 
 
 def _title(name: str) -> str:
@@ -104,7 +104,7 @@ def _stage(figures: Mapping[str, Any] | None) -> str:
         return "not run"
     watts = f", {figures['watts']['mean']:.0f} W" if "watts" in figures else ""
     busy = f"{100 * figures['busy_share']:.0f} % busy"
-    return f"{figures['images_per_second']:.3g} ({figures['batch']}, {busy}{watts})"
+    return f"{_rate(figures['images_per_second'])} ({figures['batch']}, {busy}{watts})"
 
 
 def _notes(certificate: Mapping[str, Any]) -> list[str]:
@@ -122,6 +122,10 @@ def _notes(certificate: Mapping[str, Any]) -> list[str]:
     if left:
         notes.append(f"Not run: {', '.join(left)}.")
     return [line for note in notes for line in (note, "")][:-1]
+
+
+def _rate(value: float | None) -> str:
+    return _number(value, ",.0f" if value is not None and value >= 1000 else ".3g")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def certificate(request: Request, steps: Sequence[Step], missing: Mapping[str, s
         "to_do": [step.name for step in steps if step.name not in found],
         "not_here": dict(missing),
         **request.identity,
-        "model": request.model.name,
+        "model": Path(request.model.name).name if request.model.revision is None else request.model.name,
         "revision": request.model.revision,
         "calls": len(request.schedule.steps),
         "seconds": request.config.seconds,
@@ -36,7 +35,6 @@ def certificate(request: Request, steps: Sequence[Step], missing: Mapping[str, s
         "stages": stages(found, str(request.machine["device"])),
         **builds(found.values()),
         "steps": found,
-        "options": asdict(request.config),
     }
 
 

@@ -13,7 +13,7 @@ import torch
 from d4m_fast.certification.engines import Engine, failures
 from d4m_fast.certification.monitor import open_monitor
 from d4m_fast.certification.request import Request
-from d4m_fast.certification.step import Check, Findings
+from d4m_fast.certification.step import Check, Findings, first_line
 from d4m_fast.engine.artifacts import ELEMENTS
 from d4m_fast.engine.networks import Networks
 from d4m_fast.export import parity
@@ -98,7 +98,7 @@ def _point(call: Call, batch: int, request: Request) -> Point:
         return Point(batch, statistics.median(_timed(call, seconds, request.device)))
     except failures() as error:
         _forget(request.device)
-        return Point(batch, None, str(error).strip().splitlines()[0])
+        return Point(batch, None, first_line(error))
 
 
 def _timed(call: Call, seconds: float, device: torch.device) -> list[float]:

@@ -97,7 +97,7 @@ def _run(step: Step) -> Record:
     try:
         found = step.run()
     except failures() as error:
-        found = Findings((Check("it runs", False, _first_line(error)),))
+        found = Findings((Check("it runs", False, first_line(error)),))
     return {
         "step": step.name,
         "key": step.key(),
@@ -108,8 +108,9 @@ def _run(step: Step) -> Record:
     }
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+def first_line(error: Exception) -> str:
+    """Its kind, and what it says first."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def failed(records: Iterable[Record]) -> Iterator[str]:

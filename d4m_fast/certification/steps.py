@@ -22,7 +22,6 @@ from d4m_fast.engine.artifacts import CERTIFICATE
 from d4m_fast.engine.networks import Networks
 from d4m_fast.export.export import export
 from d4m_fast.export.job import exported
-from d4m_fast.export.to_onnx import require_onnx
 
 Say = Callable[[str], None]
 NO_CUPY = "CuPy is not installed: pip install 'd4m-fast[gpu]'"
@@ -106,7 +105,6 @@ def _reference(request: Request) -> Findings:
 def _export(engine: Engine, request: Request, say: Say) -> Findings:
     """Export what is not yet; compare again what was certified elsewhere."""
     job = engines.job_of(engine, request)
-    require_onnx()
     if exported(job) is None:
         for _ in export(job, say):
             pass
@@ -122,7 +120,7 @@ def _export(engine: Engine, request: Request, say: Say) -> Findings:
         "build_peak_bytes": max((engine["peak_bytes"] for engine in built), default=None),
         "files": certificate["files"],
     }
-    return Findings((Check("its export is certified", status == "certified", f"{status}: {job.path}"),), figures)
+    return Findings((Check("its export is certified", status == "certified", status),), figures)
 
 
 def _speed(engine: Engine, stage: Stage, opened: Opened, request: Request) -> Findings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from d4m_fast.config import DistillConfig
 from d4m_fast.data.latents import LatentStore
@@ -84,8 +85,9 @@ def _prototypes(
 def _kmeans(
     points: Sequence[np.ndarray], ids: Sequence[int], config: DistillConfig
 ) -> tuple[Sequence[KMeansResult | None], BadProblems | None]:
+    placed = [torch.tensor(x, device=config.device) for x in points] if config.kmeans_on == "gpu" else points
     try:
-        return kmeans(points, config.ipc, ids=ids, method=config.kmeans, seed=config.seed, threads=config.threads), None
+        return kmeans(placed, config.ipc, ids=ids, method=config.kmeans, seed=config.seed, threads=config.threads), None
     except BadProblems as error:
         return error.results, error
 

@@ -1,4 +1,4 @@
-"""The CuPy backend: kmeans.cu on an NVIDIA GPU, products by cuBLAS, with PyTorch's stream and memory."""
+"""The CuPy backend: the kernels on an NVIDIA GPU, products by cuBLAS, with PyTorch's stream and memory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from d4m_fast.errors import PreflightError
-from d4m_fast.kernels.batch import THREADS, DeviceArray
+from d4m_fast.kernels.backend import THREADS, DeviceArray
 from d4m_fast.kernels.problem import Array
 
+PARTS = ("points", "seeding", "clusters", "lloyd", "gram")
 POINT_TYPES = {"float16": "__half", "float32": "float"}
 WORKSPACE = 2 << 30  # bytes: 30 classes of ImageNet in Stable Diffusion's latents
 DLPACK_GPU = (2, 13)  # kDLCUDA, kDLCUDAManaged
@@ -27,7 +28,9 @@ def device_of(points: Any) -> int | None:
 
 
 def source() -> str:
-    return (resources.files("d4m_fast.kernels") / "kmeans.cu").read_text(encoding="utf-8")
+    """Of all kernels."""
+    folder = resources.files("d4m_fast.kernels")
+    return "\n".join((folder / f"{part}.cu").read_text(encoding="utf-8") for part in PARTS)
 
 
 def options(points: str) -> tuple[str, ...]:
@@ -46,7 +49,7 @@ class CupyBackend:
     workspace = WORKSPACE
 
     def __init__(self, device: int) -> None:
-        self.xp = _cupy()
+        self.xp = require_cupy()
         self._device = device
         self._modules = {
             points: self.xp.RawModule(code=source(), options=options(points), backend="nvrtc") for points in POINT_TYPES
@@ -115,7 +118,12 @@ def gemm_arguments(
     return (*shape, *inputs, *output, slots, compute, cublas.CUBLAS_GEMM_DEFAULT)
 
 
-def _cupy() -> Any:
+def require_cupy() -> Any:
+    """CuPy's module.
+
+    Raises:
+        PreflightError: it is not installed.
+    """
     try:
         import cupy
     except ImportError as error:

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from d4m_fast.errors import DataError, UsageError
-from d4m_fast.kernels.batch import Backend, Batch, DeviceArray, DeviceMethod, Shape, padded
+from d4m_fast.kernels.backend import Backend, DeviceArray, DeviceMethod, Shape, padded
+from d4m_fast.kernels.batch import Batch
 from d4m_fast.kernels.cuda import CupyBackend, device_of
 from d4m_fast.kernels.device_seeding import choose_seeds
 from d4m_fast.kernels.kmeans import DUPLICATES, KMeansResult

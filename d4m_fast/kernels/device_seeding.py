@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from d4m_fast.kernels.batch import Batch, trials_for
+from d4m_fast.kernels.backend import trials_for
+from d4m_fast.kernels.batch import Batch
 from d4m_fast.kernels.problem import Int64
 from d4m_fast.kernels.seeding import wanted
 

@@ -27,9 +27,13 @@ WIDE = 1024
 
 def choose_seeds(problem: Problem, rng: np.random.Generator) -> tuple[Int64, Int64]:
     """(k,) points chosen by k-means++ and (n,) labels, the nearest of them."""
-    trials = seeding.greedy_trials(problem.k)
-    wide = problem.points.shape[1] >= WIDE
-    return seeding.choose_seeds(problem, rng, partial(_distances_to, problem), 1 if wide else trials)
+    trials = trials_for(problem.k, problem.points.shape[1])
+    return seeding.choose_seeds(problem, rng, partial(_distances_to, problem), trials)
+
+
+def trials_for(k: int, d: int) -> int:
+    """Candidates per seed."""
+    return 1 if d >= WIDE else seeding.greedy_trials(k)
 
 
 def _distances_to(problem: Problem, rows: Int64) -> Float32:

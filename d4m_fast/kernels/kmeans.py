@@ -9,7 +9,7 @@ ones, and what those cannot decide goes to the lowest index. Sums, norms and ine
 is checked on the points wherever its rounding could have decided, and gone over by `direct` where it did.
 
 Problems are solved side by side, each on one thread, BLAS included, so that a result has the same bits on any number of
-threads and in any company.
+threads and in any company. Meanwhile BLAS has one thread in the whole process: one call at a time.
 
 Memory per problem in work: a float32 copy of its points where they are float16 or have to be centred, an (n, k) float32
 score matrix, float64 centroids; in Gram space an (n, n) float32 and two (k, n) float64 matrices.
@@ -18,6 +18,7 @@ score matrix, float64 centroids; in Gram space an (n, n) float32 and two (k, n) 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import operator
 import os
 from collections.abc import Sequence
@@ -174,20 +175,19 @@ def kmeans(
 def _on_gpu(
     problems: Sequence[Any],
     ks: Sequence[int],
-    ids: Sequence[int],
+    keys: Sequence[int],
     starts: Sequence[Any],
-    weights: Sequence[Any],
+    loads: Sequence[Any],
     options: _Options,
 ) -> list[KMeansResult | DataError]:
     from d4m_fast.kernels import device  # which imports this module
 
-    names = device.Options.__dataclass_fields__
-    asked = device.Options(**{name: getattr(options, name) for name in names})
-    return device.solve_on_gpu(problems, ks, ids, starts, weights, asked)
+    given = device.Options(options.method, options.seed, options.n_init, options.max_iter, options.refine)
+    return device.solve_on_gpu(problems, ks, keys, starts, loads, given)
 
 
 def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else multiprocessing.cpu_count()
 
 
 def _check_options(method: str, n_init: int, max_iter: int, init: object, weights: object) -> None:

@@ -86,6 +86,7 @@ def test_every_step_of_a_cpu(certified: Path) -> None:
     assert (found["passed"], found["complete"], found["failed"], found["to_do"]) == (True, True, [], [])
     assert found["machine"]["device"] == "cpu"
     assert found["seconds"] == 0.05
+    assert str(certified) not in (certified / "out" / "certify.json").read_text()  # it may be published
     assert set(found["engines"]) == {"torch-fp32", "onnx-fp32"}
     for record in found["steps"].values():
         assert record["checks"], record["step"]
@@ -170,7 +171,7 @@ def test_a_faulty_runtime_fails(
     found = found_in(tmp_path / "again")
     assert not found["passed"]
     assert all(problem.startswith("parity-torch-fp32: ") for problem in found["failed"])
-    assert component in found["failed"][0]
+    assert any(component in problem for problem in found["failed"])
     assert f"failed: {found['failed'][0]}" in ran.out
 
 
@@ -182,9 +183,9 @@ def test_a_faulty_fp16_runtime_fails(
 ) -> None:
     open_mutant(monkeypatch, Engine("torch", "fp16"), component, fault())
     assert certify("--steps", "parity").code == 1
-    (problem, *_) = found_in(tmp_path / "again")["failed"]
-    assert problem.startswith("parity-torch-fp16: ")
-    assert component in problem
+    problems = found_in(tmp_path / "again")["failed"]
+    assert all(problem.startswith("parity-torch-fp16: ") for problem in problems)
+    assert any(component in problem for problem in problems)
 
 
 def fp32_for_fp16(runtime: Any, inputs: dict[str, torch.Tensor], last: object) -> dict[str, torch.Tensor]:
@@ -216,7 +217,7 @@ def test_another_dtype_than_asked_for_fails(certify: Certify, tmp_path: Path, mo
 def test_what_changes_its_answers_under_load_fails(
     certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_mutant(monkeypatch, Engine("torch", "fp32"), "vae_decoder", Drifting(14))
+    open_mutant(monkeypatch, Engine("torch", "fp32"), "vae_decoder", Drifting())
     assert certify("--steps", "speed-torch-fp32-decode", "--batches", 2).code == 1
     assert "answers under load as before" in found_in(tmp_path / "again")["failed"][0]
 

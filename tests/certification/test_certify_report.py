@@ -40,7 +40,7 @@ def steps() -> dict[str, dict[str, Any]]:
         "speed-tensorrt-fp16-unet": speed(200.0, 32),
         "speed-tensorrt-fp16-decode": speed(100.0, 8),
         "parity-onnx-fp16": record(True, agreed),
-        "speed-torch-fp16-unet": speed(70.0, 16),
+        "speed-torch-fp16-unet": speed(1234.5, 16, flops_per_second=1e12),
     }
 
 
@@ -51,6 +51,7 @@ def certificate(seconds: float = 60.0, **changed: Any) -> dict[str, Any]:
         "versions": {"torch": "2.14"},
         "model": "a/b",
         "revision": "c0ffee",
+        "model_sha256": "0123456789abcdef",
         "resolution": 512,
         "calls": CALLS,
         "seconds": seconds,
@@ -85,14 +86,14 @@ def test_generation_is_reckoned_from_its_stages() -> None:
 
 def test_the_table() -> None:
     text = markdown(certificate())
-    assert text.startswith(f"{BEGIN}\n{H100}, driver 580.1; model a/b@c0ffee at 512 pixels; torch 2.14.")
+    assert text.startswith(f"{BEGIN}\n{H100}, driver 580.1; model a/b@c0ffee (0123456789ab) at 512 pixels; torch 2.14.")
     assert text.endswith(f"\n{END}")
     stage = "300 (32, 97 % busy, 650 W)"
     agreed = ["2.0e-03", "41.3"]
     made = ["200 (32, 97 % busy)", "100 (8, 97 % busy)", "5.26", "2.00"]
     assert cells(text, "TensorRT fp16") == ["TensorRT fp16", "FAILED", *agreed, stage, *made]
     assert cells(text, "ONNX Runtime fp16")[1:] == ["certified", *agreed, *["not run"] * 3, "", ""]
-    assert cells(text, "PyTorch fp16")[1:4] == ["not compared", "", ""]
+    assert cells(text, "PyTorch fp16")[1:6] == ["not compared", "", "", "not run", "1,234 (16, 97 % busy)"]
     assert "Ratio: against torch.compile fp16, at its own best batch" in text
     assert "Failed: parity-tensorrt-fp16: unet." in text
     assert "Not run: kernels, onnx-fp32 (not installed)." in text
@@ -106,7 +107,7 @@ def test_a_short_steady_state_is_said() -> None:
 def test_a_cpu_is_named_by_its_processor() -> None:
     machine = {"device": "cpu", "driver": None, "processor": "Some CPU", "threads": 2}
     text = markdown(certificate(machine=machine, model="bundled", revision=None))
-    assert "Some CPU, 2 threads; model bundled at 512 pixels" in text
+    assert "Some CPU, 2 threads; model bundled (0123456789ab) at 512 pixels" in text
 
 
 def test_rendered_into_a_file(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_the_card_is_found_by_its_uuid(nvml: SimpleNamespace) -> None:
 def test_no_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     monkeypatch.setattr("d4m_fast.certification.request.resolve_device", lambda _: GPU)
-    refused(run_cli("certify"), 6, "pip install nvidia-ml-py")
+    refused(run_cli("certify"), 6, "pip install 'd4m-fast[gpu]'")
 
 
 def test_no_driver_is_one_line(nvml: SimpleNamespace) -> None:

@@ -1,4 +1,4 @@
-"""Every kernel of kmeans.cu, run on the CPU from its own source, against NumPy.
+"""Every kernel, run on the CPU from its own source, against NumPy.
 
 Two problems of different sizes share padded arrays, in which whatever is not input is NaN. Blocks and threads run in an
 order that each launch shuffles anew.
@@ -15,7 +15,7 @@ import pytest
 from host_cuda import HostCuda, LaunchError, build, kernels, source
 from threadpoolctl import threadpool_limits
 
-from d4m_fast.kernels.batch import COLUMNS_PER_BLOCK, POINTS_PER_BLOCK, THREADS, padded
+from d4m_fast.kernels.backend import COLUMNS_PER_BLOCK, POINTS_PER_BLOCK, THREADS, padded
 
 N, D, K = 128, 48, 24
 SIZES, KS = (100, 37), (5, 19)
@@ -517,7 +517,7 @@ KERNEL turn_without_barrier(int *x) { __shared__ int y[BLOCK]; y[threadIdx.x] = 
 
 
 def test_the_shim_finds_faults(tmp_path: Path) -> None:
-    text = source()[: source().index("// ---- Points")] + FAULTS
+    text = source()[: source().index("// Subtracts from each column")] + FAULTS
     host = HostCuda({"float16": build(text, tmp_path, "float16", "-Wno-unused")})
     for kernel, message in (
         ("skipped_barrier", "wait for others that never come"),

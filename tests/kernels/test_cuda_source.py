@@ -1,4 +1,4 @@
-"""kmeans.cu as NVIDIA's own compiler takes it: to machine code for three GPUs, within limits."""
+"""The kernels as NVIDIA's own compiler takes them: to machine code for three GPUs, within limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from host_cuda import kernels, source
 
-from d4m_fast.kernels.batch import THREADS
+from d4m_fast.kernels.backend import THREADS
 from d4m_fast.kernels.cuda import options
 
 nvrtc: Any = pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install 'd4m-fast[dev]'")

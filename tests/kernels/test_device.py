@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from d4m_fast.errors import DataError, UsageError
-from d4m_fast.kernels.batch import Shape, trials_for
+from d4m_fast.kernels.backend import Shape, trials_for
 from d4m_fast.kernels.device import Options, solve
 from d4m_fast.kernels.kmeans import KMeansResult, kmeans
 from d4m_fast.kernels.roofline import gram_pays

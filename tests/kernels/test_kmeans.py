@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans, kmeans_plusplus
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from d4m_fast.errors import DataError, UsageError
 from d4m_fast.kernels import direct, gram
@@ -180,6 +180,23 @@ def test_order_grouping_and_threads_change_no_bit(method: Method) -> None:
         apart = run([2, 11], threads=1) | run([5], threads=3) | run([3, 7], threads=2)
     for key, result in together.items():
         assert_same(result, apart[key])
+
+
+def test_blas_has_one_thread_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def blas() -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    def watched(*arguments: Any) -> tuple[np.ndarray, int]:
+        seen.append(blas())
+        return lloyd(*arguments)
+
+    seen, lloyd = list[list[int]](), direct.lloyd
+    monkeypatch.setattr(direct, "lloyd", watched)
+    with threadpool_limits(2, user_api="blas"):
+        before = blas()
+        by_points([mixture(50, 8, 3)] * 3, 3, threads=2)
+        assert blas() == before
+    assert before and seen == [[1] * len(before)] * 3
 
 
 def test_memory_layout_changes_nothing() -> None:

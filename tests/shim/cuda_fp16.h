@@ -1,4 +1,4 @@
-// What kmeans.cu uses of CUDA's header of this name, for a host compiler.
+// What the kernels use of CUDA's header of this name, for a host compiler.
 #pragma once
 
 typedef _Float16 __half;
