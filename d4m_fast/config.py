@@ -49,8 +49,6 @@ PRESETS: Mapping[PresetName, Preset] = MappingProxyType(
         "reference": Preset(),
         "dpmpp": Preset(scheduler="dpmpp", steps=10),
         "unipc": Preset(scheduler="unipc", steps=8),
-        "interval": Preset(guidance_interval="0.15:0.65"),
-        "fast": Preset(scheduler="unipc", steps=8, guidance_interval="0:0.65"),
     }
 )
 
