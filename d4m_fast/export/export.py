@@ -133,7 +133,7 @@ def _write_onnx(job: ExportJob, component: Component, calls: list[Tensors]) -> d
         maxima = activation_maxima(whole, feeds, threads=job.config.threads)
         part["mixed"] = asdict(to_mixed_precision(whole, final, maxima))
         _sweep(job.path)
-    if component == "unet" and job.key.engine == "onnx":
+    if component == "unet" and job.key.engine == "onnx" and job.config.static_batch is None:  # else: one CUDA graph
         part["context"] = hoist_context(final, job.path / "unet.context.onnx")
     return part
 
