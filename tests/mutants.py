@@ -72,7 +72,7 @@ def overflow(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
     """One value beyond fp16's range."""
     outputs = {name: x.clone() for name, x in runtime(inputs).items()}
     for x in outputs.values():
-        x.view(-1)[0] = torch.inf
+        x[(0,) * x.ndim] = torch.inf
     return outputs
 
 

@@ -44,7 +44,7 @@ class Memo:
 
 def _digest(inputs: Mapping[str, torch.Tensor]) -> str:
     whole = hashlib.sha256()
-    for name, x in inputs.items():
+    for name, x in sorted(inputs.items()):
         whole.update(f"{name} {tuple(x.shape)} {x.dtype}\n".encode())
         whole.update(x.cpu().contiguous().numpy().tobytes())
     return whole.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +65,7 @@ class Request:
             "platform": platform.system(),
         }
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What a step's result depends on, beside what is its own."""
         found = versions(*LIBRARIES)
