@@ -1,14 +1,18 @@
 """Generation with the reference preset on every engine: images per second, in one process, the engines taking turns.
 
-    python bench/engines.py --batches 1,16,64,128,256
+    for batch in 1 16 64; do python bench/engines.py --batches $batch --append engines.jsonl; done
+    for i in 1 2 3 4 5; do python bench/engines.py --batches 128 --rounds 1 --append engines.jsonl; done
+    for i in 1 2 3 4 5; do python bench/engines.py --batches 256 --rounds 1 --append engines.jsonl; done
     python tools/random_model.py medium /tmp/medium
-    python bench/engines.py --model /tmp/medium --steps 4 --strength 0.5 --batches 1,4,8,16
+    python bench/engines.py --model /tmp/medium --steps 4 --strength 0.5 --batches 1,4,8,16 --append engines.jsonl
+    python bench/engines.py --table engines.jsonl
 
 Whole images, noise to pixels, prompts embedded beforehand where the engine allows it: of the bundled model, or, with 4
 steps at strength 0.5, three UNet calls and one decode of another. Rows: (a)
 diffusers' pipeline, one image per call; (b) diffusers' pipeline on a batch; (c) our loop on PyTorch; (d) our loop on
-ONNX Runtime; (e) our loop on torch.compile. Each figure is the median of the rounds. The matrix product's peak is
-measured in the same run.
+ONNX Runtime; (e) our loop on torch.compile, with a minute of compiling per batch before the clock starts. A line is one
+row in one round: the engines take turns, each after one short run of its own shape; (a) and the matrix product's peak
+are measured in every round, for ratios within it. The table has the medians over all rounds of its file.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,17 +31,19 @@ import torch
 
 from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.config import NEGATIVE_PROMPT
-from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.generate import PromptTable, denoise
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.signature import COMPONENTS
+from d4m_fast.export.hoist import hoist_context
 from d4m_fast.export.to_onnx import export_onnx, opset_of
 
 CPU = torch.device("cpu")
 PAUSE = 0.1  # seconds, for the threads of the last engine to go to sleep
+SHORT = (2, 1.0)  # steps and strength of the warm-up: two UNet calls and a decode
+ONE = "(a) diffusers, one image per call"
 Make = Callable[[], object]
 
 
@@ -74,7 +80,9 @@ def exported(model: Model, folder: Path) -> Networks:
     sizes = model.sizes(model.resolution)
     for component in COMPONENTS:
         file = folder / f"{component}.onnx"
-        export_onnx(model.path, component, file, sizes=sizes, opset=opset_of("onnx", component), metadata={})
+        opset = opset_of("onnx", component)
+        export_onnx(model.path, component, file, sizes=sizes, opset=opset, metadata={}, for_ort=True)
+    hoist_context(folder / "unet.onnx", folder / "unet.context.onnx")
     eager = open_networks(model.path, CPU, torch.float32)
     return eager.with_runtimes(lambda c: open_ort(folder / f"{c}.onnx", c, sizes, CPU, threads=torch.get_num_threads()))
 
@@ -83,8 +91,7 @@ def engines(model: Model, folder: Path, compiled: bool) -> dict[str, Networks]:
     eager = open_networks(model.path, CPU, torch.float32)
     found = {"(c) our loop, PyTorch": eager, "(d) our loop, ONNX Runtime": exported(model, folder)}
     if compiled:
-        compile_all = eager.with_runtimes(lambda c: open_eager(model.path, c, CPU, torch.float32, compiled=True))
-        found["(e) our loop, torch.compile"] = compile_all
+        found["(e) our loop, torch.compile"] = open_networks(model.path, CPU, torch.float32, compiled=True)
     return found
 
 
@@ -114,14 +121,56 @@ def flops_per_image(model: Model, schedule: Schedule) -> float:
     return float(len(schedule.steps) * unet.get_total_flops() + decoder.get_total_flops())
 
 
-def alternate(rows: dict[str, Make], rounds: int) -> dict[str, float]:
-    """Median seconds of each row; the first round warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in range(1 + rounds):
+def alternate(rows: dict[str, Make], rounds: int) -> Iterator[dict[str, float]]:
+    """Seconds of each row, round by round."""
+    for _ in range(rounds):
+        taken = {}
         for name, make in rows.items():
             time.sleep(PAUSE)
-            taken[name].append(seconds(make))
-    return {name: statistics.median(values[1:]) for name, values in taken.items()}
+            taken[name] = seconds(make)
+        yield taken
+
+
+def rows_of(
+    model: Model, pipeline: Any, ours: dict[str, Networks], batch: int, steps: int, strength: float
+) -> dict[str, Make]:
+    """What is timed at a batch; (a) is one image."""
+    schedule = open_schedule(model.path, steps, strength)
+    latents, prompts = torch.randn(batch, *model.latent_shape(model.resolution)), ["shirt"] * batch
+    tables = {name: PromptTable(networks, NEGATIVE_PROMPT) for name, networks in ours.items()}
+    one = {ONE: partial(by_diffusers, pipeline, latents[:1], prompts[:1], steps, strength)}
+    many = {"(b) diffusers, batched": partial(by_diffusers, pipeline, latents, prompts, steps, strength)}
+    loops = {n: partial(by_us, net, schedule, tables[n], latents, prompts) for n, net in ours.items()}
+    return {**one, **(many if batch > 1 else {}), **loops}
+
+
+def lines(rows: dict[str, Make], batch: int, rounds: int, flops: float) -> Iterator[dict[str, Any]]:
+    """One per row and round; the peak and (a) are those of the same round."""
+    for taken in alternate(rows, rounds):
+        peak = matrix_peak()
+        rates = {name: (1 if name == ONE else batch) / spent for name, spent in taken.items()}
+        for name, rate in rates.items():
+            gflops = rate * flops / 1e9
+            row = {"row": name, "batch": 1 if name == ONE else batch, "images_per_second": rate, "gflops": gflops}
+            yield {**row, "ratio": rate / rates[ONE], "share_of_matrix_product": gflops / peak}
+
+
+def table(file: Path) -> str:
+    """Medians over rounds, as Markdown."""
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in map(json.loads, file.read_text().splitlines()):
+        cells.setdefault((line["model"], line["batch"], line["row"]), []).append(line)
+    head = [
+        "| model | batch | | images/s | ratio to (a) | of the matrix product | rounds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (model, batch, row), found in sorted(cells.items()):
+        rate, ratio, share = (
+            statistics.median(line[name] for line in found)
+            for name in ("images_per_second", "ratio", "share_of_matrix_product")
+        )
+        head.append(f"| {model} | {batch} | {row} | {rate:.2f} | {ratio:.2f} | {100 * share:.0f} % | {len(found)} |")
+    return "\n".join(head)
 
 
 @click.command(help=__doc__)
@@ -131,30 +180,36 @@ def alternate(rows: dict[str, Make], rounds: int) -> dict[str, float]:
 @click.option("--strength", default=0.7, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--compiled/--no-compiled", default=True, show_default=True, help="With torch.compile: a minute a batch.")
+@click.option("--append", type=click.Path(path_type=Path), help="Add the lines to this file, too.")
+@click.option("--table", "shown", type=click.Path(path_type=Path), help="Print such a file's table, instead.")
 @torch.inference_mode()
-def main(batches: str, name: str, steps: int, strength: float, rounds: int, compiled: bool) -> None:
+def main(
+    batches: str,
+    name: str,
+    steps: int,
+    strength: float,
+    rounds: int,
+    compiled: bool,
+    append: Path | None,
+    shown: Path | None,
+) -> None:
+    if shown is not None:
+        click.echo(table(shown))
+        return
     keep_freed_memory()
     model = open_model(name)
-    schedule = open_schedule(model.path, steps, strength)
-    pipeline, flops, peak = diffusers_pipeline(model), flops_per_image(model, schedule), matrix_peak()
+    pipeline, flops = diffusers_pipeline(model), flops_per_image(model, open_schedule(model.path, steps, strength))
     with tempfile.TemporaryDirectory() as folder:
         ours = engines(model, Path(folder), compiled)
-        tables = {name: PromptTable(networks, NEGATIVE_PROMPT) for name, networks in ours.items()}
-        base = 0.0
         for batch in map(int, batches.split(",")):
-            latents, prompts = torch.randn(batch, *model.latent_shape(model.resolution)), ["shirt"] * batch
-            rows: dict[str, Make] = {
-                "(b) diffusers, batched": partial(by_diffusers, pipeline, latents, prompts, steps, strength),
-                **{n: partial(by_us, net, schedule, tables[n], latents, prompts) for n, net in ours.items()},
-            }
-            if batch == 1:
-                rows = {"(a) diffusers, one image per call": rows.pop("(b) diffusers, batched"), **rows}
-            for label, spent in alternate(rows, rounds).items():
-                rate = batch / spent
-                base = rate if label.startswith("(a)") else base
-                gflops = rate * flops / 1e9
-                row = {"row": label, "batch": batch, "images_per_second": rate, "ratio": rate / base if base else None}
-                click.echo(json.dumps({**row, "gflops": gflops, "share_of_matrix_product": gflops / peak}))
+            for make in rows_of(model, pipeline, ours, batch, *SHORT).values():
+                make()
+            for line in lines(rows_of(model, pipeline, ours, batch, steps, strength), batch, rounds, flops):
+                text = json.dumps({"model": Path(name).name, "steps": steps, "strength": strength, **line})
+                click.echo(text)
+                if append is not None:
+                    with append.open("a") as file:
+                        file.write(text + "\n")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def call_of(model: Model, component: Component) -> Tensors:
     """Both halves of guidance for the UNet, one row for the others."""
     torch.manual_seed(0)
     signature, sizes = SIGNATURES[component], model.sizes(RESOLUTION)
-    shapes = {name: signature.shape(name, sizes, 2 if component == "unet" else 1) for name in signature.inputs}
+    shapes = {name: signature.shape(name, sizes, signature.halves, samples=1) for name in signature.inputs}
     call = {name: torch.randn(shape) for name, shape in shapes.items() if name not in signature.integers}
     known = {"timestep": torch.tensor(701), "input_ids": torch.arange(sizes["tokens"])[None] + 1000}
     return {name: known[name] if name in signature.integers else call[name] for name in signature.inputs}

@@ -12,22 +12,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from d4m_fast import __version__
+from d4m_fast.commands.certify import certify
 from d4m_fast.commands.doctor import doctor
 from d4m_fast.commands.export import export
 from d4m_fast.commands.plan import plan as plan_command
+from d4m_fast.commands.profile import profile
 from d4m_fast.commands.verify import verify
 from d4m_fast.config import DistillConfig
-from d4m_fast.console import Sized, distilled_text, say_result, text, track
+from d4m_fast.console import Progress, Sized, distilled_text, say_result, text, track
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
-from d4m_fast.options import chosen, generation, of_config, shared
+from d4m_fast.options import auto_or_number, chosen, generation, of_config, shared
 
 if TYPE_CHECKING:
-    from d4m_fast.data.latents import LatentStore
-    from d4m_fast.data.plan import Plan
-    from d4m_fast.data.timing import Stopwatch
-    from d4m_fast.engine.networks import Networks
     from d4m_fast.evaluation.report import LabelKind, Result, Subject
-    from d4m_fast.prepare import Job
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -39,7 +36,9 @@ def cli() -> None:
     d4m-fast distill                    distill the bundled images with the bundled model
     d4m-fast evaluate runs/RUN          train students on the result, beside random real images
     d4m-fast export                     the networks to ONNX, compared with PyTorch and certified
+    d4m-fast certify                    every engine of this machine, checked against the CPU and timed
     d4m-fast plan --gpu h100 --ipc 50   FLOPs, hours, disk and memory of a run, calculated before it
+    d4m-fast profile                    images per second, latency, memory and share of peak of every stage here
     d4m-fast verify runs/RUN            check a run's files against their records; --repair uncommits what is damaged
 
     \b
@@ -50,24 +49,30 @@ def cli() -> None:
 
 @cli.command()
 @of_config("--data", str, "'bundled', or a directory: an ImageFolder, Fashion-MNIST IDX or CIFAR files.")
-@of_config("--model", str, "'bundled', or a directory in diffusers format.")
+@of_config("--model", str, "'bundled', a directory in diffusers format, or a hub id.")
+@of_config("--revision", str, "Commit, tag or branch of a model from the hub.  [default: main, recorded as a commit]")
 @of_config("--ipc", click.IntRange(min=1), "Images per class.")
 @of_config("--classes", str, "Only these ids, ranges or folder names, comma-separated; ids stay those of the full set.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<config hash>]")
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Where latents are kept.  [default: user cache]")
 @generation
 @of_config("--kmeans", click.Choice(["auto", "gram", "direct", "minibatch"]), "minibatch is the official code's.")
+@of_config("--kmeans-on", click.Choice(["cpu", "gpu"]), "gpu: CuPy kernels, on --device; not yet run on one by us.")
 @of_config("--prototype", click.Choice(["mean", "medoid"]), "Cluster mean, or the real latent nearest to it.")
 @of_config("--latent", click.Choice(["sample", "mean"]), "Draw from the VAE's posterior, or take its mean.")
 @of_config("--resolution", click.IntRange(min=1), "Side of encoded and generated images.  [default: the model's]")
 @of_config("--image-size", click.IntRange(min=1), "Side of the written images.  [default: the resolution]")
+@of_config("--format", click.Choice(["png", "jpeg", "webp"]), "png is lossless; jpeg (4:4:4) and webp have quality 95.")
 @of_config("--prompts", str, "'official', or a file of prompts.  [default: class names]")
 @of_config("--negative-prompt", str, "Prompt to be guided away from.")
 @of_config("--seed", int, "Seed of the run.")
-@of_config("--batch-size", click.IntRange(min=1), "Most images per batch of generation.  [default: planned]")
+@of_config(
+    "--batch-size", auto_or_number, "Most images per batch of generation; auto: by memory, and probed in long runs."
+)
 @of_config("--threads", click.IntRange(min=1), "CPU threads.  [default: one per core]")
 @of_config("--engine", click.Choice(["auto", "torch", "onnx", "tensorrt"]), "What computes the networks.")
 @of_config("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")
+@of_config("--compile/--no-compile", bool, "UNet and VAE through torch.compile; for --engine torch.")
 @of_config("--device", str, "auto, cpu, cuda or cuda:1.")
 @of_config("--max-bad-fraction", click.FloatRange(0, 1, max_open=True), "Damaged images tolerated, as a part of all.")
 @shared
@@ -79,9 +84,11 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
     d4m-fast distill --data imagenet/train --model stable-diffusion-v1-5 --ipc 50 --image-size 224 --out in1k-50
     """
     from d4m_fast.data.timing import Stopwatch
-    from d4m_fast.prepare import default_artifacts, prepare, require_disk
 
     config, watch = DistillConfig.of_preset(**chosen(options)), Stopwatch()
+    with watch("import"):
+        from d4m_fast import pipeline
+        from d4m_fast.prepare import default_artifacts, prepare, require_disk
     cache = default_artifacts() if artifacts is None else artifacts
     with watch("open"):
         job = prepare(config, artifacts=cache, run=out)
@@ -90,73 +97,10 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
         click.echo(f"preset: {job.preset_line}", err=True)
     run = job.default_run() if out is None else out
     require_disk(job, run, cache)
-    summary = _distill(job, run, cache, watch, quiet)
+    summary = pipeline.distill(job, run, cache, watch, Progress(quiet))
     say_result(summary, as_json, lambda: distilled_text(summary))
     if summary["quarantined"]:
         sys.exit(EXIT_QUARANTINED)
-
-
-def _distill(job: Job, path: Path, cache: Path, watch: Stopwatch, quiet: bool) -> dict[str, Any]:
-    """The sentence this program is: encode, cluster, generate, write."""
-    import torch
-
-    from d4m_fast.data import files
-    from d4m_fast.data.plan import Plan
-    from d4m_fast.data.run import RunDirectory
-    from d4m_fast.engine.generate import generate
-    from d4m_fast.engine.prototypes import cluster
-
-    with files.locked(files.make_directory(path)):
-        run = RunDirectory(path, job.identity)
-        plan = Plan.from_json(run.plan(job.plan.to_json()))
-        groups = plan.without(run.committed())
-        finished = run.finished()
-        if finished is not None and not groups:
-            return finished
-        torch.set_num_threads(plan.threads)
-        networks = job.open_networks()
-
-        latents = _latents(job, plan, networks, cache, watch, quiet)
-        prototypes = run.keep(
-            cluster(job.classes_of(groups), latents, job.source, job.config).watched(watch, "cluster")
-        )
-        samples = generate(
-            prototypes,
-            groups,
-            networks,
-            job.schedule,
-            job.config,
-            batch=plan.batch_size,
-            image_size=job.image_size,
-            watch=watch,
-        )
-        for _ in track("distill", run.write(samples, groups, job.config.ipc).watched(watch, "write"), quiet):
-            pass
-        return run.finish(latents.failures, watch.seconds)
-
-
-def _latents(job: Job, plan: Plan, networks: Networks, cache: Path, watch: Stopwatch, quiet: bool) -> LatentStore:
-    """The latents of the source: from the cache, or encoded now as far as they are missing."""
-    from d4m_fast.data import files
-    from d4m_fast.data.latents import LatentStore
-    from d4m_fast.engine.encode import encode
-
-    path = files.make_directory(job.latents_path(cache, plan))
-    with files.locked(path):
-        latents = LatentStore(path, job.latents_made_by(plan), job.source.items, job.latent_shape)
-        if not latents.complete:
-            batches = encode(
-                job.source,
-                networks.vae_encoder,
-                resolution=job.resolution,
-                latent=job.config.latent,
-                batch=plan.encode_batch,
-                start=latents.position,
-            )
-            for _ in track("encode", latents.fill(batches).watched(watch, "encode"), quiet):
-                pass
-    latents.check_budget(job.config.max_bad_fraction)
-    return latents
 
 
 @cli.command()
@@ -252,9 +196,11 @@ def _known(option: str, given: str | None, origin: str | None) -> str:
     return value
 
 
+cli.add_command(certify)
 cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(plan_command)
+cli.add_command(profile)
 cli.add_command(verify)
 
 

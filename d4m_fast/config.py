@@ -20,10 +20,11 @@ KMeansMethod = Literal["auto", "gram", "direct", "minibatch"]
 PrototypeKind = Literal["mean", "medoid"]
 LatentKind = Literal["sample", "mean"]
 Scheduler = Literal["model", "pndm", "dpmpp", "unipc"]
-PresetName = Literal["reference", "dpmpp", "unipc", "interval", "fast"]
+PresetName = Literal["reference", "dpmpp", "unipc"]
 Engine = Literal["auto", "torch", "onnx", "tensorrt"]
 Precision = Literal["auto", "fp32", "fp16"]
 FloatType = Literal["fp32", "fp16"]
+ImageFormat = Literal["png", "jpeg", "webp"]
 
 _INTERVAL = re.compile(r"([0-9]*\.?[0-9]+):([0-9]*\.?[0-9]+)")
 
@@ -48,8 +49,6 @@ PRESETS: Mapping[PresetName, Preset] = MappingProxyType(
         "reference": Preset(),
         "dpmpp": Preset(scheduler="dpmpp", steps=10),
         "unipc": Preset(scheduler="unipc", steps=8),
-        "interval": Preset(guidance_interval="0.15:0.65"),
-        "fast": Preset(scheduler="unipc", steps=8, guidance_interval="0:0.65"),
     }
 )
 
@@ -62,7 +61,8 @@ class DistillConfig:
 
     Attributes:
         data: "bundled" or a directory.
-        model: "bundled" or a directory in diffusers format.
+        model: "bundled", a directory in diffusers format, or a hub id ("organisation/model").
+        revision: commit, tag or branch of a model from the hub; None is what its `main` is.
         ipc: images per class.
         classes: ids, ranges or folder names, comma-separated; None is all.
         resolution: side of the encoded and generated images, in pixels; None is the model's own.
@@ -71,21 +71,27 @@ class DistillConfig:
         strength: how far up the noise schedule a prototype is sent, in (0, 1].
         guidance: classifier-free guidance scale; at most 1 runs the UNet once per step instead of twice.
         steps: length of the whole schedule; about `steps * strength` of it are run.
+        kmeans_on: "gpu" clusters where the networks run, by kernels that we have run on CPUs only.
         scheduler: "model" is the model directory's own.
         guidance_interval: "LOW:HIGH", parts of the noise schedule; steps outside run without guidance.
-        batch_size, threads: None lets the plan decide; they are part of what fixes the bytes.
+        format: of the written images; png is lossless.
+        batch_size, threads: "auto" and None let the plan decide; they are part of what fixes the bytes.
+        compile: UNet and VAE through torch.compile; for the torch engine.
         max_bad_fraction: damaged images tolerated, as a part of all.
     """
 
     data: str = "bundled"
     model: str = "bundled"
+    revision: str | None = None
     ipc: int = 10
     classes: str | None = None
     kmeans: KMeansMethod = "auto"
+    kmeans_on: Literal["cpu", "gpu"] = "cpu"
     prototype: PrototypeKind = "mean"
     latent: LatentKind = "sample"
     resolution: int | None = None
     image_size: int | None = None
+    format: ImageFormat = "png"
     prompts: str | None = None
     preset: PresetName = "reference"
     scheduler: Scheduler = Preset.scheduler
@@ -95,17 +101,20 @@ class DistillConfig:
     steps: int = Preset.steps
     negative_prompt: str = NEGATIVE_PROMPT
     seed: int = 0
-    batch_size: int | None = None
+    batch_size: int | Literal["auto"] = "auto"
     threads: int | None = None
     engine: Engine = "auto"
     precision: Precision = "auto"
+    compile: bool = False
     device: str = "auto"
     max_bad_fraction: float = 0.01
 
     def __post_init__(self) -> None:
         for name in ("ipc", "steps", "resolution", "image_size", "batch_size", "threads"):
             value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+            require(
+                value in (None, "auto") or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}"
+            )
         require(0 < self.strength <= 1, f"--strength must be in (0, 1], not {self.strength}")
         require(
             math.isfinite(self.guidance) and self.guidance >= 0, f"--guidance must be at least 0, not {self.guidance}"
@@ -113,6 +122,10 @@ class DistillConfig:
         require(
             int(self.steps * self.strength) >= 1,
             f"--steps {self.steps} at --strength {self.strength} is no step at all",
+        )
+        require(
+            not self.compile or self.engine in ("auto", "torch"),
+            f"--compile is for --engine torch, not for --engine {self.engine}",
         )
         low, high = self.interval
         require(0 <= low <= high <= 1, f"--guidance-interval {self.guidance_interval}: not 0 <= LOW <= HIGH <= 1")
@@ -143,17 +156,19 @@ class ExportConfig:
     """Options of `d4m-fast export`.
 
     Attributes:
-        model, resolution, device: as in `DistillConfig`.
+        model, revision, resolution, device: as in `DistillConfig`.
         data: real images whose prototypes PyTorch and the export are compared on.
         target: compute capabilities to build TensorRT engines for ahead of time, "sm80,sm89"; None is the GPU here.
         static_batch: images per call the networks are fixed to; None leaves the batch free.
         max_batch: images per call of the largest profile of an engine.
         level: of TensorRT's builder, 0 (quick to build) to 5.
+        images: to compare on, and to calibrate fp16 with.
         threads: of the comparison and of the timing, CPU.
     """
 
     model: str = "bundled"
     data: str = "bundled"
+    revision: str | None = None
     engine: Literal["onnx", "tensorrt"] = "onnx"
     precision: FloatType = "fp32"
     target: str | None = None
@@ -161,11 +176,12 @@ class ExportConfig:
     static_batch: int | None = None
     max_batch: int = 50
     level: int = 3
+    images: int = 32
     device: str = "auto"
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("resolution", "static_batch", "max_batch", "threads"):
+        for name in ("resolution", "static_batch", "max_batch", "images", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
         require(0 <= self.level <= 5, f"--level must be 0 to 5, not {self.level}")
@@ -176,6 +192,46 @@ class ExportConfig:
     @property
     def targets(self) -> tuple[str, ...]:
         return () if self.target is None else tuple(sorted(set(self.target.lower().split(","))))
+
+
+@dataclass(frozen=True)
+class CertifyConfig:
+    """Options of `d4m-fast certify`.
+
+    Attributes:
+        model, revision, data, resolution, device: as in `DistillConfig`; prototypes of the data are the probe.
+        images: to compare engines on; None is 32, fewer where the CPU would need long for the reference.
+        seconds: of steady state that each stage of each engine is timed for.
+        batches: images per call to try, comma-separated; None is every power of two until it no longer pays.
+        threads: CPU.
+        compile: torch.compile on a CPU, too; on a GPU it always is among the engines.
+    """
+
+    model: str = "bundled"
+    data: str = "bundled"
+    revision: str | None = None
+    resolution: int | None = None
+    images: int | None = None
+    seconds: float = 60.0
+    batches: str | None = None
+    device: str = "auto"
+    threads: int = 1
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "images", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        require(self.images is None or self.images >= 2, "--images must be at least 2: a mixed-up batch needs two rows")
+        require(math.isfinite(self.seconds) and self.seconds > 0, f"--seconds must be above 0, not {self.seconds}")
+        require(
+            self.batches is None or re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", self.batches) is not None,
+            f"--batches {self.batches}: not numbers of images, as in 1,8,64",
+        )
+
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        return None if self.batches is None else tuple(sorted({int(b) for b in self.batches.split(",")}))
 
 
 def require(condition: bool, message: str) -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
@@ -46,6 +47,22 @@ def track(label: str, items: Sized[T], quiet: bool) -> Iterator[T]:
         yield from track(items, label, len(items), console=Console(stderr=True))
     else:
         yield from _lines(label, items)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run says while it goes, on stderr."""
+
+    quiet: bool
+
+    def follow(self, label: str, items: Sized[object]) -> None:
+        """Draw all items of a stage, showing how far it is."""
+        for _ in track(label, items, self.quiet):
+            pass
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            click.echo(line, err=True)
 
 
 def _lines(label: str, items: Sized[T]) -> Iterator[T]:

@@ -3,6 +3,7 @@
 D4MError                1  the run failed
 ├── DataError           1  the images cannot be used
 ├── ModelError          1  the model directory cannot be used
+├── OutOfMemoryError    1  a batch does not fit the device, or not even one image does
 ├── UsageError          2  an option or a combination of options makes no sense
 ├── RunDirectoryError   4  the run directory belongs to another config, or is in use
 ├── DamageError         5  an artifact does not match its checksum
@@ -30,6 +31,25 @@ class DataError(D4MError):
 
 class ModelError(D4MError):
     """The model directory cannot be used."""
+
+
+class OutOfMemoryError(D4MError):
+    """A batch does not fit the device's memory; a smaller one may.
+
+    Attributes:
+        stage: "encode", "denoise" or "decode".
+        reason: the library's own words, one line.
+    """
+
+    def __init__(self, stage: str, reason: str, advice: str = "") -> None:
+        super().__init__(f"{stage}: out of memory ({reason}){advice}")
+        self.stage = stage
+        self.reason = reason
+
+    def for_one_image(self) -> OutOfMemoryError:
+        """The same, when there is nothing smaller to try."""
+        advice = "; not even one image fits: take a smaller --resolution or a device with more memory"
+        return OutOfMemoryError(self.stage, self.reason, advice)
 
 
 class UsageError(D4MError):

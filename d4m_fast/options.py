@@ -16,9 +16,15 @@ from d4m_fast.errors import UsageError
 Command = Callable[..., Any]
 
 
+def auto_or_number(value: str) -> int | str:
+    """The type of an option that is "auto" or a positive number."""
+    return value if value == "auto" else int(click.IntRange(min=1)(value))
+
+
 def of_config(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
     """A flag of a `DistillConfig` field, which holds its default."""
-    default = getattr(DistillConfig(), name.removeprefix("--").replace("-", "_"))
+    field = name.split("/")[0].removeprefix("--").replace("-", "_")  # of "--flag/--no-flag", the flag
+    default = getattr(DistillConfig(), field)
     return click.option(name, type=kind, default=default, show_default=True, help=text)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,13 @@ from d4m_fast import __version__
 from d4m_fast.config import UNPROVEN, DistillConfig, Engine, FloatType, as_dict, fingerprint, require
 from d4m_fast.data import files
 from d4m_fast.data.dataset import BUNDLED, open_source, subset
-from d4m_fast.data.plan import Group, Plan, make_plan
+from d4m_fast.data.image_files import most_bytes, require_format
+from d4m_fast.data.plan import ENCODE_BATCH, Group
 from d4m_fast.data.records import ClassInfo, Source, by_class
 from d4m_fast.data.run import essence, options_of
 from d4m_fast.engine.artifacts import Artifact, exports_of
 from d4m_fast.engine.model import Model, open_model
+from d4m_fast.engine.modules import import_libraries
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
 from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.runtime import device_name, resolve_device, resolve_precision
@@ -29,6 +31,7 @@ from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.trt import require_gpu
 from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import D4MError, DamageError, DataError, ModelError, PreflightError
+from d4m_fast.kernels.cuda import require_cupy
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
@@ -39,7 +42,7 @@ class Job:
 
     Attributes:
         config: with every "auto" and every default that depends on the model resolved.
-        plan: for a run that starts now; one that goes on has its own.
+        threads: of a run that starts now; one that goes on has its own in its plan.
     """
 
     config: DistillConfig
@@ -50,15 +53,19 @@ class Job:
     resolution: int
     image_size: int
     schedule: Schedule
-    plan: Plan
+    threads: int
     artifact: Artifact | None = None
     engine_reason: str = ""
 
     def open_networks(self) -> Networks:
         """On the engine that was chosen."""
         if self.artifact is None:
-            return open_networks(self.model.path, self.device, self.dtype)
+            return open_networks(self.model.path, self.device, self.dtype, compiled=self.config.compile)
         return open_exported(self.model, self.resolution, self.artifact, self.device)
+
+    def import_libraries(self) -> None:
+        """Import what `open_networks` and the schedule need, so that this time is not booked on the first stages."""
+        import_libraries(networks=self.artifact is None)
 
     @property
     def preset_line(self) -> str:
@@ -87,8 +94,11 @@ class Job:
             return {}
         return {"artifact_sha256": self.artifact.sha256, "run_with": dict(self.artifact.certificate["versions"])}
 
-    def latents_made_by(self, plan: Plan) -> dict[str, Any]:
+    def latents_made_by(self, batch: int, threads: int) -> dict[str, Any]:
         """What the latents depend on; neither IPC, nor guidance, nor the run's seed."""
+        return {**self._latents(threads), "batch": batch}
+
+    def _latents(self, threads: int) -> dict[str, Any]:
         return {
             "source": self.source.fingerprint,
             "model": self.model.sha256,
@@ -96,14 +106,21 @@ class Job:
             "latent": self.config.latent,
             "precision": self.config.precision,
             "device": self.device.type,
-            "batch": plan.encode_batch,
-            "threads": plan.threads,
+            "threads": threads,
             "torch": importlib.metadata.version("torch"),
+            **({"compile": True} if self.config.compile else {}),
             **self._engine,
         }
 
-    def latents_path(self, artifacts: Path, plan: Plan) -> Path:
-        return artifacts / "latents" / fingerprint(self.latents_made_by(plan))[:16]
+    def latents_path(self, artifacts: Path, batch: int, threads: int) -> Path:
+        return artifacts / "latents" / f"{fingerprint(self._latents(threads))[:16]}-{batch}"
+
+    def encoded_with(self, artifacts: Path) -> int | None:
+        """Images per batch of such latents as are there, whole ones first; None if there are none."""
+        name = self.latents_path(artifacts, 0, self.threads).name.removesuffix("0")
+        found = (artifacts / "latents").glob(f"{name}*")
+        ranked = sorted(found, key=lambda path: (not (path / "index.json").is_file(), path.name))
+        return int(ranked[0].name.removeprefix(name)) if ranked else None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -130,10 +147,14 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     """
     device = resolve_device(config.device)
     dtype = resolve_precision(config.precision, device)
-    model = open_model(config.model)
+    begun = {} if run is None else options_of(run)
+    model = open_model(config.model, _revision(config, begun))
     source = open_source(config.data, prompts=config.prompts)
     source = source if config.classes is None else subset(source, config.classes)
     _require_images(source, config.ipc)
+    require_format(config.format)
+    if config.kmeans_on == "gpu":
+        _require_gpu_kmeans(config, device)
     resolution = model.resolution if config.resolution is None else config.resolution
     image_size = resolution if config.image_size is None else config.image_size
     model.latent_shape(resolution)
@@ -142,13 +163,16 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
         model.path, config.steps, config.strength, scheduler=config.scheduler, interval=config.interval
     )
     precision: FloatType = "fp32" if dtype == torch.float32 else "fp16"
-    begun_with = None if run is None else options_of(run).get("engine")
     exports = partial(exports_of, model.sha256, precision, resolution, artifacts)
-    artifact, reason = choose_engine(config.engine, exports, model, device, begun_with)
+    if config.compile:
+        artifact, reason = None, "torch, through torch.compile"
+    else:
+        artifact, reason = choose_engine(config.engine, exports, model, device, begun.get("engine"))
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),
-        model=_absolute(config.model),
+        model=model.name,
+        revision=model.revision,
         engine="torch" if artifact is None else artifact.engine,
         device=str(device),
         precision=precision,
@@ -156,8 +180,13 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
         image_size=image_size,
     )
     threads = torch.get_num_threads() if config.threads is None else config.threads
-    plan = make_plan([info.id for info in source.classes], config.ipc, batch_size=config.batch_size, threads=threads)
-    return Job(resolved, source, model, device, dtype, resolution, image_size, schedule, plan, artifact, reason)
+    return Job(resolved, source, model, device, dtype, resolution, image_size, schedule, threads, artifact, reason)
+
+
+def _revision(config: DistillConfig, begun: Mapping[str, Any]) -> str | None:
+    """The one asked for; else, in a run that was begun on a model from the hub, the commit it was begun on."""
+    same = config.revision is None and begun.get("model") == config.model
+    return begun.get("revision") if same else config.revision
 
 
 def choose_engine(
@@ -220,6 +249,13 @@ def _absolute(name: str) -> str:
     return name if name == BUNDLED else str(Path(name).resolve())
 
 
+def _require_gpu_kmeans(config: DistillConfig, device: torch.device) -> None:
+    require(config.kmeans != "minibatch", "--kmeans minibatch runs on the CPU only; leave --kmeans-on at cpu")
+    if device.type == "cpu":
+        raise PreflightError("--kmeans-on gpu: the networks run on the CPU; give --device, or leave it at cpu")
+    require_cupy()
+
+
 def _require_images(source: Source, ipc: int) -> None:
     counts = {class_id: len(items) for class_id, items in by_class(source.items).items()}
     for info in source.classes:
@@ -229,17 +265,19 @@ def _require_images(source: Source, ipc: int) -> None:
 
 
 def require_disk(job: Job, run: Path, artifacts: Path) -> None:
-    """Refuse a run that cannot fit, from the sizes of its latents and of its images uncompressed.
+    """Refuse a run that cannot fit, from the sizes of its latents and of its images, if nothing can be compressed.
 
     Raises:
         PreflightError: one of the two file systems has too little room.
     """
     channels, height, width = job.latent_shape
     latents = 2 * len(job.source.items) * channels * height * width
-    images = len(job.source.classes) * job.config.ipc * (3 * job.image_size**2 + 4 * channels * height * width)
-    places = ((job.latents_path(artifacts, job.plan), latents, "latents"), (run / "images", images, "images"))
-    for path, wanted, what in places:
-        files.require_room(path, wanted, what)
+    images = len(job.source.classes) * job.config.ipc * (most_bytes(job.image_size) + 4 * channels * height * width)
+    encoded_with = job.encoded_with(artifacts)
+    batch = ENCODE_BATCH if encoded_with is None else encoded_with
+    path = job.latents_path(artifacts, batch, job.threads)
+    for place, wanted, what in ((path, latents, "latents"), (run / "images", images, "images")):
+        files.require_room(place, wanted, what)
 
 
 def default_artifacts() -> Path:

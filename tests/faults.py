@@ -2,6 +2,7 @@
 
 Every step is one system call's worth: a file opened for writing, each write (half of it is done when the fault comes),
 each fsync of a file or a directory, each rename (a fault comes before it; a kill also after it), mkdir and unlink.
+Threads write side by side, so a step is known by its name and by how many of that name came before it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,21 +26,32 @@ ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 class Fault:
     """Counts the steps below a directory, writes down their names, and strikes at one of them."""
 
-    def __init__(self, root: Path, kind: str | None, at: int, log: Path | None) -> None:
+    def __init__(self, root: Path, kind: str | None, at: tuple[str, int], log: Path | None) -> None:
         self._root = str(root)
         self._kind = kind
         self._at = at
         self._log = log
-        self.names: list[str] = []
+        self.lock = threading.RLock()
+        self.steps: list[tuple[str, int]] = []
 
     def step(self, call: str, path: Any, before: Callable[[], object] = lambda: None) -> None:
         """`before` is done if this is where the fault strikes."""
         if not str(path).startswith(self._root):
             return
-        self.names.append(f"{call} {_label(Path(path))}")
-        if len(self.names) - 1 == self._at and self._kind is not None:
-            before()
-            self._strike(path)
+        with self.lock:
+            name = f"{call} {self._label(Path(path))}"
+            self.steps.append((name, sum(before_it == name for before_it, _ in self.steps)))
+            if self.steps[-1] == self._at and self._kind is not None:
+                before()
+                self._strike(path)
+
+    def _label(self, path: Path) -> str:
+        """A file by its role, the same in every run: numbers and temporary prefixes away."""
+        if str(path) == self._root:
+            return "ROOT"
+        name = re.sub(r"^\.tmp-\d+-", "tmp:", path.name)
+        parent = "ROOT" if str(path.parent) == self._root else path.parent.name
+        return f"{parent}/{re.sub(r'[0-9a-f]{16}', 'HASH', name)}"
 
     def _strike(self, path: Any) -> None:
         if self._kind == KILL:
@@ -48,7 +61,7 @@ class Fault:
 
     def save(self) -> None:
         if self._log is not None:
-            self._log.write_text(json.dumps(self.names))
+            self._log.write_text(json.dumps(self.steps))
 
 
 class Watched:
@@ -91,9 +104,10 @@ def install(fault: Fault) -> None:
         return Watched(file, self, fault) if writes else file
 
     def mkdir(self: Path, *args: Any, **named: Any) -> None:
-        if not self.exists():
-            fault.step("mkdir", self)
-        made(self, *args, **named)
+        with fault.lock:  # of threads that make the same directory, one does
+            if not self.exists():
+                fault.step("mkdir", self)
+            made(self, *args, **named)
 
     def unlink(self: Path, *args: Any, **named: Any) -> None:
         if self.exists():
@@ -121,12 +135,6 @@ def install(fault: Fault) -> None:
         setattr(owner, name, function)
 
 
-def _label(path: Path) -> str:
-    """A file by its role: numbers and temporary prefixes away."""
-    name = re.sub(r"^\.tmp-\d+-", "tmp:", path.name)
-    return f"{path.parent.name}/{re.sub(r'[0-9a-f]{16}', 'HASH', name)}"
-
-
 def attempt(job: dict[str, Any]) -> dict[str, Any]:
     """Fork, distill with a fault, and say how it ended: exit code, or minus the signal's number; stderr."""
     said = Path(job["said"])
@@ -144,7 +152,7 @@ def _child(job: dict[str, Any], said: Path) -> None:
         os.dup2(descriptor, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         log = Path(job["log"]) if job.get("log") else None
-        fault = Fault(Path(job["root"]), job.get("kind"), job.get("at", -1), log)
+        fault = Fault(Path(job["root"]), job.get("kind"), tuple(job.get("at", ("", 0))), log)
         if job.get("kill_after") is not None:
             signal.setitimer(signal.ITIMER_REAL, job["kill_after"])
             signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -173,9 +181,7 @@ def serve() -> None:
     import torch
     import transformers  # noqa: F401
 
-    import d4m_fast.engine.generate
-    import d4m_fast.engine.prototypes
-    import d4m_fast.prepare  # noqa: F401
+    import d4m_fast.pipeline  # noqa: F401
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

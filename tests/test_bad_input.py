@@ -169,6 +169,8 @@ def test_unusable_config_file(distill: Distill, tmp_path: Path, name: str, conte
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(distill: Distill) -> None:
     refused(distill("--device", "cuda"), 6, "--device cuda", "--device cpu")
+    refused(distill("--kmeans-on", "gpu", "--device", "cpu"), 6, "--kmeans-on gpu", "leave it at cpu")
+    refused(distill("--kmeans-on", "gpu", "--kmeans", "minibatch"), 2, "--kmeans minibatch")
 
 
 def test_no_such_gpu(distill: Distill) -> None:

@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ from driving import (
     start,
     tree,
     wait_for,
+    worker_threads,
 )
 from PIL import Image
 from safetensors.numpy import load_file
 
-from d4m_fast import cli
+from d4m_fast import cli, pipeline
 from d4m_fast.data.run import RunDirectory
-from d4m_fast.engine import encode
+from d4m_fast.data.stream import Stream
 
 Distill = Callable[..., Ran]
 
@@ -84,7 +86,9 @@ def test_the_run_documents_itself(finished: Finished) -> None:
     assert config["options"]["ipc"] == 2
     assert config["options"]["device"] in ("cpu", "cuda")
     assert {"torch", "diffusers", "d4m-fast"} <= config["versions"].keys()
-    assert json.loads((finished.run / "plan.json").read_text())["groups"] == [{"id": 0, "classes": [0, 1, 2]}]
+    plan = json.loads((finished.run / "plan.json").read_text())
+    assert plan["groups"] == [{"id": 0, "classes": [0, 1, 2], "batch_size": 6, "decode_batch": 6}]
+    assert plan["why"] == {name: {"by": "default"} for name in ("encode_batch", "batch_size", "decode_batch")}
     with Image.open(finished.run / "preview.png") as sheet:
         assert sheet.height == 3 * 64
     assert (finished.run / "quarantine.jsonl").read_text() == ""
@@ -167,7 +171,7 @@ def test_latents_are_used_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(encode, "encode", never)
+    monkeypatch.setattr(pipeline, "encode", never)
     ran = distill("--artifacts", finished.artifacts, "--json", *flags)
     assert ran.code == 0
     assert "encode" not in ran.json["seconds"]
@@ -183,22 +187,30 @@ def test_other_latents_are_not_mistaken_for_these(
     assert len(list((tmp_path / "art" / "latents").iterdir())) == 2
 
 
+def interrupt_after(count: int, patch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes when the run asks for one more image than that."""
+    write = RunDirectory.write
+
+    def interrupted(*args: Any) -> Stream[dict[str, Any]]:
+        def items() -> Iterator[dict[str, Any]]:
+            yield from islice(write(*args), count)
+            raise KeyboardInterrupt
+
+        return Stream(count + 1, items())
+
+    patch.setattr(RunDirectory, "write", interrupted)
+
+
 @pytest.mark.parametrize("after", [0, 3, 5])
 def test_same_bytes_after_an_interruption(
     distill: Distill, tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    save, calls = RunDirectory._save_image, iter(range(after))
-
-    def interrupted(self: RunDirectory, sample: Any) -> dict[str, Any]:
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return save(self, sample)
-
     with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "_save_image", interrupted)
+        interrupt_after(after, patch)
         ran = distill()
     assert (ran.code, ran.err.splitlines()[-1]) == (130, "interrupted; run the same command to go on")
-    assert len(tree(tmp_path / "run", "images/**/*.png")) == after
+    assert len(tree(tmp_path / "run", "images/**/*.png")) >= after
+    assert worker_threads() == []
     assert not (tmp_path / "run" / "summary.json").exists()
     assert distill().code == 0
     assert products(tmp_path / "run") == products(finished.run)
@@ -211,7 +223,7 @@ def test_same_bytes_after_a_signal(
     distill: Distill, tmp_path: Path, finished: Finished, number: int, code: int, sign: str
 ) -> None:
     run = tmp_path / "run"
-    flags = ("--out", run, "--artifacts", tmp_path / "art", "--batch-size", 1, "--ipc", 4)
+    flags = ("--out", run, "--artifacts", tmp_path / "art", "--batch-size", 1, "--ipc", 4, "--steps", 80)
     process = start("distill", *finished.options, *flags)
     wait_for(lambda: any(run.glob(sign)), process)
     process.send_signal(number)
@@ -233,7 +245,8 @@ def test_batches_cross_class_borders(distill: Distill, tmp_path: Path, finished:
     for batch in (1, 3):
         flags = ("--artifacts", finished.artifacts, "--out", tmp_path / str(batch), "--batch-size", batch)
         assert distill(*flags).code == 0
-    assert json.loads((tmp_path / "3" / "plan.json").read_text())["groups"] == [{"id": 0, "classes": [0, 1, 2]}]
+    (group,) = json.loads((tmp_path / "3" / "plan.json").read_text())["groups"]
+    assert (group["classes"], group["batch_size"]) == ([0, 1, 2], 3)
     assert len(json.loads((tmp_path / "1" / "plan.json").read_text())["groups"]) == 3
     assert np.abs(pixels(tmp_path / "1") - pixels(tmp_path / "3")).max() <= 1
 
@@ -283,7 +296,7 @@ def test_examples_in_the_help_parse() -> None:
         lines = [line.strip() for line in str(made.help).splitlines() if line.strip().startswith(f"d4m-fast {name}")]
         assert lines
         for line in lines:
-            made.make_context(name, line.split()[2:])
+            made.make_context(name, line.split(" > ")[0].split()[2:])
 
 
 def test_no_command_shows_the_commands() -> None:

@@ -19,6 +19,7 @@ from d4m_fast.data.verify import verify
 
 KINDS = {"SIGKILL": -9, "ENOSPC": 6, "EIO": 6}
 RANDOM_KILLS = 24
+Step = tuple[str, int]  # its name, and how many of that name came before it
 COMMIT = (
     "write bread/tmp:00000.png",
     "write groups/tmp:00000.json",
@@ -58,7 +59,7 @@ class Lab:
         answer = json.loads(stdout.readline())
         return answer["code"], answer["err"]
 
-    def survives(self, kind: str, at: int, whole: Path) -> None:
+    def survives(self, kind: str, at: Step, whole: Path) -> None:
         """A run with a fault at step `at`, then a re-run, equals one without."""
         root = self.fresh()
         code, err = self.distill(root, kind=kind, at=at)
@@ -101,39 +102,38 @@ def whole(lab: Lab) -> Path:
 
 
 @pytest.fixture(scope="module")
-def steps(whole: Path) -> list[str]:
-    names: list[str] = json.loads((whole / "steps.json").read_text())
-    return names
+def steps(whole: Path) -> list[Step]:
+    return [(name, count) for name, count in json.loads((whole / "steps.json").read_text())]
 
 
-def test_every_kind_of_step_is_met(steps: list[str]) -> None:
-    calls = {step.split()[0] for step in steps}
+def test_every_kind_of_step_is_met(steps: list[Step]) -> None:
+    names = [name for name, _ in steps]
+    calls = {name.split()[0] for name in names}
     assert calls == {"open(wb)", "open(r+b)", "write", "truncate", "fsync", "rename", "renamed", "mkdir", "unlink"}
     for name in ("plan.json", "config.json", "00000.json", "00001.png", "manifest.jsonl", "summary.json", "index.json"):
-        assert any(step.startswith("renamed") and step.endswith(f"/{name}") for step in steps), name
+        assert any(step.startswith("renamed") and step.endswith(f"/{name}") for step in names), name
     assert len(steps) > 100
 
 
-def test_a_fault_at_some_steps(lab: Lab, whole: Path, steps: list[str]) -> None:
+def test_a_fault_at_some_steps(lab: Lab, whole: Path, steps: list[Step]) -> None:
     """Those of the commit proper; the kinds of fault in turn."""
-    for n, step in enumerate(COMMIT):
-        kinds = [k for k in KINDS if k == "SIGKILL" or not step.startswith("renamed")]
-        kind = kinds[n % len(kinds)]
-        lab.survives(kind, _at(steps, steps.index(step), kind), whole)
+    for n, name in enumerate(COMMIT):
+        kinds = [kind for kind in KINDS if _may_come(kind, name)]
+        assert (name, 0) in steps
+        lab.survives(kinds[n % len(kinds)], (name, 0), whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fault_at_every_step(lab: Lab, whole: Path, steps: list[str], kind: str) -> None:
-    wanted = [i for i, step in enumerate(steps) if kind == "SIGKILL" or not step.startswith("renamed")]
-    for at in wanted:
-        lab.survives(kind, _at(steps, at, kind), whole)
+def test_a_fault_at_every_step(lab: Lab, whole: Path, steps: list[Step], kind: str) -> None:
+    for step in steps:
+        if _may_come(kind, step[0]):
+            lab.survives(kind, step, whole)
 
 
-def _at(steps: list[str], index: int, kind: str) -> int:
-    """Errors are counted without the moments after a rename, at which only a kill can come."""
-    skipped = 0 if kind == "SIGKILL" else sum(step.startswith("renamed") for step in steps[:index])
-    return index - skipped
+def _may_come(kind: str, name: str) -> bool:
+    """After a rename that was done only a kill can come."""
+    return kind == "SIGKILL" or not name.startswith("renamed")
 
 
 def _kills(lab: Lab, whole: Path, count: int, seed: int) -> None:

@@ -17,7 +17,7 @@ from d4m_fast.errors import UsageError
 # Diffusers' own: it hands a tensor to NumPy the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 Distill = Callable[..., Ran]
-FAST = as_dict(PRESETS["fast"])
+FAST = as_dict(PRESETS["unipc"])
 
 
 def resolved(run: Path) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def test_every_other_preset_costs_less_and_is_unproven(name: Any) -> None:
 
 
 def test_what_is_given_wins_over_the_preset_alone() -> None:
-    config = DistillConfig.of_preset("fast", steps=20, guidance=None, ipc=3)
+    config = DistillConfig.of_preset("unipc", steps=20, guidance=None, ipc=3)
     assert {setting: getattr(config, setting) for setting in SETTINGS} == {**FAST, "steps": 20}
     assert config.ipc == 3
 
@@ -78,20 +78,20 @@ def named(tmp_path_factory: pytest.TempPathFactory, photos: Path, finished: Fini
 
 
 def test_resolved_values_are_kept_and_unproven_ones_announced(named: Callable[..., Path]) -> None:
-    run = named("--preset", "fast", "--steps", 4)
+    run = named("--preset", "unipc", "--steps", 4)
     assert resolved(run) == {**FAST, "steps": 4}
     line = next(line for line in (run / "said").read_text().splitlines() if line.startswith("preset:"))
-    assert line.startswith("preset: fast, 2 UNet calls per image") and line.endswith(UNPROVEN)
+    assert line.startswith("preset: unipc, 2 UNet calls per image") and line.endswith(UNPROVEN)
     repeated = named("--config", run / "config.json")
     assert resolved(repeated) == resolved(run)
     assert (repeated / "config.json").read_bytes() == (run / "config.json").read_bytes()
 
 
 def test_a_preset_given_as_a_flag_wins_over_a_file(named: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / "d4m.toml").write_text('preset = "interval"\nsteps = 6\nguidance = 3\n')
+    (tmp_path / "d4m.toml").write_text('preset = "dpmpp"\nsteps = 6\nguidance = 3\n')
     file = ("--config", tmp_path / "d4m.toml")
-    assert resolved(named(*file)) == {**as_dict(PRESETS["interval"]), "steps": 6, "guidance": 3.0}
-    assert resolved(named(*file, "--preset", "fast", "--guidance", 2)) == {**FAST, "guidance": 2.0}
+    assert resolved(named(*file)) == {**as_dict(PRESETS["dpmpp"]), "steps": 6, "guidance": 3.0}
+    assert resolved(named(*file, "--preset", "unipc", "--guidance", 2)) == {**FAST, "guidance": 2.0}
 
 
 def test_fewer_calls_are_unproven_under_any_name(distill: Distill) -> None:

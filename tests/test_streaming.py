@@ -1,4 +1,4 @@
-"""Memory: latents are held for at most two classes at a time, however many groups stream by."""
+"""Memory: latents are held for one group of classes at a time, however many stream by."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import pytest
 from driving import Ran, write_photos
 
 from d4m_fast.data.latents import LatentStore
+from d4m_fast.engine import prototypes
 
 GROUPS = 8
 
 
-def test_at_most_two_classes_latents_are_alive(
-    distill: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("classes", [1, 3])
+def test_only_one_group_of_classes_latents_is_alive(
+    distill: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int
 ) -> None:
     loaded: list[weakref.ref[np.ndarray]] = []
     most, load = 0, LatentStore.load
@@ -31,6 +33,8 @@ def test_at_most_two_classes_latents_are_alive(
 
     data = write_photos(tmp_path / "data", [f"class {i}" for i in range(GROUPS)], 3)
     monkeypatch.setattr(LatentStore, "load", watched)
+    monkeypatch.setattr(LatentStore, "bytes_of", lambda self, class_id: 1)
+    monkeypatch.setattr(prototypes, "GROUP_BYTES", classes)
     assert distill("--data", data, "--ipc", 1, "--batch-size", 1).code == 0
     assert len(list((tmp_path / "run" / "groups").iterdir())) == len(loaded) == GROUPS
-    assert most in (1, 2)
+    assert most == classes

@@ -13,7 +13,8 @@ from d4m_fast.options import shared
 
 
 @click.command()
-@click.option("--model", default=ExportConfig.model, show_default=True, help="'bundled', or a diffusers directory.")
+@click.option("--model", default=ExportConfig.model, show_default=True, help="'bundled', a directory, or a hub id.")
+@click.option("--revision", help="Commit, tag or branch of a model from the hub.  [default: main]")
 @click.option("--data", default=ExportConfig.data, show_default=True, help="Real images to compare engines on.")
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Where exports are kept.  [default: user cache]")
 @click.option("--engine", type=click.Choice(["onnx", "tensorrt"]), default="onnx", show_default=True)
@@ -23,6 +24,7 @@ from d4m_fast.options import shared
 @click.option("--static-batch", type=click.IntRange(min=1), help="Images per call, fixed.  [default: any number]")
 @click.option("--max-batch", type=click.IntRange(min=1), default=50, show_default=True, help="Images an engine takes.")
 @click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="Of TensorRT's builder.")
+@click.option("--images", type=click.IntRange(min=1), default=32, show_default=True, help="To compare engines on.")
 @click.option("--device", default="auto", show_default=True, help="Where to compare: auto, cpu, cuda or cuda:1.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]")
 @click.option("--certify", "certify_only", is_flag=True, help="Compare what is there, on this device.")

@@ -14,7 +14,10 @@ from d4m_fast.options import chosen, generation, of_config, shared
 
 
 @click.command()
-@click.option("--model", default="sd15", show_default=True, help="'sd15' (shapes only), 'bundled', or a directory.")
+@click.option(
+    "--model", default="sd15", show_default=True, help="'sd15' (shapes only), 'bundled', a directory, or a hub id."
+)
+@click.option("--revision", help="Commit, tag or branch of a model from the hub.  [default: main]")
 @click.option("--data", help="A dataset to count, instead of --images and --classes.")
 @click.option("--images", type=click.IntRange(min=1), help="Real images.  [default: 1281167, ImageNet-1K's]")
 @click.option("--classes", type=click.IntRange(min=1), help="How many.  [default: 1000]")
@@ -31,7 +34,7 @@ from d4m_fast.options import chosen, generation, of_config, shared
 @click.option("--epochs", type=click.IntRange(min=1), default=300, show_default=True, help="Of a student's training.")
 @click.option("--students", type=click.IntRange(min=1), default=3, show_default=True, help="How many are trained.")
 @click.option("--stored-labels", is_flag=True, help="Soft labels of every epoch kept on the disk, fp16.")
-@click.option("--calibrate", type=click.Path(path_type=Path), help="A profile's JSON, for measured shares of peak.")
+@click.option("--calibrate", type=click.Path(path_type=Path), help="A profile's JSON, or certify.json.")
 @click.option("--explain", is_flag=True, help="The formula of every figure.")
 @shared
 def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:
@@ -56,8 +59,7 @@ def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:
     head = (
         f"{options['model']} on {request.gpus} x {request.gpu.name} ({request.gpu.source}), {options['engine']}{proof}"
     )
-    built = "not measured" if build is None else f"{build:.0f} s, from the profile"
-    say_result(value, as_json, lambda: f"{head}\n{text(report.table(figures, explain))}\nengine build time: {built}")
+    say_result(value, as_json, lambda: f"{head}\n{text(report.table(figures, explain))}\n{report.build_text(build)}")
 
 
 def _counted(options: dict[str, Any]) -> dict[str, Any]:

@@ -45,8 +45,11 @@ def refusing(path: Path) -> Iterator[None]:
         raise PreflightError(f"{error.filename or path}: {_REFUSALS[error.errno]}") from error
 
 
-def write_bytes(path: Path, data: Buffer) -> str:
+def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
     """Write a file whole, durably, or not at all; returns its SHA-256.
+
+    Args:
+        sync_name: False where the caller syncs the directory before it says that the file is there.
 
     Raises:
         PreflightError: no space, no permission, a read-only file system.
@@ -62,7 +65,8 @@ def write_bytes(path: Path, data: Buffer) -> str:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
+        if sync_name:
+            sync_directory(path.parent)
     return hashlib.sha256(data).hexdigest()
 
 

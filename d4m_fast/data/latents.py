@@ -16,7 +16,8 @@ import numpy as np
 from d4m_fast.data import files
 from d4m_fast.data.records import Item
 from d4m_fast.data.stream import Stream
-from d4m_fast.errors import DamageError, DataError
+from d4m_fast.data.workers import Workers
+from d4m_fast.errors import DamageError, DataError, OutOfMemoryError
 
 CHECKPOINT_SECONDS = 10.0
 
@@ -42,7 +43,8 @@ class LatentStore:
     """A directory of `<class id>.npy`, row = rank in the class, and `index.json`, written last.
 
     Rows are written where they belong, so the source may come in any order, and an interrupted pass goes on from
-    `position`. Rows of damaged images stay zero and are listed as failures.
+    `position`. Rows of damaged images stay zero and are listed as failures. `made_by` says what fixes the bytes,
+    images per "batch" among it.
     """
 
     def __init__(self, root: Path, made_by: dict[str, Any], items: Sequence[Item], shape: tuple[int, ...]) -> None:
@@ -53,13 +55,16 @@ class LatentStore:
         self._shape = shape
         self._header = {c: _npy_header((n, *shape)) for c, n in self._counts.items()}
         self._touched: set[int] = set()
+        self._saved = time.monotonic()
         self._index = _read(self.path / "index.json", made_by)
         saved = _read(self.path / "progress.json", made_by) if self._index is None else self._index
         if self._index is None and not all(self._file(c).is_file() for c in self._counts):
             saved = None  # somebody removed a file; what is left is of no use
         if saved is None:
             self._allocate()
-        self._state: dict[str, Any] = {"position": 0, "failures": []} if saved is None else saved
+        self._state: dict[str, Any] = {"position": 0, "failures": [], "out_of_memory": []} if saved is None else saved
+        self._bad: dict[int, list[int]] = {}  # ranks of damaged images by class
+        self._note(self._state["failures"])
 
     @property
     def complete(self) -> bool:
@@ -71,27 +76,46 @@ class LatentStore:
         return int(self._state["position"])
 
     @property
+    def batch(self) -> int:
+        """Images per batch from `position` on."""
+        smaller = [entry["now"] for entry in self._state["out_of_memory"]]
+        return int([self.made_by["batch"], *smaller][-1])
+
+    @property
     def failures(self) -> list[Failure]:
         return [Failure(Item(f["class_id"], f["rank"], f["origin"]), f["reason"]) for f in self._state["failures"]]
 
     def usable(self, class_id: int) -> int:
         """How many of a class's images are good."""
-        return self._counts[class_id] - sum(f.item.class_id == class_id for f in self.failures)
+        return self._counts[class_id] - len(self._bad.get(class_id, ()))
 
-    def fill(self, batches: Stream[EncodedBatch]) -> Stream[EncodedBatch]:
-        """Write batches on their way through, save the position now and then, and mark the end."""
+    def bytes_of(self, class_id: int) -> int:
+        """Size of a class's latents, damaged images included."""
+        return 2 * self._counts[class_id] * int(np.prod(self._shape))
+
+    def fill(self, batches: Stream[EncodedBatch], workers: Workers) -> Stream[EncodedBatch]:
+        """Write batches on their way through, save the position now and then, and mark the end.
+
+        One thread writes, behind whoever makes the batches; those before a failure are written.
+        """
 
         def items() -> Iterator[EncodedBatch]:
-            saved = time.monotonic()
-            for batch in batches:
-                self._write(batch)
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    self._checkpoint()
-                    saved = time.monotonic()
-                yield batch
+            self._saved = time.monotonic()
+            yield from workers.map(self._keep, batches, threads=1, depth=2, name="store")
             self._finish()
 
         return Stream(len(batches), items())
+
+    def after(self, error: OutOfMemoryError) -> None:
+        """Go on with half the batch, and keep that on record.
+
+        Raises:
+            OutOfMemoryError: it was one image.
+        """
+        if self.batch == 1:
+            raise error.for_one_image() from error
+        entry = {"position": self.position, "batch": self.batch, "now": self.batch // 2, "error": error.reason}
+        self._state["out_of_memory"].append(entry)
 
     def load(self, class_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Ranks (n,) and latents (n, C, h, w) float16 of a class's good images.
@@ -105,7 +129,7 @@ class LatentStore:
             raise DamageError(f"{path}: damaged; remove {self.path} and run again to encode anew")
         rows = np.frombuffer(data, np.float16, offset=len(self._header[class_id]))
         rows = rows.reshape(self._counts[class_id], *self._shape)
-        bad = [f["rank"] for f in self._state["failures"] if f["class_id"] == class_id]
+        bad = self._bad.get(class_id, [])
         ranks = np.setdiff1d(np.arange(len(rows)), bad)
         return ranks, rows[ranks] if bad else rows
 
@@ -123,17 +147,30 @@ class LatentStore:
                 f" the first: {first['reason']}"
             )
 
+    def _keep(self, batch: EncodedBatch) -> EncodedBatch:
+        self._write(batch)
+        if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+            self._checkpoint()
+            self._saved = time.monotonic()
+        return batch
+
     def _write(self, batch: EncodedBatch) -> None:
         """Put a batch's rows in their places; durable at the next checkpoint."""
         rows = batch.latents.astype(np.float16)
         with files.refusing(self.path):
-            for item, row in zip(batch.items, rows, strict=True):
-                self._write_row(item, row)
-        self._state["failures"] += [
+            for first, last in _runs(batch.items):
+                self._write_rows(batch.items[first], rows[first:last])
+        failures = [
             {"class_id": f.item.class_id, "rank": f.item.rank, "origin": f.item.origin, "reason": f.reason}
             for f in batch.failures
         ]
+        self._state["failures"] += failures
+        self._note(failures)
         self._state["position"] += len(batch.items) + len(batch.failures)
+
+    def _note(self, failures: Sequence[dict[str, Any]]) -> None:
+        for failure in failures:
+            self._bad.setdefault(failure["class_id"], []).append(failure["rank"])
 
     def _checkpoint(self) -> None:
         """Make all rows so far durable, then say so."""
@@ -153,11 +190,11 @@ class LatentStore:
     def _file(self, class_id: int) -> Path:
         return self.path / f"{class_id:05d}.npy"
 
-    def _write_row(self, item: Item, row: np.ndarray) -> None:
+    def _write_rows(self, item: Item, rows: np.ndarray) -> None:
         self._touched.add(item.class_id)
         with self._file(item.class_id).open("r+b") as file:
-            file.seek(len(self._header[item.class_id]) + item.rank * row.nbytes)
-            file.write(row.tobytes())
+            file.seek(len(self._header[item.class_id]) + item.rank * rows[0].nbytes)
+            file.write(rows.tobytes())
 
     def _allocate(self) -> None:
         with files.refusing(self.path):
@@ -166,6 +203,16 @@ class LatentStore:
                 with self._file(class_id).open("wb") as file:
                     file.write(header)
                     file.truncate(len(header) + 2 * count * int(np.prod(self._shape)))
+
+
+def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int]]:
+    """Slices of items that lie side by side in one class's file."""
+    first = 0
+    for i, item in enumerate(items):
+        following = items[i + 1] if i + 1 < len(items) else None
+        if following is None or (following.class_id, following.rank) != (item.class_id, item.rank + 1):
+            yield first, i + 1
+            first = i + 1
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:

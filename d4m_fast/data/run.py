@@ -1,6 +1,6 @@
 """The run directory: distilled images, how each was made, and what is done.
 
-images/<class>/<index:05d>.png   an ImageFolder root
+images/<class>/<index:05d>.png   an ImageFolder root (.jpg, .webp)
 prototypes/<class id>.safetensors
 groups/<group>.json              commit records, written last, the only truth about what is done
 config.json  plan.json           what was asked for, and how it was split
@@ -9,26 +9,32 @@ manifest.jsonl  quarantine.jsonl  summary.json  preview.png   derived when the r
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
 
-from d4m_fast.config import fingerprint
+from d4m_fast.config import ImageFormat, fingerprint
 from d4m_fast.data import files, preview
+from d4m_fast.data.image_files import FORMATS, to_bytes
 from d4m_fast.data.latents import Failure
-from d4m_fast.data.plan import Group
+from d4m_fast.data.plan import Group, Plan
 from d4m_fast.data.records import Prototypes, Sample
 from d4m_fast.data.stream import Stream
+from d4m_fast.data.timing import Stopwatch
+from d4m_fast.data.workers import Workers
 from d4m_fast.errors import RunDirectoryError
 
 # Decide whether a run goes on, or where its inputs lie; what these are is told by their hashes.
-INESSENTIAL = frozenset({"max_bad_fraction", "data", "model", "prompts"})
+INESSENTIAL = frozenset({"max_bad_fraction", "data", "model", "revision", "prompts"})
+WRITERS = 4  # threads; most of their time is the disk's
+QUEUED = 128  # images that may wait for them
 
 
 class RunDirectory:
@@ -52,13 +58,13 @@ class RunDirectory:
         for name in ("images", "prototypes", "groups"):
             files.make_directory(path / name)
 
-    def plan(self, fresh: dict[str, Any]) -> dict[str, Any]:
-        """The plan this run was started with; `fresh` if it starts now."""
+    def plan(self) -> dict[str, Any] | None:
+        """The plan this run was started with; None if it starts now."""
         file = self.path / "plan.json"
-        if not file.exists():
-            files.write_json(file, fresh)
-        plan: dict[str, Any] = files.read_json(file)
-        return plan
+        return files.read_json(file) if file.exists() else None
+
+    def keep_plan(self, plan: dict[str, Any]) -> None:
+        files.write_json(self.path / "plan.json", plan)
 
     def committed(self) -> dict[int, dict[str, Any]]:
         """Commit records by group; a group that has lost a file since is not among them."""
@@ -66,8 +72,17 @@ class RunDirectory:
         return {r["group"]: r for r in records if all(self._present(row) for row in _files(r))}
 
     def _present(self, row: Mapping[str, Any]) -> bool:
-        file = self.path / row["file"]
-        return bool(file.is_file() and file.stat().st_size == row["bytes"])
+        """With one call of the system: large runs ask for tens of thousands of files when they go on."""
+        try:
+            found = os.stat(f"{self.path}/{row['file']}")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == row["bytes"]
+
+    def whole(self) -> bool:
+        """Whether every group of the plan is committed."""
+        plan = self.plan()
+        return plan is not None and {group["id"] for group in plan["groups"]} <= self.committed().keys()
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a run whose images are all there; None if there is something left to do."""
@@ -85,30 +100,34 @@ class RunDirectory:
 
         return Stream(len(prototypes), items())
 
-    def write(self, samples: Stream[Sample], groups: Sequence[Group], ipc: int) -> Stream[Sample]:
-        """Write images as they come; commit a group once all of its images are on the disk.
+    def write(
+        self, samples: Stream[Sample], plan: Plan, groups: Sequence[Group], form: ImageFormat, workers: Workers
+    ) -> Stream[dict[str, Any]]:
+        """Write images as they come, several at a time; commit a group once all of its images are on the disk.
 
-        `samples` come group by group, in the order of `groups`.
+        `samples` come group by group, in the order of `groups`, as many per class; what comes out are their rows of
+        the manifest.
         """
+        each = len(samples) // max(sum(len(group.classes) for group in groups), 1)
 
-        def items() -> Iterator[Sample]:
-            stream = iter(samples)
+        def items() -> Iterator[dict[str, Any]]:
+            save = partial(self._save_image, form)
+            saved = iter(workers.map(save, samples, threads=WRITERS, depth=QUEUED, name="write"))
             for group in groups:
                 started, rows = time.monotonic(), []
-                for _ in range(len(group.classes) * ipc):
-                    sample = next(stream)
-                    rows.append(self._save_image(sample))
-                    yield sample
-                self._commit(group, rows, time.monotonic() - started)
+                for _ in range(len(group.classes) * each):
+                    rows.append(next(saved))
+                    yield rows[-1]
+                self._commit(group, plan, rows, time.monotonic() - started)
 
         return Stream(len(samples), items())
 
-    def finish(self, failures: list[Failure], seconds: Mapping[str, float]) -> dict[str, Any]:
+    def finish(self, failures: list[Failure], watch: Stopwatch) -> dict[str, Any]:
         """Derive the merged files, `summary.json` last; returns the summary.
 
         Args:
             failures: the real images that were left out.
-            seconds: per stage, of this process.
+            watch: the seconds of this process, per stage and per queue.
         """
         rows = [row for record in self.committed().values() for row in record["images"]]
         files.write_json_lines(self.path / "manifest.jsonl", rows)
@@ -120,13 +139,14 @@ class RunDirectory:
         sheet = preview.contact_sheet(
             [(self.path / r["file"], r["prompt"]) for r in rows if r["index"] < preview.COLUMNS]
         )
-        files.write_bytes(self.path / "preview.png", _png(sheet))
+        files.write_bytes(self.path / "preview.png", to_bytes(np.asarray(sheet), "png"))
         summary = {
             "run": str(self.path),
             "images": len(rows),
             "classes": len({row["class_id"] for row in rows}),
             "quarantined": len(failures),
-            "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
+            "seconds": {stage: round(spent, 3) for stage, spent in watch.seconds.items()},
+            "waits": {queue: round(spent, 3) for queue, spent in watch.waits.items()},
         }
         files.write_json(self.path / "summary.json", summary)
         return summary
@@ -138,18 +158,24 @@ class RunDirectory:
         name = f"prototypes/{p.info.id:05d}.safetensors"
         return {"file": name, "bytes": len(data), "sha256": files.write_bytes(self.path / name, data)}
 
-    def _save_image(self, sample: Sample) -> dict[str, Any]:
+    def _save_image(self, form: ImageFormat, sample: Sample) -> dict[str, Any]:
+        """The directory is synced with its group."""
         folder = files.make_directory(self.path / "images" / sample.info.folder)
-        file = folder / f"{sample.index:05d}.png"
-        data = _png(Image.fromarray(sample.pixels))
-        digest = files.write_bytes(file, data)
+        file = folder / f"{sample.index:05d}{FORMATS[form].suffix}"
+        data = to_bytes(sample.pixels, form)
+        digest = files.write_bytes(file, data, sync_name=False)
         return {**_provenance(sample), "file": str(file.relative_to(self.path)), "bytes": len(data), "sha256": digest}
 
-    def _commit(self, group: Group, rows: list[dict[str, Any]], seconds: float) -> None:
+    def _commit(self, group: Group, plan: Plan, rows: list[dict[str, Any]], seconds: float) -> None:
+        for folder in sorted({(self.path / row["file"]).parent for row in rows}):
+            files.sync_directory(folder)
         files.sync_directory(self.path / "images")
         record = {
             "group": group.id,
             "config": self.fingerprint,
+            "batch_size": group.batch_size,
+            "decode_batch": group.decode_batch,
+            "out_of_memory": [entry for entry in plan.out_of_memory if entry["group"] == group.id],
             "seconds": round(seconds, 3),
             "images": rows,
             "prototypes": [self._kept.pop(class_id) for class_id in group.classes if class_id in self._kept],
@@ -171,12 +197,6 @@ def _provenance(sample: Sample) -> dict[str, Any]:
         "inertia_share": sample.inertia_share,
         "nearest": sample.nearest,
     }
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "png")
-    return buffer.getvalue()
 
 
 def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

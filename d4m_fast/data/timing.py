@@ -3,28 +3,72 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
+Mark = Callable[[str], contextlib.AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A stage, or a wait at a queue, once.
+
+    Attributes:
+        start: by `time.perf_counter`, so that several stopwatches' events fit together.
+        seconds: with whatever was nested in it.
+        thread: name of the thread it happened in.
+    """
+
+    stage: str
+    start: float
+    seconds: float
+    thread: str
+    waiting: bool
+
+
+class _Thread(threading.local):
+    nested = 0.0  # seconds booked so far inside what this thread is timing
 
 
 class Stopwatch:
-    """Seconds per stage, added up; a stage's time does not contain the stages it waits for when they are watched."""
+    """Seconds per stage and per queue, added up over all threads, which may share it.
 
-    def __init__(self) -> None:
+    A stage's time contains neither the stages nor the waits nested in it in the same thread. Stages that run side by
+    side are booked each, so that the sum may pass the time on the wall.
+
+    Args:
+        trace: keep every stage and wait as an event, too.
+        mark: opened round each stage by its name, for a profiler that watches the device.
+
+    Attributes:
+        seconds: by stage.
+        waits: by queue, seconds some thread stood there.
+        events: in the order they ended; empty without `trace`.
+    """
+
+    def __init__(self, *, trace: bool = False, mark: Mark = contextlib.nullcontext) -> None:
         self.seconds: dict[str, float] = {}
+        self.waits: dict[str, float] = {}
+        self.events: list[Event] = []
+        self._trace = trace
+        self._mark = mark
+        self._thread = _Thread()
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        before, nested = time.perf_counter(), sum(self.seconds.values())
-        try:
+        with self._mark(stage), self._timed(self.seconds, stage):
             yield
-        finally:
-            inside = sum(self.seconds.values()) - nested
-            spent = time.perf_counter() - before - inside
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+    @contextlib.contextmanager
+    def waiting(self, queue: str) -> Iterator[None]:
+        """What is done inside is standing at a queue."""
+        with self._timed(self.waits, queue):
+            yield
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """The items, with the time it takes to produce each booked on `stage`."""
@@ -36,3 +80,18 @@ class Stopwatch:
                 except StopIteration:
                     return
             yield item
+
+    @contextlib.contextmanager
+    def _timed(self, book: dict[str, float], name: str) -> Iterator[None]:
+        outer, self._thread.nested = self._thread.nested, 0.0
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            own, self._thread.nested = spent - self._thread.nested, outer + spent
+            with self._lock:
+                book[name] = book.get(name, 0.0) + own
+                if self._trace:
+                    thread, waiting = threading.current_thread().name, book is self.waits
+                    self.events.append(Event(name, start, spent, thread, waiting))

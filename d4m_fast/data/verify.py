@@ -13,13 +13,14 @@ from PIL import Image
 
 from d4m_fast.config import fingerprint
 from d4m_fast.data import files
+from d4m_fast.data.image_files import PILLOW_OF
 from d4m_fast.data.plan import Plan
 from d4m_fast.data.run import essence
 from d4m_fast.errors import DamageError, DataError, RunDirectoryError
 
 DERIVED = ("manifest.jsonl", "quarantine.jsonl", "preview.png", "summary.json")
 _FOLDERS = ("images", "prototypes", "groups")
-_OURS = re.compile(r"\d{5}\.(png|safetensors|json)")
+_OURS = re.compile(r"\d{5}\.(png|jpg|webp|safetensors|json)")
 
 Problem = Literal["missing", "damaged", "foreign"]
 
@@ -138,12 +139,12 @@ class _Check:
         if not path.is_file():
             return Finding(row["file"], "missing", "its group's record names it", group)
         data = path.read_bytes()
-        self._images += path.suffix == ".png"
+        self._images += path.suffix in PILLOW_OF
         if len(data) != row["bytes"]:
             return Finding(row["file"], "damaged", f"{len(data):,} bytes, {row['bytes']:,} recorded", group)
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             return Finding(row["file"], "damaged", "its SHA-256 is another than recorded", group)
-        reason = _undecodable(path, self._side) if self._deep and path.suffix == ".png" else None
+        reason = _undecodable(path, self._side) if self._deep and path.suffix in PILLOW_OF else None
         return None if reason is None else Finding(row["file"], "damaged", reason, group)
 
     def _check_derived(self) -> Iterator[Finding]:
@@ -200,9 +201,9 @@ def _rows(record: dict[str, Any], number: int, classes: Sequence[int], ipc: int,
 
 
 def _undecodable(path: Path, side: int | None) -> str | None:
-    """Why an image is not a whole PNG of this size; None if it is."""
+    """Why an image is not whole, of its name's format and of this size; None if it is."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(path, formats=[PILLOW_OF[path.suffix]]) as image:
             image.load()
             size = image.size
     except (OSError, ValueError, SyntaxError) as error:

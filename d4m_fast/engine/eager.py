@@ -9,8 +9,28 @@ import torch
 
 from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.engine.modules import load_module
-from d4m_fast.engine.runtime import Tensors, place
+from d4m_fast.engine.runtime import Runtime, Tensors, place
 from d4m_fast.engine.signature import SIGNATURES, Component
+from d4m_fast.errors import PreflightError
+
+
+class CompiledRuntime:
+    """One network put through torch.compile as a whole, once for each shape."""
+
+    def __init__(self, runtime: EagerRuntime) -> None:
+        self._runtime = runtime
+        self.device, self.dtype = runtime.device, runtime.dtype
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+        try:
+            return self._runtime(inputs)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            said = str(error).strip().splitlines()[0]
+            raise PreflightError(
+                f"--compile: torch.compile failed ({said}); it needs a C++ compiler, and Triton on a GPU; leave it out"
+            ) from error
 
 
 class EagerRuntime:
@@ -30,11 +50,12 @@ class EagerRuntime:
 
 def open_eager(
     path: Path, component: Component, device: torch.device, dtype: torch.dtype, *, compiled: bool = False
-) -> EagerRuntime:
+) -> Runtime:
     """Load one network of a checked model directory; `compiled` puts it through torch.compile, shape by shape.
 
     Raises:
         ModelError: its weights do not fit its config.
+        PreflightError: (when called) torch.compile cannot work here.
     """
     if device.type == "cpu":
         keep_freed_memory()
@@ -43,6 +64,8 @@ def open_eager(
     # the encoder, whose bits nothing is compared with.
     if device.type != "cpu" or component == "vae_encoder":
         module = module.to(memory_format=torch.channels_last)
-    if compiled:
-        module.compile(dynamic=False)
-    return EagerRuntime(module, component, device, dtype)
+    runtime = EagerRuntime(module, component, device, dtype)
+    if not compiled:
+        return runtime
+    module.compile(dynamic=False, fullgraph=True)  # whole, so that what cannot be compiled fails and does not fall back
+    return CompiledRuntime(runtime)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from d4m_fast.config import require
+from d4m_fast.data.dataset import BUNDLED
+from d4m_fast.engine.hub import fetch, is_hub_id
 from d4m_fast.errors import ModelError
 
 WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -33,6 +35,8 @@ class Model:
     """A checked model directory.
 
     Attributes:
+        name: "bundled", the absolute directory, or the hub id.
+        revision: the commit, of a model from the hub.
         factor: pixels per latent cell along each side.
         channels: latent channels.
         resolution: side of the images the model was trained on, in pixels.
@@ -40,6 +44,8 @@ class Model:
         tokens, width_text: shape of a prompt's hidden states.
     """
 
+    name: str
+    revision: str | None
     path: Path
     sha256: str
     factor: int
@@ -71,18 +77,50 @@ class Model:
         return blocks
 
 
-def open_model(name: str) -> Model:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a model lies, and under which name it is found again; `revision` is a commit."""
+
+    name: str
+    revision: str | None
+    path: Path
+
+
+def locate(name: str, revision: str | None = None, *, weights: bool = True) -> Place:
+    """Find a model: "bundled", a directory, or, if there is no such directory, a hub id.
+
+    Args:
+        revision: of a model from the hub; None is what its `main` is.
+        weights: False where configs will do.
+
+    Raises:
+        ModelError: it is none of these, or cannot be had.
+        UsageError: a revision of something that has none.
+    """
+    if name != BUNDLED and not Path(name).is_dir() and is_hub_id(name):
+        snapshot = fetch(name, revision, weights=weights)
+        return Place(name, snapshot.commit, snapshot.path)
+    require(revision is None, f"--revision is for models from the hub; {name} is none")
+    if name == BUNDLED:
+        return Place(name, None, Path(str(resources.files("d4m_fast") / "assets" / "model")))
+    path = Path(name)
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such model directory; give one in diffusers format, a hub id, or 'bundled'")
+    return Place(str(path.resolve()), None, path)
+
+
+def open_model(name: str, revision: str | None = None) -> Model:
     """Find a model and check that all of it is there, in safetensors.
 
     Args:
-        name: "bundled", or a directory in diffusers format.
+        name, revision: as `locate` takes them.
 
     Raises:
-        ModelError: no such directory, missing parts, pickled weights only, or another architecture.
+        ModelError: no such model, missing parts, pickled weights only, or another architecture.
+        UsageError: a revision of something that has none.
     """
-    path = Path(str(resources.files("d4m_fast") / "assets" / "model")) if name == "bundled" else Path(name)
-    if not path.is_dir():
-        raise ModelError(f"{path}: no such model directory; give one in diffusers format, or 'bundled'")
+    place = locate(name, revision)
+    path = place.path
     missing = [f"{part}/{file}" for part, file in CONFIGS.items() if not (path / part / file).is_file()]
     if missing:
         raise ModelError(f"{path}: parts missing ({', '.join(missing)}); a Stable Diffusion 1.x directory has them all")
@@ -95,6 +133,8 @@ def open_model(name: str) -> Model:
     files = {path / part / file for part, file in CONFIGS.items()} | {file for shards in weights for file in shards}
     files |= {file for file in (path / "tokenizer").iterdir() if file.is_file()}
     return Model(
+        name=place.name,
+        revision=place.revision,
         path=path,
         sha256=_digest(path, files),
         factor=factor,

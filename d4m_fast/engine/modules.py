@@ -1,11 +1,12 @@
 """The four networks as modules with flat, named tensors, which PyTorch runs and exports alike.
 
-They are diffusers' and transformers' own, unchanged; what is here loads them and hides their calling conventions.
+They are diffusers' and transformers' own; what is here loads them and hides their calling conventions.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,21 @@ import torch
 from safetensors import SafetensorError
 
 from d4m_fast.engine.signature import Component
+from d4m_fast.engine.unet import UnetModule
 from d4m_fast.errors import ModelError
+
+_ALWAYS = ("diffusers.schedulers", "transformers.models.clip.tokenization_clip")
+_NETWORKS = (
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "transformers.models.clip.modeling_clip",
+)
+
+
+def import_libraries(*, networks: bool) -> None:
+    """diffusers and transformers as far as they are needed: schedules and tokenizer, and the networks if they are."""
+    for name in (*_ALWAYS, *(_NETWORKS if networks else ())):
+        importlib.import_module(name)
 
 
 class TextEncoderModule(torch.nn.Module):
@@ -37,17 +52,6 @@ class VaeEncoderModule(torch.nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         posterior = self.vae.encode(pixels).latent_dist
         return posterior.mean, posterior.logvar
-
-
-class UnetModule(torch.nn.Module):
-    def __init__(self, unet: Any) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, hidden_states: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        return (self.unet(sample, timestep, hidden_states).sample,)
 
 
 class VaeDecoderModule(torch.nn.Module):

@@ -83,8 +83,7 @@ class Unet:
         With guidance above 1, `states` are (2B, tokens, width), the negative prompts' first, and both halves go
         through the network as one batch (Ho & Salimans, 2022).
         """
-        doubled = torch.cat([sample, sample]) if guidance > 1 else sample
-        noise = self.runtime({"sample": doubled, "timestep": timestep, "hidden_states": states})["noise"].float()
+        noise = self.runtime({"sample": sample, "timestep": timestep, "hidden_states": states})["noise"].float()
         if guidance <= 1:
             return noise
         unconditional, conditional = noise.chunk(2)
@@ -131,9 +130,16 @@ class Networks:
         return factor
 
 
-def open_networks(path: Path, device: torch.device, dtype: torch.dtype) -> Networks:
-    """The networks of a checked model directory on the PyTorch runtime."""
-    return Networks(path, lambda component: open_eager(path, component, device, dtype))
+def open_networks(path: Path, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> Networks:
+    """The networks of a checked model directory on the PyTorch runtime, `compiled` by torch.compile.
+
+    The text encoder never is: it is called once for each prompt.
+    """
+
+    def open_runtime(component: Component) -> Runtime:
+        return open_eager(path, component, device, dtype, compiled=compiled and component != "text_encoder")
+
+    return Networks(path, open_runtime)
 
 
 def open_exported(model: Model, resolution: int, artifact: Artifact, device: torch.device) -> Networks:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from d4m_fast.config import Precision
-from d4m_fast.engine.signature import Signature
+from d4m_fast.data.timing import Mark
+from d4m_fast.engine.signature import BATCH, SAMPLES, Signature
 from d4m_fast.errors import PreflightError, UsageError
 
 Tensors = dict[str, torch.Tensor]
@@ -33,6 +36,7 @@ class InPieces:
     """A runtime that takes any batch, from one that takes at most, or exactly, `rows` of them.
 
     Where they must be exact, the last piece is padded with its last row, and what is computed for the padding dropped.
+    An exact UNet takes half as many samples; without guidance, the second half of its rows is padding.
     """
 
     def __init__(self, runtime: Runtime, signature: Signature, rows: int, *, exact: bool) -> None:
@@ -44,18 +48,45 @@ class InPieces:
         self.dtype = runtime.dtype
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
-        total = self._signature.rows(inputs)
-        if total == self._rows or (total < self._rows and not self._exact):
+        samples = self._signature.samples(inputs)
+        halves = self._signature.rows(inputs) // samples
+        length = max(1, self._rows // (self._signature.halves if self._exact else halves))
+        if samples <= length and not self._exact:
             return self._runtime(inputs)
-        pieces = [self._piece(inputs, start, total) for start in range(0, total, self._rows)]
-        return {name: torch.cat([piece[name] for piece in pieces]) for name in self._signature.outputs}
+        run = partial(self._padded, length) if self._exact else self._runtime
+        pieces = torch.split(torch.arange(samples), length)
+        return join([run(cut(inputs, self._signature, piece)) for piece in pieces], halves)
 
-    def _piece(self, inputs: Mapping[str, torch.Tensor], start: int, total: int) -> Tensors:
-        length = self._rows if self._exact else min(self._rows, total - start)
-        rows = torch.arange(start, start + length).clamp(max=total - 1)
-        batched = self._signature.batched
-        piece = {name: x[rows.to(x.device)] if name in batched else x for name, x in inputs.items()}
-        return {name: x[: total - start] for name, x in self._runtime(piece).items()}
+    def _padded(self, samples: int, piece: Tensors) -> Tensors:
+        signature, real = self._signature, self._signature.samples(piece)
+        halves, filled = signature.rows(piece) // real, torch.arange(samples).clamp(max=real - 1)
+        of_row = torch.cat([filled + real * min(half, halves - 1) for half in range(signature.halves)])
+        kept = torch.cat([torch.arange(real) + half * samples for half in range(halves)])
+        outputs = self._runtime(_indexed(piece, signature, filled, of_row))
+        return {name: x[kept.to(x.device)] for name, x in outputs.items()}
+
+
+def cut(inputs: Mapping[str, torch.Tensor], signature: Signature, samples: torch.Tensor) -> Tensors:
+    """The inputs of some samples, by index, in both halves of guidance where there are two."""
+    total = signature.samples(inputs)
+    halves = range(signature.rows(inputs) // total)
+    return _indexed(inputs, signature, samples, torch.cat([samples + half * total for half in halves]))
+
+
+def join(pieces: Sequence[Mapping[str, torch.Tensor]], halves: int) -> Tensors:
+    """The outputs of pieces that were cut, each half of all of them together."""
+    if len(pieces) == 1:
+        return dict(pieces[0])
+    names = pieces[0]
+    return {n: torch.cat([p[n].chunk(halves)[half] for half in range(halves) for p in pieces]) for n in names}
+
+
+def _indexed(
+    inputs: Mapping[str, torch.Tensor], signature: Signature, samples: torch.Tensor, rows: torch.Tensor
+) -> Tensors:
+    of = {SAMPLES: samples, BATCH: rows}
+    axes = {name: signature.inputs[name][0] for name in signature.batched}
+    return {name: x[of[axes[name]].to(x.device)] if name in axes else x for name, x in inputs.items()}
 
 
 def place(
@@ -98,6 +129,17 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 is for GPUs; use --precision fp32 on the CPU")
     return torch.float16 if precision == "fp16" else torch.float32
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU has."""
+    if device.type != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def marks(device: torch.device) -> Mark:
+    """Named ranges for NVIDIA's profilers on GPUs, nothing on CPUs."""
+    return contextlib.nullcontext if device.type == "cpu" else torch.cuda.nvtx.range
 
 
 def device_name(device: torch.device) -> str:

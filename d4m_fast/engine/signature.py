@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
 Component = Literal["text_encoder", "vae_encoder", "unet", "vae_decoder"]
 COMPONENTS: tuple[Component, ...] = get_args(Component)
-BATCH = "batch"
+BATCH, SAMPLES = "batch", "samples"
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Names of a network's inputs and outputs and of their axes; `batch` is the only axis that varies.
+    """Names of a network's inputs and outputs and of their axes, of which `batch` and `samples` vary.
+
+    `batch` are the rows that are computed. `samples` is the UNet's: as many as rows, or half of them, and then the
+    second half of the rows is for the same samples again: both halves of guidance see the same noise.
 
     Floating-point tensors have the runtime's dtype. Integers are int64.
     """
@@ -28,16 +31,31 @@ class Signature:
 
     @property
     def batched(self) -> tuple[str, ...]:
-        """The inputs with a batch axis."""
-        return tuple(name for name, axes in self.inputs.items() if BATCH in axes)
+        """The inputs with an axis that varies."""
+        return tuple(name for name, axes in self.inputs.items() if BATCH in axes or SAMPLES in axes)
+
+    @property
+    def halves(self) -> int:
+        """Rows per sample at most: 2, of guidance, for the UNet."""
+        return 2 if any(SAMPLES in axes for axes in self.inputs.values()) else 1
 
     def rows(self, inputs: Mapping[str, torch.Tensor]) -> int:
+        return next(inputs[name].shape[0] for name, axes in self.inputs.items() if BATCH in axes)
+
+    def samples(self, inputs: Mapping[str, torch.Tensor]) -> int:
+        """As many as rows, but of a UNet with guidance."""
         return inputs[self.batched[0]].shape[0]
 
-    def shape(self, name: str, sizes: Mapping[str, int], batch: int) -> tuple[int, ...]:
-        """Of an input or output, with `sizes` of the axes as `Model.sizes` has them."""
+    def shape(self, name: str, sizes: Mapping[str, int], batch: int, *, samples: int | None = None) -> tuple[int, ...]:
+        """Of an input or output.
+
+        Args:
+            sizes: of the axes, as `Model.sizes` has them.
+            samples: None for as many as rows.
+        """
         axes = self.inputs[name] if name in self.inputs else self.outputs[name]
-        return tuple(batch if axis == BATCH else sizes[axis] for axis in axes)
+        lengths = {**sizes, BATCH: batch, SAMPLES: batch if samples is None else samples}
+        return tuple(lengths[axis] for axis in axes)
 
 
 def _signature(
@@ -55,7 +73,9 @@ SIGNATURES: MappingProxyType[Component, Signature] = MappingProxyType(
         "text_encoder": _signature({"input_ids": (BATCH, "tokens")}, {"hidden_states": _STATES}, ("input_ids",)),
         "vae_encoder": _signature({"pixels": _PIXELS}, {"mean": _LATENT, "logvar": _LATENT}),
         "unet": _signature(
-            {"sample": _LATENT, "timestep": (), "hidden_states": _STATES}, {"noise": _LATENT}, ("timestep",)
+            {"sample": (SAMPLES, *_LATENT[1:]), "timestep": (), "hidden_states": _STATES},
+            {"noise": _LATENT},
+            ("timestep",),
         ),
         "vae_decoder": _signature({"latents": _LATENT}, {"pixels": _PIXELS}),
     }

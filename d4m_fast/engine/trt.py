@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from d4m_fast.engine.runtime import InPieces, Runtime, Tensors, place
-from d4m_fast.engine.signature import SIGNATURES, Component
+from d4m_fast.engine.signature import BATCH, SIGNATURES, Component
 from d4m_fast.engine.trt_api import Api, ICudaEngine, IExecutionContext
 from d4m_fast.errors import ModelError, PreflightError
 
@@ -90,27 +90,27 @@ class TrtRuntime:
         self._signature = SIGNATURES[component]
         self._sizes = sizes
         self._contexts: dict[int, IExecutionContext] = {}
-        self._bound: dict[int, _Bound] = {}
+        self._bound: dict[tuple[int, int], _Bound] = {}
         self.device = device.device
         self.dtype = _dtype(api, engine, component, path)
-        self.profiles = _profiles(engine, self._signature.batched[0])
+        self.profiles = _profiles(engine, next(n for n, axes in self._signature.inputs.items() if BATCH in axes))
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
         placed = place(inputs, self._signature, self.device, self.dtype)
-        bound = self._bind(self._signature.rows(placed))
+        bound = self._bind(self._signature.rows(placed), self._signature.samples(placed))
         for name, x in placed.items():
             bound.inputs[name].copy_(x)
         self._gpu.ordered(bound.launch)
         return {name: x.clone() for name, x in bound.outputs.items()}
 
-    def _bind(self, rows: int) -> _Bound:
+    def _bind(self, rows: int, samples: int) -> _Bound:
         profile = self._profile(rows)
         size = self._engine.get_device_memory_size_for_profile_v2(profile)
         address, generation = self._gpu.block(size)
-        known = self._bound.pop(rows, None)
+        known = self._bound.pop((rows, samples), None)
         if known is None or known.generation != generation:
-            known = self._capture(rows, profile, address, size, generation)
-        self._bound[rows] = known  # the last used comes last
+            known = self._capture(rows, samples, profile, address, size, generation)
+        self._bound[rows, samples] = known  # the last used comes last
         while len(self._bound) > KEPT_GRAPHS:
             del self._bound[next(iter(self._bound))]
         return known
@@ -121,10 +121,10 @@ class TrtRuntime:
             raise ModelError(f"{self._path}: built for {self.profiles} rows, not for {rows}; export it again")
         return fitting[0]
 
-    def _capture(self, rows: int, profile: int, address: int, size: int, generation: int) -> _Bound:
+    def _capture(self, rows: int, samples: int, profile: int, address: int, size: int, generation: int) -> _Bound:
         context = self._context(profile)
         context.set_device_memory(address, size)
-        inputs, outputs = self._buffers(rows)
+        inputs, outputs = self._buffers(rows, samples)
         for name, x in (inputs | outputs).items():
             context.set_tensor_address(name, x.data_ptr())
         for name, x in inputs.items():
@@ -150,13 +150,14 @@ class TrtRuntime:
             self._contexts[profile] = context
         return self._contexts[profile]
 
-    def _buffers(self, rows: int) -> tuple[Tensors, Tensors]:
+    def _buffers(self, rows: int, samples: int) -> tuple[Tensors, Tensors]:
         """Zeros: the run before the capture must not meet numbers that are none."""
         signature = self._signature
 
         def zeros(name: str) -> torch.Tensor:
             dtype = torch.int64 if name in signature.integers else self.dtype
-            return torch.zeros(signature.shape(name, self._sizes, rows), dtype=dtype, device=self.device)
+            shape = signature.shape(name, self._sizes, rows, samples=samples)
+            return torch.zeros(shape, dtype=dtype, device=self.device)
 
         return {n: zeros(n) for n in signature.inputs}, {n: zeros(n) for n in signature.outputs}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import resource
 import shutil
 from collections.abc import Iterator
@@ -21,8 +23,9 @@ from d4m_fast.engine.runtime import Tensors, device_name, full_fp32
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.engine.trt import inspect
 from d4m_fast.errors import ModelError
+from d4m_fast.export.hoist import hoist_context
 from d4m_fast.export.job import ExportJob
-from d4m_fast.export.judge import GUIDANCE, IMAGES, candidate, judge, speed
+from d4m_fast.export.judge import GUIDANCE, candidate, judge, speed
 from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
 from d4m_fast.export.parity import resized
 from d4m_fast.export.probe import Probe, probe
@@ -62,7 +65,7 @@ def certify(job: ExportJob) -> Stream[str]:
 
 
 def _export(job: ExportJob, say: Say) -> Iterator[str]:
-    with files.locked(files.make_directory(job.path)):
+    with files.locked(files.make_directory(job.path)), _one_build(job):
         (job.path / CERTIFICATE).unlink(missing_ok=True)
         _sweep(job.path)
         reference, recorded = _reference(job)
@@ -78,6 +81,20 @@ def _export(job: ExportJob, say: Say) -> Iterator[str]:
     _refuse_rejected(job)
 
 
+@contextlib.contextmanager
+def _one_build(job: ExportJob) -> Iterator[None]:
+    """One build of engines per node: each wants most of a GPU's memory, and times its kernels.
+
+    Raises:
+        RunDirectoryError: another is running.
+    """
+    if job.api is None:
+        yield
+        return
+    with files.locked(files.make_directory(job.artifacts / "engines" / f".building-on-{platform.node()}")):
+        yield
+
+
 def _certify(job: ExportJob, certificate: dict[str, Any]) -> Iterator[str]:
     with files.locked(job.path):
         reference, recorded = _reference(job)
@@ -91,7 +108,7 @@ def _reference(job: ExportJob) -> tuple[Networks, Probe]:
     torch.set_num_threads(job.config.threads)
     full_fp32()
     networks = open_networks(job.model.path, job.device, torch.float32)
-    sizes = {"resolution": job.resolution, "count": IMAGES, "batch": IMAGES}
+    sizes = {"resolution": job.resolution, "count": job.config.images, "batch": job.config.images}
     return networks, probe(job.source, networks, job.schedule, guidance=GUIDANCE, **sizes)
 
 
@@ -106,8 +123,9 @@ def _write_onnx(job: ExportJob, component: Component, calls: list[Tensors]) -> d
             whole,
             sizes=job.model.sizes(job.resolution),
             opset=opset_of(job.key.engine, component),
-            static_batch=job.rows(component),
+            static_batch=job.config.static_batch,
             metadata=_metadata(job),
+            for_ort=job.key.engine == "onnx",
         )
     part = {**asdict(report), "static_rows": job.rows(component)}
     if whole != final:
@@ -115,6 +133,8 @@ def _write_onnx(job: ExportJob, component: Component, calls: list[Tensors]) -> d
         maxima = activation_maxima(whole, feeds, threads=job.config.threads)
         part["mixed"] = asdict(to_mixed_precision(whole, final, maxima))
         _sweep(job.path)
+    if component == "unet" and job.key.engine == "onnx":
+        part["context"] = hoist_context(final, job.path / "unet.context.onnx")
     return part
 
 
@@ -122,14 +142,14 @@ def _sweep(path: Path) -> None:
     """Remove what only stands in on the way to fp16, here or in an export that was killed."""
     for leftover in path.glob(".fp32-*"):
         leftover.unlink()
-    for folder in path.glob(".twin-*"):
+    for folder in (*path.glob(".twin-*"), *path.glob(".hoist-*")):
         shutil.rmtree(folder)
 
 
 def _fitting(job: ExportJob, component: Component, calls: list[Tensors]) -> Iterator[Tensors]:
-    """The calls, with as many rows as the exported file takes."""
-    rows = job.rows(component)
-    yield from calls if rows is None else (resized(component, call, rows) for call in calls)
+    """The calls, with as many samples as the exported file takes."""
+    batch = job.config.static_batch
+    yield from calls if batch is None else (resized(component, call, batch) for call in calls)
 
 
 def _metadata(job: ExportJob) -> dict[str, str]:
@@ -189,7 +209,8 @@ def _begin(job: ExportJob, parts: dict[Component, dict[str, Any]]) -> dict[str, 
         "static_batch": job.config.static_batch,
         "targets": list(job.key.targets),
         "library": library,
-        "model": str(job.config.model),
+        "model": job.model.name,
+        "revision": job.model.revision,
         "model_sha256": job.model.sha256,
         "versions": {n: v for n, v in versions(*RUN_WITH[library]).items() if v != "not installed"},
         "exported_with": _versions(),

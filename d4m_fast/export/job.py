@@ -17,7 +17,7 @@ from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.runtime import compute_capability, device_name, resolve_device
 from d4m_fast.engine.schedule import Schedule, open_schedule
-from d4m_fast.engine.signature import Component
+from d4m_fast.engine.signature import SIGNATURES, Component
 from d4m_fast.engine.trt_api import Api, load_trt
 from d4m_fast.errors import DamageError, ModelError, PreflightError
 from d4m_fast.export.to_onnx import require_onnx
@@ -60,11 +60,11 @@ class ExportJob:
     def rows(self, component: Component) -> int | None:
         """Rows the exported file is fixed to; guidance doubles the UNet's."""
         static = self.config.static_batch
-        return static if static is None or component != "unet" else 2 * static
+        return None if static is None else static * SIGNATURES[component].halves
 
     def profiles(self, component: Component, elements_per_row: int) -> tuple[Range, ...]:
         """Of an engine; no activation reaches 2^31 elements, so that the decoder's may end before the UNet's."""
-        most = self.config.max_batch * (2 if component == "unet" else 1)
+        most = self.config.max_batch * SIGNATURES[component].halves
         return ranges(max(1, min(most, (2**31 - 1) // elements_per_row)), self.rows(component))
 
     def score_sides(self) -> list[int]:
@@ -84,7 +84,7 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     device = resolve_device(config.device)
     require_ort(torch.device("cpu") if config.engine == "tensorrt" else device)
     api = _api(config, device) if config.engine == "tensorrt" else None
-    model = open_model(config.model)
+    model = open_model(config.model, config.revision)
     resolution = model.resolution if config.resolution is None else config.resolution
     model.latent_shape(resolution)
     schedule = open_schedule(model.path, STEPS, STRENGTH)

@@ -25,7 +25,6 @@ from d4m_fast.export.job import ExportJob
 from d4m_fast.export.probe import Probe, final_images
 from d4m_fast.export.twin import write_twin
 
-IMAGES = 32
 GUIDANCE = 8.0  # the reference preset's
 HALF_IMAGES = 2  # of a call, that PyTorch's own half precision is measured on: it is slow on a CPU
 ALTERNATIONS = 5
@@ -47,8 +46,8 @@ def candidate(job: ExportJob, artifact: Artifact) -> Iterator[Candidate]:
     else:
         with tempfile.TemporaryDirectory(dir=job.path, prefix=".twin-") as folder:
             twins = {component: Path(folder) / f"{component}.onnx" for component in COMPONENTS}
-            for component, twin in twins.items():
-                write_twin(artifact.onnx(component), twin)
+            for file in artifact.path.glob("*.onnx"):  # the UNet's context among them
+                write_twin(file, Path(folder) / file.name)
             yield _by_onnx(job, artifact, twins), "the ONNX files with every fp16 value rounded, ONNX Runtime on cpu"
 
 
@@ -68,13 +67,12 @@ def judge(
     """Compare network by network and image by image; write what was found into the certificate."""
     found: dict[Component, list[parity.Parity]] = {}
     for component in COMPONENTS:
-        most = {"unet": 2 * GENERATE_BATCH, "vae_encoder": ENCODE_BATCH}.get(component, GENERATE_BATCH)
+        most = ENCODE_BATCH if component == "vae_encoder" else GENERATE_BATCH
         runtimes = reference.runtime(component), networks.runtime(component)
         found[component] = parity.compare(component, *runtimes, recorded.calls[component], (1, 2, 7, most), GUIDANCE)
         certificate["components"][component]["parity"] = parity.to_json(found[component])
-    images = final_images(
-        recorded.prototypes, networks, job.schedule, resolution=job.resolution, batch=IMAGES, guidance=GUIDANCE
-    )
+    sizes = {"resolution": job.resolution, "batch": job.config.images}
+    images = final_images(recorded.prototypes, networks, job.schedule, guidance=GUIDANCE, **sizes)
     decibels = parity.psnr(recorded.images, images)
     certificate["images"] = {"count": len(images), "psnr_worst": min(decibels), "psnr_mean": float(np.mean(decibels))}
     limits = parity.LIMITS[job.key.precision]
@@ -89,12 +87,13 @@ def _judge_half(
 ) -> list[str]:
     """Against PyTorch's own half precision of the UNet, on some rows of every call; and the calibrated maxima."""
     half = open_eager(job.model.path, "unet", job.device, torch.float16)
-    calls = [parity.few(call, HALF_IMAGES) for call in recorded.calls["unet"]]
+    images = min(HALF_IMAGES, job.config.images)
+    calls = [parity.few(call, images) for call in recorded.calls["unet"]]
     errors = {
         name: max(p.relative_l2 for p in parity.compare("unet", reference.runtime("unet"), runtime, calls, (), None))
         for name, runtime in {"ours": networks.runtime("unet"), "pytorch": half}.items()
     }
-    certificate["half"] = {**errors, "rows": 2 * HALF_IMAGES, "timesteps": len(calls)}
+    certificate["half"] = {**errors, "rows": 2 * images, "timesteps": len(calls)}
     largest = {c: certificate["components"][c]["mixed"]["largest_fp16_activation"] for c in COMPONENTS}
     return parity.half_verdict(errors["ours"], errors["pytorch"], largest)
 
@@ -103,13 +102,13 @@ def speed(reference: Networks, networks: Networks, recorded: Probe, threads: int
     """Seconds per image of both, from the UNet's and the decoder's calls of the reference preset."""
     engines = {"torch": reference, "exported": networks}
     generating: tuple[Component, ...] = ("unet", "vae_decoder")
-    taken = dict.fromkeys(engines, 0.0)
+    taken, images = dict.fromkeys(engines, 0.0), len(recorded.images)
     for component in generating:
         runtimes = {name: engine.runtime(component) for name, engine in engines.items()}
         for name, seconds in _alternate(runtimes, recorded.calls[component][0]).items():
-            taken[name] += len(recorded.calls[component]) * seconds / IMAGES
+            taken[name] += len(recorded.calls[component]) * seconds / images
     ratio = taken["torch"] / taken["exported"]
-    return {"seconds_per_image": taken, "ratio": ratio, "batch": IMAGES, "threads": threads}
+    return {"seconds_per_image": taken, "ratio": ratio, "batch": images, "threads": threads}
 
 
 def _alternate(runtimes: Mapping[str, Runtime], call: Tensors) -> dict[str, float]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from d4m_fast.data.files import refusing, write_bytes
 from d4m_fast.errors import ModelError
+from d4m_fast.export.attention import DOMAIN, OPERATOR, ort_attention_schema
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -238,6 +239,8 @@ class _Plan:
 def _schema(node: ir.Node, opsets: Mapping[str, int]) -> OpSchema:
     from onnx import defs
 
+    if (node.domain, node.op_type) == (DOMAIN, OPERATOR):
+        return ort_attention_schema()
     try:
         return defs.get_schema(node.op_type, opsets[node.domain], node.domain)
     except (defs.SchemaError, KeyError) as error:

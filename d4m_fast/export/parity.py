@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d4m_fast.engine.runtime import Runtime, Tensors
+from d4m_fast.engine.runtime import Runtime, Tensors, cut
 from d4m_fast.engine.signature import SIGNATURES, Component
 
 IDENTICAL_PSNR = 99.0  # dB, written where two images do not differ
@@ -42,7 +42,7 @@ LIMITS: Mapping[str, Limits] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The difference of one call; the worst over the network's outputs.
+    """The difference of one call of `batch` samples; the worst over the network's outputs.
 
     `guided_l2` is the relative L2 of the noise after guidance, of calls with both halves of it.
     """
@@ -64,29 +64,35 @@ def compare(
 ) -> list[Parity]:
     """Every recorded call as it was made, and the first and the last at each of `batches`.
 
+    The UNet's recorded calls are guided; at each of `batches` it is called without guidance, too.
+
     Args:
-        guidance: the scale that recorded UNet calls, of 2B rows, were made for; None leaves it out.
+        guidance: the scale that recorded UNet calls were made for; None leaves it out.
     """
     ends = calls if len(calls) < 2 else (calls[0], calls[-1])
     sized = [resized(component, call, batch) for call in ends for batch in batches]
+    if component == "unet":
+        sized = [variant for call in sized for variant in (call, unguided(call))]
     guided = guidance if component == "unet" else None
     pairs = [(call, guided) for call in calls] + [(call, None) for call in sized]
-    rows = SIGNATURES[component].rows
-    return [_parity(rows(call), call, reference(call), candidate(call), scale) for call, scale in pairs]
+    samples = SIGNATURES[component].samples
+    return [_parity(samples(call), call, reference(call), candidate(call), scale) for call, scale in pairs]
+
+
+def unguided(call: Tensors) -> Tensors:
+    """A UNet call without its unconditional half."""
+    return {**call, "hidden_states": call["hidden_states"][-call["sample"].shape[0] :]}
 
 
 def few(call: Tensors, images: int) -> Tensors:
-    """Some images of a UNet call with both halves of guidance."""
-    half = SIGNATURES["unet"].rows(call) // 2
-    rows = torch.cat([torch.arange(images), half + torch.arange(images)])
-    return {name: x[rows.to(x.device)] if name in SIGNATURES["unet"].batched else x for name, x in call.items()}
+    """Some images of a UNet call, with both halves of guidance."""
+    return cut(call, SIGNATURES["unet"], torch.arange(images))
 
 
 def resized(component: Component, call: Tensors, batch: int) -> Tensors:
-    """The call's rows, repeated or cut to `batch`."""
+    """The call with its samples repeated, or cut, to `batch`."""
     signature = SIGNATURES[component]
-    rows = torch.arange(batch) % signature.rows(call)
-    return {name: x[rows.to(x.device)] if name in signature.batched else x for name, x in call.items()}
+    return cut(call, signature, torch.arange(batch) % signature.samples(call))
 
 
 def _parity(batch: int, call: Tensors, expected: Tensors, got: Tensors, guidance: float | None) -> Parity:

@@ -15,6 +15,7 @@ from d4m_fast.data.plan import Group
 from d4m_fast.data.records import ClassInfo, Item, Prototypes, Source, by_class
 from d4m_fast.data.stream import Stream
 from d4m_fast.data.timing import Stopwatch
+from d4m_fast.data.workers import Workers
 from d4m_fast.engine.encode import encode
 from d4m_fast.engine.generate import generate
 from d4m_fast.engine.networks import Networks
@@ -97,18 +98,19 @@ def final_images(
     guidance: float,
 ) -> np.ndarray:
     """What `distill` would write: (N, H, W, 3) uint8."""
-    groups = [Group(0, tuple(p.info.id for p in prototypes))]
-    samples = generate(
-        Stream(len(prototypes), prototypes),
-        groups,
-        networks,
-        schedule,
-        DistillConfig(guidance=guidance),
-        batch=batch,
-        image_size=resolution,
-        watch=Stopwatch(),
-    )
-    return np.stack([sample.pixels for sample in samples])
+    watch = Stopwatch()
+    with Workers(watch) as workers:
+        samples = generate(
+            Stream(len(prototypes), prototypes),
+            [Group(0, tuple(p.info.id for p in prototypes), batch, batch)],
+            networks,
+            schedule,
+            DistillConfig(guidance=guidance),
+            image_size=resolution,
+            workers=workers,
+            watch=watch,
+        )
+        return np.stack([sample.pixels for sample in samples])
 
 
 def _prototypes(source: Source, networks: Networks, resolution: int, count: int) -> list[Prototypes]:
@@ -127,7 +129,9 @@ def _prototypes(source: Source, networks: Networks, resolution: int, count: int)
 
 def _cluster(info: ClassInfo, few: Few, networks: Networks, resolution: int, k: int) -> Prototypes:
     batch = max(1, len(few.items))
-    batches = list(encode(few, networks.vae_encoder, resolution=resolution, latent="mean", batch=batch))
+    with Workers(Stopwatch()) as workers:
+        encoder = networks.vae_encoder
+        batches = list(encode(few, encoder, resolution=resolution, draw=None, batch=batch, workers=workers))
     origins = [item.origin for encoded in batches for item in encoded.items]
     if len(origins) < k:
         raise DataError(f"class {info.folder}: {len(origins)} usable images, {k} are needed to compare engines on")

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from d4m_fast.engine.modules import load_module
-from d4m_fast.engine.signature import BATCH, COMPONENTS, SIGNATURES, Component
+from d4m_fast.engine.signature import BATCH, COMPONENTS, SAMPLES, SIGNATURES, Component
 from d4m_fast.errors import ModelError, PreflightError
+from d4m_fast.export.attention import use_ort_attention
+from d4m_fast.export.fold import fold_upsampling
 
 _OPSETS: Mapping[str, Mapping[Component, int]] = MappingProxyType(
     {
@@ -62,13 +64,15 @@ def export_onnx(
     opset: int,
     static_batch: int | None = None,
     metadata: Mapping[str, str],
+    for_ort: bool = False,
 ) -> OnnxReport:
     """Write one network as `path`, and `path`.data beside it where the weights are large.
 
     Args:
         sizes: lengths of the axes (`Model.sizes`).
-        static_batch: fix the batch axis to so many rows; None leaves it free.
+        static_batch: fix the network to so many samples, and the UNet to guidance; None leaves both free.
         metadata: kept in the file.
+        for_ort: with ONNX Runtime's own operator for the UNet's attention, and enlarging folded into convolutions.
 
     Raises:
         PreflightError: onnx or onnxscript is missing.
@@ -76,13 +80,18 @@ def export_onnx(
     """
     require_onnx()
     module = load_module(model, component, torch.float32)
+    if for_ort and component == "unet":
+        use_ort_attention(module.unet)
     program = _trace(module, component, sizes, opset, static_batch)
     graph = program.model.graph
     graph.name = component
     program.model.metadata_props.update(metadata)
     _check(graph, component, sizes, static_batch, path)
+    if for_ort:
+        fold_upsampling(program.model)
     _save(program.model, path)
-    return OnnxReport(opset, _operators(graph), _elements_per_row(program, _rows(static_batch)))
+    rows = _samples(static_batch) * SIGNATURES[component].halves
+    return OnnxReport(opset, _operators(graph), _elements_per_row(program, rows))
 
 
 def require_onnx() -> None:
@@ -103,15 +112,17 @@ def require_onnx() -> None:
 def _trace(
     module: torch.nn.Module, component: Component, sizes: Mapping[str, int], opset: int, static_batch: int | None
 ) -> Any:
-    signature = SIGNATURES[component]
-    rows = _rows(static_batch)
+    signature, samples = SIGNATURES[component], _samples(static_batch)
+    shapes = {
+        name: signature.shape(name, sizes, samples * signature.halves, samples=samples) for name in signature.inputs
+    }
     free = {} if static_batch is not None else {0: torch.export.Dim.DYNAMIC}
-    dynamic = {name: free if BATCH in axes else {} for name, axes in signature.inputs.items()}
+    dynamic = {name: free if name in signature.batched else {} for name in signature.inputs}
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
-                tuple(_example(name, signature.shape(name, sizes, rows), component) for name in signature.inputs),
+                tuple(_example(name, shape, component) for name, shape in shapes.items()),
                 dynamo=True,
                 input_names=list(signature.inputs),
                 output_names=list(signature.outputs),
@@ -126,7 +137,7 @@ def _trace(
     return program
 
 
-def _rows(static_batch: int | None) -> int:
+def _samples(static_batch: int | None) -> int:
     return EXAMPLE_BATCH if static_batch is None else static_batch
 
 
@@ -139,12 +150,13 @@ def _example(name: str, shape: tuple[int, ...], component: Component) -> torch.T
 def _check(graph: Any, component: Component, sizes: Mapping[str, int], static_batch: int | None, path: Path) -> None:
     """Exporters have frozen the batch without a word: read what the graph says."""
     signature = SIGNATURES[component]
+    fixed = {SAMPLES: static_batch, BATCH: None if static_batch is None else static_batch * signature.halves}
     for value in (*graph.inputs, *graph.outputs):
         axes = signature.inputs.get(value.name, signature.outputs.get(value.name))
         if axes is None:
             raise ModelError(f"{path}: the exporter named a tensor {value.name}")
         for axis, length in zip(axes, value.shape, strict=True):
-            wanted = static_batch if axis == BATCH else sizes[axis]
+            wanted = fixed[axis] if axis in fixed else sizes[axis]
             if (length if isinstance(length, int) else None) != wanted:
                 said = "any number" if wanted is None else wanted
                 raise ModelError(f"{path}: axis {axis} of {value.name} is {length} in the graph, asked for was {said}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import Any, cast
 
 from d4m_fast.config import FloatType
 from d4m_fast.data import files
-from d4m_fast.engine.signature import BATCH, SIGNATURES, Component
+from d4m_fast.engine.signature import SAMPLES, SIGNATURES, Component
 from d4m_fast.engine.trt_api import Api, Builder, IBuilderConfig, INetworkDefinition, ITensor, RtxBuilderConfig
 from d4m_fast.errors import ModelError, PreflightError
 
@@ -228,13 +229,21 @@ def _add_profile(
     rows: Range,
 ) -> None:
     signature = SIGNATURES[component]
+    static = all(network.get_input(i).shape[0] > 0 for i in range(network.num_inputs) if network.get_input(i).shape)
     profile = builder.create_optimization_profile()
     for name, axes in signature.inputs.items():
-        if BATCH in axes:
-            shapes = [signature.shape(name, sizes, n) for n in (rows.least, rows.opt, rows.most)]
+        if name in signature.batched:
+            lengths = _samples(rows, signature.halves, static) if SAMPLES in axes else rows
+            shapes = [signature.shape(name, sizes, n) for n in (lengths.least, lengths.opt, lengths.most)]
             profile.set_shape(name, *shapes)
     if config.add_optimization_profile(profile) < 0:
         raise ModelError(f"{network.name}: no profile for {rows.least} to {rows.most} rows can be added")
+
+
+def _samples(rows: Range, halves: int, static: bool) -> Range:
+    """As few as rows of guidance need, as many as rows without it; tuned for guidance."""
+    least, opt = (math.ceil(n / halves) for n in (rows.least, rows.opt))
+    return Range(least, opt, opt if static else rows.most)
 
 
 def _save_timing_cache(config: IBuilderConfig, path: Path | None) -> None:

@@ -1,44 +1,54 @@
 """k-means of many independent problems, one per class.
 
-Methods, each in the module of its name: `direct` on the points, `gram` on their inner products, `minibatch` as D4M's
-official code. `auto` takes `gram` where its cost model says so, `direct` elsewhere.
+Methods, each in the module of its name: `direct` on the points, `gram` on their inner products, where single points are
+moved as well (Hartigan), `minibatch` as D4M's official code. `auto` takes `gram` where its cost model says so.
 
-Numerics. Points are centred on their mean, so a large common mean costs no digits. Products are float32 matrix
+Numerics. Points with a large common mean are centred on it, so that it costs no digits. Products are float32 matrix
 products; whatever they cannot decide (two centroids at the same distance within their rounding) is decided by float64
 ones, and what those cannot decide goes to the lowest index. Sums, norms and inertia are float64. What Gram space finds
-is gone over by `direct` until no label changes, so that the same holds for it.
+is checked on the points wherever its rounding could have decided, and gone over by `direct` where it did.
 
-Memory per problem: a centred float32 copy of its points, an (n, k) float32 score matrix, float64 centroids; in Gram
-space an (n, n) float32 and a (k, n) float64 matrix.
+Problems are solved side by side, each on one thread, BLAS included, so that a result has the same bits on any number of
+threads and in any company. Meanwhile BLAS has one thread in the whole process: one call at a time.
+
+Memory per problem in work: a float32 copy of its points where they are float16 or have to be centred, an (n, k) float32
+score matrix, float64 centroids; in Gram space an (n, n) float32 and two (k, n) float64 matrices.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import operator
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from d4m_fast.errors import UsageError
+from d4m_fast.errors import DataError, UsageError
 from d4m_fast.kernels import direct, gram
+from d4m_fast.kernels.cuda import device_of
 from d4m_fast.kernels.minibatch import official_centres
 from d4m_fast.kernels.problem import (
-    Array,
     Float32,
     Float64,
     Int64,
     Problem,
     generator,
     given_centres,
-    means,
     prepare,
     squared_distances,
+    squared_norms,
+    weighted_sum,
 )
 
 Method = Literal["auto", "direct", "gram", "minibatch"]
+DUPLICATES = 1e-12
+"""Of the squared norms: inertia that rounding leaves where every point equals its centroid."""
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +58,15 @@ class KMeansResult:
     """The clusters of one problem of n points in D dimensions.
 
     Attributes:
-        centroids: (k, D) float32, the mean of each cluster's points; of "minibatch", what its updates left there.
+        centroids: (k, D) float32, the weighted mean of each cluster's points; of "minibatch", what its updates left.
         labels: (n,) int64, the cluster of each point.
-        sizes: (k,) int64, all at least 1, but of "minibatch".
-        inertia: sum of squared distances of the points to their centroids.
+        sizes: (k,) int64, the points of each cluster, all at least 1, but of "minibatch".
+        inertia: weighted sum of squared distances of the points to their centroids.
         inertia_per_cluster: (k,) float64, its parts.
         medoids: (k,) int64, the point nearest to each centroid among its cluster's (of "minibatch": among all); the
             lowest index of equals.
         iterations: assignment passes made, the last of which changed nothing unless `max_iter` came first.
+        effective_k: k, or how many points are distinct where these are fewer: so many different centroids there are.
     """
 
     centroids: Float32
@@ -65,6 +76,22 @@ class KMeansResult:
     inertia_per_cluster: Float64
     medoids: Int64
     iterations: int
+    effective_k: int
+
+
+class BadProblems(DataError):
+    """Some problems could not be clustered; the others were.
+
+    Attributes:
+        results: of every problem in its place, None for the bad ones.
+        errors: what is wrong with each bad one, by place.
+    """
+
+    def __init__(self, outcomes: Sequence[KMeansResult | DataError]) -> None:
+        self.results = [None if isinstance(o, DataError) else o for o in outcomes]
+        self.errors = {place: o for place, o in enumerate(outcomes) if isinstance(o, DataError)}
+        first, *others = map(str, self.errors.values())
+        super().__init__(first + (f" (and {len(others)} more: {'; '.join(others)})" if others else ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +104,7 @@ class _Options:
 
 
 def kmeans(
-    problems: Sequence[Array],
+    problems: Sequence[Any],
     k: int | Sequence[int],
     *,
     ids: Sequence[int] | None = None,
@@ -85,18 +112,22 @@ def kmeans(
     seed: int = 0,
     n_init: int = 1,
     max_iter: int = 300,
-    init: Sequence[Array] | None = None,
+    init: Sequence[Any] | None = None,
+    weights: Sequence[Any] | None = None,
     refine: bool = True,
+    threads: int | None = None,
 ) -> list[KMeansResult]:
     """Cluster each problem on its own; a result depends on its problem, k, id and options, never on its neighbours.
 
     At convergence each label is the nearest centroid's, the lowest index of equals. Stopped by `max_iter`, centroids
     are still the means of the labels. A cluster left empty takes the point farthest from its centroid, never a
-    cluster's only one, so sizes are at least 1: with fewer distinct points than k (a warning is logged) some
-    centroids are equal and share their points.
+    cluster's only one, so sizes are at least 1: with fewer distinct points than k (a warning is logged, and
+    `effective_k` says so) some centroids are equal and share their points.
 
     Args:
-        problems: arrays (n_i, D_i), float16 or float32.
+        problems: float16 or float32 of shape (n_i, D_i): arrays, CPU tensors, or whatever else NumPy can look at
+            through DLPack or `__array__`, without a copy. Arrays and tensors on one GPU are clustered there
+            (kernels/device.py).
         k: clusters, for all problems or for each.
         ids: names of the problems in messages and the keys of their random streams; default: their positions.
         method: how, see above.
@@ -104,30 +135,66 @@ def kmeans(
         n_init: seedings per problem; the lowest inertia is kept.
         max_iter: the most assignment passes per seeding.
         init: initial centres (k_i, D_i) of each problem, in place of k-means++.
+        weights: of the points of each problem, positive, (n_i,) or None; not for "minibatch".
         refine: after Lloyd, move single points while that lowers the inertia (Hartigan); in Gram space only.
+        threads: problems solved at a time; default: as many as there are CPUs.
 
     Raises:
-        DataError: a problem is not a 2-D float16 or float32 array of finite values, k is below 1 or above n, or its
-            initial centres have another shape or are not finite.
+        BadProblems: a problem is not a 2-D float16 or float32 array of finite values, k is below 1 or above n, or
+            weights or initial centres do not fit. All other problems are solved first: it has their results.
         UsageError: no such method, or options that do not fit together.
         PreflightError: "minibatch" without scikit-learn.
     """
-    _check_options(method, n_init, max_iter, init)
+    _check_options(method, n_init, max_iter, init, weights)
     count = len(problems)
     ks = _one_each("k", [operator.index(k)] * count if not isinstance(k, Sequence) else k, count)
     keys = _one_each("ids", range(count) if ids is None else ids, count)
     starts = _one_each("init", [None] * count if init is None else init, count)
-    return [
-        _solve(points, clusters, int(key), start, _Options(method, seed, n_init, max_iter, refine))
-        for points, clusters, key, start in zip(problems, ks, keys, starts, strict=True)
-    ]
+    loads = _one_each("weights", [None] * count if weights is None else weights, count)
+    options = _Options(method, seed, n_init, max_iter, refine)
+
+    def solve(place: int) -> KMeansResult | DataError:
+        try:
+            problem = prepare(problems[place], ks[place], int(keys[place]), loads[place])
+            return _solve(problem, starts[place], options)
+        except DataError as error:
+            return error
+
+    if any(device_of(points) is not None for points in problems):
+        outcomes = _on_gpu(problems, ks, [int(key) for key in keys], starts, loads, options)
+    else:
+        workers = min(_cpus() if threads is None else threads, max(1, count))
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+            outcomes = list(pool.map(solve, range(count)))
+    results = [outcome for outcome in outcomes if not isinstance(outcome, DataError)]
+    if len(results) < count:
+        raise BadProblems(outcomes)
+    return results
 
 
-def _check_options(method: str, n_init: int, max_iter: int, init: object) -> None:
+def _on_gpu(
+    problems: Sequence[Any],
+    ks: Sequence[int],
+    keys: Sequence[int],
+    starts: Sequence[Any],
+    loads: Sequence[Any],
+    options: _Options,
+) -> list[KMeansResult | DataError]:
+    from d4m_fast.kernels import device  # which imports this module
+
+    given = device.Options(options.method, options.seed, options.n_init, options.max_iter, options.refine)
+    return device.solve_on_gpu(problems, ks, keys, starts, loads, given)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else multiprocessing.cpu_count()
+
+
+def _check_options(method: str, n_init: int, max_iter: int, init: object, weights: object) -> None:
     if method not in ("auto", "direct", "gram", "minibatch"):
         raise UsageError(f"no k-means method '{method}'; use auto, direct, gram or minibatch")
-    if method == "minibatch" and (init is not None or n_init > 1):
-        raise UsageError("k-means method 'minibatch' runs once and from its own centres")
+    if method == "minibatch" and (init is not None or n_init > 1 or weights is not None):
+        raise UsageError("k-means method 'minibatch' runs once, from its own centres and without weights")
     if n_init < 1 or max_iter < 1:
         raise UsageError(f"k-means needs n_init and max_iter of at least 1, not {n_init} and {max_iter}")
     if init is not None and n_init > 1:
@@ -140,103 +207,115 @@ def _one_each(name: str, values: Sequence[Any], count: int) -> Sequence[Any]:
     return values
 
 
-def _solve(points: Array, k: int, key: int, start: Array | None, options: _Options) -> KMeansResult:
-    problem = prepare(points, k, key)
+def _solve(problem: Problem, start: Any, options: _Options) -> KMeansResult:
+    n = len(problem.points)
     if options.method == "minibatch":
-        return _official(problem, generator(options.seed, key))
-    if start is None and k in (1, len(points)):
-        runs = [(np.arange(len(points)) % k, 0)]  # the optimum, in closed form
-    elif _in_gram_space(problem, options):
+        return _official(problem, generator(options.seed, problem.id))
+    if start is None and problem.k in (1, n):
+        runs = [(np.arange(n) % problem.k, 0)]  # the optimum, in closed form
+    elif options.method == "gram" or (options.method == "auto" and _gram_pays(problem, start, options)):
         runs = _gram_runs(problem, start, options)
     else:
         runs = _direct_runs(problem, start, options)
-    results = [_result(problem, points, labels, iterations) for labels, iterations in runs]
-    best = min(results, key=lambda result: result.inertia)
-    _warn_of_duplicates(problem, best)
-    return best
+    return min((_result(problem, labels, passes) for labels, passes in runs), key=lambda result: result.inertia)
 
 
-def _in_gram_space(problem: Problem, options: _Options) -> bool:
-    if options.method != "auto":
-        return options.method == "gram"
+def _gram_pays(problem: Problem, start: Any, options: _Options) -> bool:
+    seedings = options.n_init if start is None else 0
     n, d = problem.points.shape
-    return gram.gram_pays(n, d, problem.k, refine=options.refine)
+    return gram.pays(n, d, problem.k, refine=options.refine, seedings=seedings)
 
 
-def _direct_runs(problem: Problem, start: Array | None, options: _Options) -> list[tuple[Int64, int]]:
+def _direct_runs(problem: Problem, start: Any, options: _Options) -> list[tuple[Int64, int]]:
     if start is not None:
-        return [direct.lloyd(problem, given_centres(problem, start), options.max_iter)]
+        first = direct.assign(problem, given_centres(problem, start))
+        labels, passes = direct.lloyd(problem, first, options.max_iter - 1)
+        return [(labels, 1 + passes)]
     rng = generator(options.seed, problem.id)
-    seeds = (direct.seed_centres(problem, rng) for _ in range(options.n_init))
-    return [direct.lloyd(problem, centres, options.max_iter) for centres in seeds]
+    seedings = (direct.choose_seeds(problem, rng)[1] for _ in range(options.n_init))
+    return [direct.lloyd(problem, labels, options.max_iter) for labels in seedings]
 
 
-def _gram_runs(problem: Problem, start: Array | None, options: _Options) -> list[tuple[Int64, int]]:
+def _gram_runs(problem: Problem, start: Any, options: _Options) -> list[tuple[Int64, int]]:
     products, rng = gram.gram_matrix(problem), generator(options.seed, problem.id)
-    runs = []
-    for _ in range(options.n_init):
-        if start is not None:
-            labels, passes = direct.lloyd(problem, given_centres(problem, start), 1)
-        else:
-            labels, passes = gram.seed_labels(problem, products, rng), 0
-        runs.append(_gram_run(problem, products, labels, passes, options))
-    return runs
+    if start is not None:
+        labels = direct.assign(problem, given_centres(problem, start))
+        return [_gram_run(problem, products, labels, 1, options)]
+    seedings = (gram.choose_seeds(problem, products, rng)[1] for _ in range(options.n_init))
+    return [_gram_run(problem, products, labels, 0, options) for labels in seedings]
 
 
 def _gram_run(problem: Problem, products: Float32, labels: Int64, passes: int, options: _Options) -> tuple[Int64, int]:
-    """Lloyd and Hartigan in Gram space, then Lloyd on the points, which settles what float32 products cannot."""
-    if passes < options.max_iter:
-        labels, more = gram.lloyd(problem, products, labels, options.max_iter - passes)
-        passes += more
-    if options.refine:
-        labels, sweeps = gram.hartigan(problem, products, labels)
-        passes += sweeps
+    """Lloyd and Hartigan in Gram space, then Lloyd on the points if that can still change anything."""
     if passes >= options.max_iter:
         return labels, passes
-    centroids = means(problem.points, labels, np.arange(problem.k))
-    labels, more = direct.lloyd(problem, centroids, options.max_iter - passes)
-    return labels, passes + more
+    left = options.max_iter - passes
+    labels, made, fixed = gram.refine(problem, products, labels, left, by_hartigan=options.refine)
+    passes += made
+    if fixed or passes >= options.max_iter:
+        return labels, passes
+    labels, made = direct.lloyd(problem, labels, options.max_iter - passes)
+    return labels, passes + made
 
 
 def _official(problem: Problem, rng: np.random.Generator) -> KMeansResult:
     """Centres as the official code leaves them; labels, sizes and inertia of all points to them."""
-    centres = official_centres(problem, rng)
+    official = official_centres(problem.given, problem.k, rng)
+    centres = official - problem.shift
     scores = np.empty((len(problem.points), problem.k), np.float32)
     direct.score(problem, centres, np.arange(problem.k), scores)
     labels = direct.nearest(problem, centres, scores)
     distances = squared_distances(problem.points, centres, labels)
+    sizes = np.bincount(labels, minlength=problem.k)
     return KMeansResult(
-        centroids=(centres + problem.shift).astype(np.float32),
+        centroids=official.astype(np.float32),
         labels=labels,
-        sizes=np.bincount(labels, minlength=problem.k),
+        sizes=sizes,
         inertia=float(distances.sum()),
         inertia_per_cluster=np.bincount(labels, weights=distances, minlength=problem.k).astype(np.float64),
-        medoids=(scores + problem.squares[:, None]).argmin(axis=0),
+        medoids=direct.closest_points(problem, centres, scores),
         iterations=len(problem.points) // problem.k,
+        effective_k=_effective_k(problem, float(distances.sum())),
     )
 
 
-def _result(problem: Problem, points: Array, labels: Int64, iterations: int) -> KMeansResult:
-    clusters = np.arange(problem.k)
-    distances = squared_distances(problem.points, means(problem.points, labels, clusters), labels)
-    per_cluster: Float64 = np.bincount(labels, weights=distances, minlength=problem.k).astype(np.float64)
+def _result(problem: Problem, labels: Int64, iterations: int) -> KMeansResult:
+    centroids, distances = _means_and_distances(problem, labels)
+    weighted = distances if problem.weights is None else distances * problem.weights
+    per_cluster = np.bincount(labels, weights=weighted, minlength=problem.k).astype(np.float64)
     order = np.lexsort((distances, labels))  # stable: equals stay in index order
     sizes = np.bincount(labels, minlength=problem.k)
+    inertia = float(per_cluster.sum())
     return KMeansResult(
-        # From the points as given: the centred ones have lost the last bits of points far off the common mean.
-        centroids=means(points, labels, clusters).astype(np.float32),
+        centroids=centroids,
         labels=labels,
         sizes=sizes,
-        inertia=float(per_cluster.sum()),
+        inertia=inertia,
         inertia_per_cluster=per_cluster,
         medoids=order[np.cumsum(sizes) - sizes],
         iterations=iterations,
+        effective_k=_effective_k(problem, inertia),
     )
 
 
-def _warn_of_duplicates(problem: Problem, result: KMeansResult) -> None:
-    if result.inertia > 0:  # with fewer distinct points than k it is exactly 0
-        return
+def _means_and_distances(problem: Problem, labels: Int64) -> tuple[Float32, Float64]:
+    """(k, D) means of the points as given, and (n,) squared distances from them, each cluster gathered once."""
+    centroids = np.empty((problem.k, problem.points.shape[1]), np.float32)
+    distances = np.empty(len(labels))
+    for c, mass in enumerate(problem.masses(labels)):
+        members = np.flatnonzero(labels == c)
+        rows, weights = problem.points[members], problem.weights_of(members)
+        mean = weighted_sum(rows, weights) / mass
+        distances[members] = squared_norms(rows, mean)
+        # Centred points have lost the last bits of those far off the common mean.
+        centroids[c] = weighted_sum(problem.given[members], weights) / mass if problem.shift.any() else mean
+    return centroids, distances
+
+
+def _effective_k(problem: Problem, inertia: float) -> int:
+    if inertia > DUPLICATES * problem.squares.sum():
+        return problem.k
     distinct = len({row.tobytes() for row in problem.points})
     if distinct < problem.k:
         log.warning("class %d: only %d distinct points for k = %d", problem.id, distinct, problem.k)
+    return min(problem.k, distinct)

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from d4m_fast.errors import PreflightError
-from d4m_fast.kernels.problem import Float64, Problem
+from d4m_fast.kernels.problem import Array, Float64
 
 
-def official_centres(problem: Problem, rng: np.random.Generator) -> Float64:
-    """(k, D) centres, of the centred points, which are means of what each lot gave them and not of the labels.
+def official_centres(points: Array, k: int, rng: np.random.Generator) -> Float64:
+    """(k, D) centres, which are means of what each lot gave them and not of the labels.
 
     Raises:
         PreflightError: scikit-learn is not installed.
     """
-    model = _sklearn()(n_clusters=problem.k, random_state=0, batch_size=problem.k, n_init="auto")
-    order = rng.permutation(len(problem.points))
-    for start in range(0, len(order) - problem.k + 1, problem.k):
-        model.partial_fit(problem.points[order[start : start + problem.k]].astype(np.float64))
+    model = _sklearn()(n_clusters=k, random_state=0, batch_size=k, n_init="auto")
+    order = rng.permutation(len(points))
+    for start in range(0, len(order) - k + 1, k):
+        model.partial_fit(points[order[start : start + k]].astype(np.float64))
     centres: Float64 = model.cluster_centers_
     return centres
 

@@ -4,35 +4,50 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from d4m_fast.errors import DataError
 from d4m_fast.planning.cost import Share
+from d4m_fast.planning.gpus import Gpu
 
 STAGES = ("encode", "unet", "decode", "students")
 
 
-def read_profile(file: Path) -> tuple[dict[str, Share], float | None]:
-    """Shares of peak by stage, and seconds the engine took to build if the file says so.
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What building the engine took: seconds, and bytes of host memory at most where that was measured."""
 
-    The file is what `d4m-fast profile --json` prints: `{"stages": {stage: {"share_of_peak": 0..1, "engine", "batch",
-    "images_per_second", "peak_bytes", "gflops"}}}`; a stage may also be a list of such records, of which the best
-    counts, and `"engine_build_seconds"` may stand beside `"stages"`.
+    seconds: float
+    peak_bytes: float | None
+
+
+def read_profile(file: Path, gpu: Gpu) -> tuple[dict[str, Share], Build | None]:
+    """Shares of `gpu`'s peak by stage, and what the engine's build took if the file says so.
+
+    The file is what `d4m-fast profile --json` prints, or the certify.json of `d4m-fast certify`: `{"stages": {stage:
+    {"share_of_peak": 0..1, "engine", "batch", "images_per_second", "peak_bytes", "gflops"}}, "machine": {"device"}}`;
+    a stage may also be a list of such records, of which the best counts. `"engine_build_seconds"` and
+    `"engine_build_peak_bytes"` may stand beside `"stages"`. Of a profile made on such a GPU GFLOP/s count, over the
+    maker's peak; elsewhere the share of the peak that was measured there is carried over.
 
     Raises:
         DataError: not such a file.
     """
     value = _load(file)
+    device = _device(value)
+    peak = gpu.flops if gpu.name.split()[0] in device else None
+    source = f"measured, {file.name}" if peak is not None or not device else f"measured, {file.name}, on {device}"
     shares = {}
     for stage in STAGES:
-        measured = [_share(file, stage, record) for record in _records(value["stages"].get(stage))]
+        measured = [_share(file, stage, record, peak) for record in _records(value["stages"].get(stage))]
         if measured:
             best = max(measured)
-            shares[stage] = Share(best, best, f"measured, {file.name}")
+            shares[stage] = Share(best, best, source)
     if not shares:
         raise DataError(f"{file}: none of the stages {', '.join(STAGES)} in it; make it with d4m-fast profile --json")
-    return shares, _seconds(file, value.get("engine_build_seconds"))
+    return shares, _build(file, value)
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -50,16 +65,31 @@ def _records(found: Any) -> Iterator[Any]:
         yield from found if isinstance(found, list) else (found,)
 
 
-def _share(file: Path, stage: str, record: Any) -> float:
+def _device(value: dict[str, Any]) -> str:
+    machine = value.get("machine")
+    return str(machine.get("device", "")) if isinstance(machine, dict) else ""
+
+
+def _share(file: Path, stage: str, record: Any, peak: float | None) -> float:
+    """Of a peak in FLOP/s, or of the profile's own."""
     share = record.get("share_of_peak") if isinstance(record, dict) else None
+    if peak is not None and isinstance(share, int | float):
+        gflops = record.get("gflops")
+        share = 1e9 * gflops / peak if isinstance(gflops, int | float) else None
     if not isinstance(share, int | float) or not 0 < share <= 1:
         raise DataError(f"--calibrate {file}: stage {stage} has share_of_peak {share!r}, not a number in (0, 1]")
     return float(share)
 
 
-def _seconds(file: Path, value: Any) -> float | None:
+def _build(file: Path, value: dict[str, Any]) -> Build | None:
+    seconds, peak = (_number(file, f"engine_build_{name}", value) for name in ("seconds", "peak_bytes"))
+    return None if seconds is None else Build(seconds, peak)
+
+
+def _number(file: Path, name: str, values: dict[str, Any]) -> float | None:
+    value = values.get(name)
     if value is None:
         return None
     if not isinstance(value, int | float) or value < 0:
-        raise DataError(f"--calibrate {file}: engine_build_seconds is {value!r}, not seconds")
+        raise DataError(f"--calibrate {file}: {name} is {value!r}, not a number")
     return float(value)

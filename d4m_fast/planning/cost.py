@@ -228,7 +228,11 @@ def _memory(request: PlanRequest, shapes: Shapes) -> list[Figure]:
 
 def best_batch(request: PlanRequest, shapes: Shapes, name: str, rows: int) -> int:
     """The largest power of two of images that fits; 0 if not even one does."""
-    part, size = shapes.parts[name], BYTES[request.precision]
-    free = ROOM * request.gpu.memory - size * shapes.parameters
-    most = min(free / (rows * size * part.activations), ELEMENTS / (rows * part.largest))
+    size = BYTES[request.precision]
+    most = most_images(shapes.parts[name], rows, size, ROOM * request.gpu.memory - size * shapes.parameters)
     return 2 ** int(math.log2(most)) if most >= 1 else 0
+
+
+def most_images(part: Traced, rows: int, size: int, free: float) -> float:
+    """How many fit: `rows` samples each, of numbers of `size` bytes, in `free` bytes and below 2^31 elements."""
+    return min(free / (rows * size * part.activations), ELEMENTS / (rows * part.largest))

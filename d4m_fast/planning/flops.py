@@ -17,10 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from d4m_fast.engine.model import CONFIGS
+from d4m_fast.engine.model import CONFIGS, locate
 from d4m_fast.errors import ModelError
 
-BUILT_IN = ("bundled", "sd15")
+ROUGHLY = 8  # tracing finds 0.1 to 0.8 in networks of this family
 PARTS = ("unet", "vae_decoder", "vae_encoder", "text_encoder")
 
 
@@ -109,17 +109,17 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= self._sizes.pop(key, 0)
 
 
-def trace_model(name: str, resolution: int | None = None) -> Shapes:
-    """Count a model from its directory's configs.
+def trace_model(name: str, resolution: int | None = None, revision: str | None = None) -> Shapes:
+    """Count a model from its configs; weights are not read.
 
     Args:
-        name: "sd15" (built in, shapes only), "bundled", or a directory in diffusers format; weights are not read.
+        name, revision: as `model_path` takes them.
         resolution: side of the images, pixels; None is what the model was trained on.
 
     Raises:
-        ModelError: no such directory, a part without config, or networks these configs do not describe.
+        ModelError: no such model, a part without config, or networks these configs do not describe.
     """
-    path = model_path(name)
+    path = model_path(name, revision)
     configs = {part: _read(path / part / file) for part, file in CONFIGS.items()}
     try:
         return _trace(path, configs, resolution)
@@ -127,10 +127,24 @@ def trace_model(name: str, resolution: int | None = None) -> Shapes:
         raise ModelError(f"{path}: its configs describe no Stable Diffusion 1.x model that runs ({error})") from error
 
 
-def model_path(name: str) -> Path:
-    """Where a model's configs lie."""
-    folder = {"bundled": "model", "sd15": "sd15"}.get(name)
-    return Path(name) if folder is None else Path(str(resources.files("d4m_fast") / "assets" / folder))
+def most_activations(model: Path, resolution: int) -> int:
+    """Numbers alive at once for one sample in any of the networks, surely not more: a bound that needs no tracing.
+
+    As many as `ROUGHLY` feature maps of the widest layer would have at the size of the image.
+    """
+    widths = [w for part in ("unet", "vae") for w in _read(model / part / CONFIGS[part])["block_out_channels"]]
+    return int(ROUGHLY * max(widths) * resolution**2)
+
+
+def model_path(name: str, revision: str | None = None) -> Path:
+    """Where a model's configs lie: of "sd15" (built in, shapes only), or of what `locate` finds.
+
+    Raises:
+        ModelError: no such model.
+    """
+    if name == "sd15":
+        return Path(str(resources.files("d4m_fast") / "assets" / "sd15"))
+    return locate(name, revision, weights=False).path
 
 
 def trace(module: nn.Module, call: Callable[[], object]) -> Traced:
@@ -147,7 +161,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"{file}: not there; name 'sd15', 'bundled' or a directory in diffusers format") from error
+        raise ModelError(f"{file}: not there; a Stable Diffusion 1.x directory has it") from error
     except ValueError as error:
         raise ModelError(f"{file}: not JSON ({error})") from error
     if not isinstance(value, dict):

@@ -23,6 +23,15 @@ class Gpu:
     source: str
 
 
+NAMED = {"H100 80GB HBM3": "h100", "H200": "h200", "A100-SXM4-80GB": "a100", "L40S": "l40s"}
+"""Parts of the drivers' names for exactly these; other variants have other peaks."""
+
+
+def gpu_of(device: str) -> Gpu | None:
+    """The GPU that a driver calls so; None if its peak is not known here."""
+    return next((GPUS[gpu] for part, gpu in NAMED.items() if part in device), None)
+
+
 def _gpu(name: str, tera: float, gigabytes: int, source: str) -> Gpu:
     return Gpu(name, tera * 1e12, gigabytes * 10**9, source)
 

@@ -10,7 +10,7 @@ import torch
 from d4m_fast.config import DistillConfig
 from d4m_fast.engine.schedule import open_schedule
 from d4m_fast.evaluation.convnet import ConvNet
-from d4m_fast.planning.calibrate import read_profile
+from d4m_fast.planning.calibrate import Build, read_profile
 from d4m_fast.planning.cost import Figure, PlanRequest, plan_figures
 from d4m_fast.planning.flops import Traced, model_path, trace, trace_model
 from d4m_fast.planning.gpus import GPUS
@@ -18,8 +18,8 @@ from d4m_fast.planning.gpus import GPUS
 _TAKEN = ("images", "classes", "ipc", "gpus", "precision", "epochs", "student_size", "students", "stored_labels")
 
 
-def calculate(options: Mapping[str, Any], settings: DistillConfig) -> tuple[PlanRequest, list[Figure], float | None]:
-    """The checked request, its figures, and seconds to build the engine if a profile tells.
+def calculate(options: Mapping[str, Any], settings: DistillConfig) -> tuple[PlanRequest, list[Figure], Build | None]:
+    """The checked request, its figures, and what building the engine took if a profile tells.
 
     Args:
         options: those of `d4m-fast plan`, the dataset's size in.
@@ -28,10 +28,12 @@ def calculate(options: Mapping[str, Any], settings: DistillConfig) -> tuple[Plan
     Raises:
         D4MError: the first thing that is wrong.
     """
-    shares, build = ({}, None) if options["calibrate"] is None else read_profile(options["calibrate"])
-    shapes = trace_model(options["model"], options["resolution"])
+    gpu, profile = GPUS[options["gpu"]], options["calibrate"]
+    shares, build = ({}, None) if profile is None else read_profile(profile, gpu)
+    model, revision = options["model"], options["revision"]
+    shapes = trace_model(model, options["resolution"], revision)
     schedule = open_schedule(
-        model_path(options["model"]),
+        model_path(model, revision),
         settings.steps,
         settings.strength,
         scheduler=settings.scheduler,
@@ -42,7 +44,7 @@ def calculate(options: Mapping[str, Any], settings: DistillConfig) -> tuple[Plan
         calls=len(schedule.steps),
         guided_calls=schedule.guided_calls(settings.guidance),
         image_size=shapes.resolution if options["image_size"] is None else options["image_size"],
-        gpu=GPUS[options["gpu"]],
+        gpu=gpu,
     )
     student = trace_student(options["student"], options["student_size"], options["classes"])
     return request, plan_figures(request, shapes, student, shares), build

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from d4m_fast.planning.calibrate import Build
 from d4m_fast.planning.cost import Figure, PlanRequest
 
 if TYPE_CHECKING:
@@ -15,14 +16,21 @@ LABEL = "calculated, not measured"
 _TENS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def to_json(request: PlanRequest, figures: Sequence[Figure], build_seconds: float | None) -> dict[str, Any]:
+def to_json(request: PlanRequest, figures: Sequence[Figure], build: Build | None) -> dict[str, Any]:
     """Raw numbers: FLOP, bytes, hours."""
     return {
         "label": LABEL,
         "request": asdict(request),
-        "engine_build_seconds": build_seconds,
+        "engine_build": None if build is None else asdict(build),
         "figures": [asdict(figure) for figure in figures],
     }
+
+
+def build_text(build: Build | None) -> str:
+    if build is None:
+        return "engine build: not measured"
+    memory = "" if build.peak_bytes is None else f", {build.peak_bytes / 1e9:.1f} GB of host memory"
+    return f"engine build: {build.seconds:.0f} s{memory}, from the profile"
 
 
 def table(figures: Sequence[Figure], explain: bool) -> Table:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from d4m_fast.data import latents as module
 from d4m_fast.data.latents import EncodedBatch, Failure, LatentStore
 from d4m_fast.data.records import Item
 from d4m_fast.data.stream import Stream
-from d4m_fast.errors import DamageError, DataError
+from d4m_fast.data.timing import Stopwatch
+from d4m_fast.data.workers import Workers
+from d4m_fast.errors import DamageError, DataError, OutOfMemoryError
 
 SHAPE = (2, 3, 3)
-MADE_BY: dict[str, Any] = {"model": "m"}
+MADE_BY: dict[str, Any] = {"model": "m", "batch": 4}
 ITEMS = [Item(c, rank, f"{c}/{rank}") for c, count in ((0, 5), (7, 4)) for rank in range(count)]
 
 
@@ -35,9 +39,15 @@ def batches(items: list[Item], bad: set[str] | None = None, size: int = 4) -> St
     return Stream(-(-len(items) // size), made())
 
 
+def fill(store: LatentStore, made: Stream[EncodedBatch], stop_after: int | None = None) -> int:
+    """How many batches came out; the block ends there as it does at an error."""
+    with Workers(Stopwatch()) as workers:
+        return len(list(islice(store.fill(made, workers), stop_after)))
+
+
 def filled(path: Path, items: list[Item], bad: set[str] | None = None) -> LatentStore:
     store = LatentStore(path, MADE_BY, items, SHAPE)
-    assert len(list(store.fill(batches(items, bad)))) == -(-len(items) // 4)
+    assert fill(store, batches(items, bad)) == -(-len(items) // 4)
     return store
 
 
@@ -78,22 +88,29 @@ def test_a_batch_of_damaged_images_only(tmp_path: Path) -> None:
     assert_right(store, 0, [4])
 
 
+def broken_off(made: Stream[EncodedBatch], after: int, error: BaseException) -> Stream[EncodedBatch]:
+    def items() -> Iterator[EncodedBatch]:
+        yield from islice(made, after)
+        raise error
+
+    return Stream(len(made), items())
+
+
 def test_an_interrupted_pass_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
     first = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
-    stream = iter(first.fill(batches(ITEMS, bad={"0/1"})))
-    next(stream)
-    next(stream)
+    with pytest.raises(DataError, match="enough"):
+        fill(first, broken_off(batches(ITEMS, bad={"0/1"}), 2, DataError("enough")))
     again = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
     assert (again.complete, again.position, len(again.failures)) == (False, 8, 1)
-    list(again.fill(batches(ITEMS[8:])))
+    fill(again, batches(ITEMS[8:]))
     assert_right(again, 0, [0, 2, 3, 4])
     assert_right(again, 7, [0, 1, 2, 3])
     assert not (tmp_path / "progress.json").exists()
 
 
 def test_without_a_checkpoint_it_starts_again(tmp_path: Path) -> None:
-    next(iter(LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE).fill(batches(ITEMS))))
+    assert fill(LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE), batches(ITEMS), stop_after=1) == 1
     again = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
     assert (again.complete, again.position) == (False, 0)
 
@@ -107,9 +124,30 @@ def test_crash_between_the_last_checkpoint_and_the_index(tmp_path: Path, monkeyp
         filled(tmp_path, ITEMS)
     again = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
     assert (again.complete, again.position) == (False, len(ITEMS))
-    assert list(again.fill(batches([]))) == []
+    assert fill(again, batches([])) == 0
     assert again.complete
     assert_right(again, 7, [0, 1, 2, 3])
+
+
+def test_out_of_memory_halves_the_batch_and_is_kept_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
+    store = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
+    error = OutOfMemoryError("encode", "no room")
+    with pytest.raises(OutOfMemoryError):
+        fill(store, broken_off(batches(ITEMS), 1, error))
+    assert (store.position, store.batch) == (4, 4)
+    store.after(error)
+    assert store.batch == 2
+    fill(store, batches(ITEMS[4:], size=2))
+    again = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
+    assert (again.complete, again.batch) == (True, 2)
+    assert_right(again, 0, [0, 1, 2, 3, 4])
+    assert_right(again, 7, [0, 1, 2, 3])
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert index["out_of_memory"] == [{"position": 4, "batch": 4, "now": 2, "error": "no room"}]
+    again.after(error)
+    with pytest.raises(OutOfMemoryError, match="not even one image fits"):
+        again.after(error)
 
 
 def test_half_written_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
@@ -134,7 +172,7 @@ def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
 def test_latents_made_by_something_else_are_refused(tmp_path: Path) -> None:
     filled(tmp_path, ITEMS)
     with pytest.raises(DamageError, match="made by something else"):
-        LatentStore(tmp_path, {"model": "other"}, ITEMS, SHAPE)
+        LatentStore(tmp_path, {**MADE_BY, "model": "other"}, ITEMS, SHAPE)
 
 
 def test_an_unfinished_store_loads_nothing(tmp_path: Path) -> None:

@@ -1,21 +1,29 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from d4m_fast.data.plan import Group, make_plan
+from d4m_fast.config import ImageFormat
+from d4m_fast.data.plan import Batches, Group, Plan, make_plan
 from d4m_fast.data.records import ClassInfo, Sample
 from d4m_fast.data.run import RunDirectory, source_of
 from d4m_fast.data.stream import Stream
-from d4m_fast.errors import RunDirectoryError
+from d4m_fast.data.timing import Stopwatch
+from d4m_fast.data.workers import Workers
+from d4m_fast.errors import DataError, OutOfMemoryError, PreflightError, RunDirectoryError
 
 IDENTITY: dict[str, Any] = {"options": {"data": "d", "seed": 0, "max_bad_fraction": 0.01}, "model": "m"}
-GROUPS = (Group(0, (0, 1)), Group(1, (2,)))
+GROUPS = (Group(0, (0, 1), 4, 2), Group(1, (2,), 4, 2))
+PLAN = Plan(32, 1, GROUPS, {})
 
 
 def sample(class_id: int, index: int) -> Sample:
@@ -28,33 +36,111 @@ def samples(groups: tuple[Group, ...], ipc: int = 2) -> Stream[Sample]:
     return Stream(len(made), made)
 
 
+def write(
+    run: RunDirectory,
+    made: Stream[Sample],
+    *,
+    form: ImageFormat = "png",
+    stop_after: int | None = None,
+    plan: Plan = PLAN,
+) -> list[dict[str, Any]]:
+    with Workers(Stopwatch()) as workers:
+        return list(islice(run.write(made, plan, plan.groups, form, workers), stop_after))
+
+
 def written(path: Path) -> RunDirectory:
     path.mkdir(exist_ok=True)
     run = RunDirectory(path, IDENTITY)
-    assert len(list(run.write(samples(GROUPS), GROUPS, 2))) == 6
+    assert len(write(run, samples(GROUPS))) == 6
     return run
 
 
-def test_groups_are_committed_once_all_their_images_are_there(tmp_path: Path) -> None:
+def broken_off(after: int, error: BaseException) -> Stream[Sample]:
+    def items() -> Iterator[Sample]:
+        yield from islice(samples(GROUPS), after)
+        raise error
+
+    return Stream(6, items())
+
+
+@pytest.mark.parametrize(("after", "committed"), [(3, []), (4, [0]), (5, [0])])
+def test_groups_are_committed_once_all_their_images_are_there(tmp_path: Path, after: int, committed: list[int]) -> None:
+    """What was made before a failure is written, and committed if its group is whole."""
     run = RunDirectory(tmp_path, IDENTITY)
-    commits = []
-
-    def watched() -> Iterator[Sample]:
-        for one in samples(GROUPS):
-            commits.append(sorted(run.committed()))
-            yield one
-
-    list(run.write(Stream(6, watched()), GROUPS, 2))
-    assert commits == [[], [], [], [], [0], [0]]
-    assert sorted(run.committed()) == [0, 1]
+    with pytest.raises(DataError, match="enough"):
+        write(run, broken_off(after, DataError("enough")))
+    assert sorted(RunDirectory(tmp_path, IDENTITY).committed()) == committed
+    assert len(list(tmp_path.glob("images/*/*.png"))) == after
 
 
 def test_interrupted_group_is_not_committed(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, IDENTITY)
-    stream = iter(run.write(samples(GROUPS), GROUPS, 2))
-    for _ in range(5):
-        next(stream)
+    assert len(write(run, samples(GROUPS), stop_after=5)) == 5
     assert sorted(RunDirectory(tmp_path, IDENTITY).committed()) == [0]
+
+
+def test_all_images_and_their_names_are_durable_before_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Synced, renamed, and the directories synced after that; then the group's record, and not before."""
+    sync, replace, done = os.fsync, os.replace, []
+
+    def synced(descriptor: int) -> None:
+        sync(descriptor)
+        done.append(("synced", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+
+    def replaced(old: Path, new: Path) -> None:
+        replace(old, new)
+        done.append(("renamed", f"{new.parent.name}/{new.name}"))
+
+    run = RunDirectory(tmp_path, IDENTITY)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write(run, samples(GROUPS[:1]), plan=Plan(32, 1, GROUPS[:1], {}))
+    record = done.index(("renamed", "groups/00000.json"))
+    for folder in ("c0", "c1"):
+        directory = done.index(("synced", folder))
+        for name in ("00000.png", "00001.png"):
+            renamed = done.index(("renamed", f"{folder}/{name}"))
+            assert renamed < directory < record
+            assert any(d[0] == "synced" and d[1].endswith(name) for d in done[:renamed])
+    assert done.count(("synced", "c0")) == 1
+
+
+def test_a_writer_that_fails_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *args: Any, **named: Any) -> Any:
+        if self.name.endswith("00001.png") and self.parent.name == "c1":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return opened(self, mode, *args, **named)
+
+    run = RunDirectory(tmp_path, IDENTITY)
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(PreflightError, match=r"c1/.*00001\.png: no space left"):
+        write(run, samples(GROUPS))
+    assert run.committed() == {}
+    assert list(tmp_path.rglob(".tmp-*")) == []
+
+
+def test_the_record_says_what_did_not_fit(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, IDENTITY)
+    plan = PLAN.after(OutOfMemoryError("decode", "no room"), {0})
+    write(run, samples(plan.groups), plan=plan)
+    first, second = (run.committed()[group] for group in (0, 1))
+    assert (first["batch_size"], first["decode_batch"], first["out_of_memory"]) == (4, 2, [])
+    assert (second["batch_size"], second["decode_batch"]) == (4, 1)
+    assert second["out_of_memory"] == list(plan.out_of_memory)
+
+
+@pytest.mark.parametrize(("form", "suffix", "pillow"), [("jpeg", "jpg", "JPEG"), ("webp", "webp", "WEBP")])
+def test_other_formats(tmp_path: Path, form: ImageFormat, suffix: str, pillow: str) -> None:
+    run = RunDirectory(tmp_path, IDENTITY)
+    rows = write(run, samples(GROUPS), form=form)
+    assert [row["file"] for row in rows[:2]] == [f"images/c0/0000{i}.{suffix}" for i in (0, 1)]
+    with Image.open(tmp_path / rows[-1]["file"]) as image:
+        assert (image.format, image.size) == (pillow, (4, 4))
+        assert np.abs(np.asarray(image.convert("RGB")).astype(int) - 21).max() <= 3
 
 
 @pytest.mark.parametrize("damage", ["lose", "cut"])
@@ -76,17 +162,22 @@ def test_records_name_every_image(tmp_path: Path) -> None:
 def test_finish_derives_the_rest(tmp_path: Path) -> None:
     run = written(tmp_path)
     assert run.finished() is None
-    summary = run.finish([], {"open": 1.23456})
+    watch = Stopwatch()
+    watch.seconds["open"], watch.waits["write"] = 1.23456, 0.5
+    summary = run.finish([], watch)
     assert (summary["images"], summary["classes"], summary["seconds"]) == (6, 3, {"open": 1.235})
+    assert summary["waits"] == {"write": 0.5}
     assert run.finished() == summary
     assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 6
 
 
-def test_the_plan_is_written_once(tmp_path: Path) -> None:
+def test_the_plan_is_kept(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, IDENTITY)
-    first = make_plan(range(3), 2, batch_size=4, threads=1).to_json()
-    assert run.plan(first)["threads"] == 1
-    assert run.plan({**first, "threads": 2})["threads"] == 1
+    assert (run.plan(), run.whole()) == (None, False)
+    plan = make_plan(range(3), 2, Batches(generate=4), threads=1)
+    run.keep_plan(plan.to_json())
+    assert Plan.from_json(RunDirectory(tmp_path, IDENTITY).plan() or {}) == plan
+    assert not run.whole()
 
 
 def test_another_config_is_refused_and_the_difference_named(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from oracle import reference
 
 from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, DistillConfig, PresetName, Scheduler, derive_seed
 from d4m_fast.data.arrays import FASHION_MNIST
-from d4m_fast.data.plan import make_plan
-from d4m_fast.data.records import ClassInfo, Prototypes, Sample
+from d4m_fast.data.plan import Batches, make_plan
+from d4m_fast.data.records import ClassInfo, Prototypes
 from d4m_fast.data.stream import Stream
 from d4m_fast.data.timing import Stopwatch
+from d4m_fast.data.workers import Workers
 from d4m_fast.engine import generate
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.networks import Networks, open_networks
@@ -45,21 +46,23 @@ class Case:
     def ours(self, batch: int, order: list[int], config: DistillConfig = REFERENCE) -> np.ndarray:
         """Decoded pixels of all images, put back in class order, made in `order` with our batches."""
         stream = Stream(len(order), [self.prototypes[i] for i in order])
-        plan = make_plan([self.prototypes[i].info.id for i in order], IPC, batch_size=batch, threads=2)
+        plan = make_plan([self.prototypes[i].info.id for i in order], IPC, Batches(generate=batch), threads=2)
         schedule = open_schedule(
             self.model, config.steps, config.strength, scheduler=config.scheduler, interval=config.interval
         )
-        made = generate.generate(
-            stream,
-            plan.groups,
-            self.networks,
-            schedule,
-            config,
-            batch=batch,
-            image_size=32,
-            watch=Stopwatch(),
-        )
-        rows = {(s.info.id, s.index): s.pixels for s in made}
+        watch = Stopwatch()
+        with Workers(watch) as workers:
+            made = generate.generate(
+                stream,
+                plan.groups,
+                self.networks,
+                schedule,
+                config,
+                image_size=32,
+                workers=workers,
+                watch=watch,
+            )
+            rows = {(s.info.id, s.index): s.pixels for s in made}
         return np.stack([rows[p.info.id, i] for p in self.prototypes for i in range(IPC)])
 
 
@@ -90,12 +93,7 @@ def case() -> Case:
 @pytest.fixture
 def before_quantisation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the decoded pixels through as they are."""
-
-    def keep(slot: generate.Slot, pixels: torch.Tensor, _: int) -> Sample:
-        p, i = slot.prototypes, slot.index
-        return Sample(p.info, i, slot.seed, 1, 1.0, "", pixels.numpy())
-
-    monkeypatch.setattr(generate, "_sample", keep)
+    monkeypatch.setattr(generate, "_to_bytes", lambda pixels: pixels.permute(0, 2, 3, 1))
 
 
 @pytest.mark.usefixtures("before_quantisation")

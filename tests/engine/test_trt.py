@@ -62,7 +62,7 @@ class FakeContext:
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
         self._shapes[name] = tuple(shape)
         least, _, most = self._engine.get_tensor_profile_shape("sample", self.profile)
-        return name != "sample" or least[0] <= shape[0] <= most[0]
+        return name != "sample" or least[0] <= shape[0] <= most[0]  # as the engine has it for samples
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._addresses[name] = memory
@@ -112,6 +112,8 @@ class FakeEngine:
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Sequence[int]]:
         least, most = self.profiles[profile_index]
+        if name == "sample":
+            least, most = (least + 1) // 2, most // 2 if self.profiles == [(least, most)] else most
         return [(least, 4, 8, 8), (most, 4, 8, 8), (most, 4, 8, 8)]
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
@@ -172,19 +174,21 @@ def opened(engine: FakeEngine, tiny_model: Path, tmp_path: Path) -> Callable[...
     return make
 
 
-def call(tiny_model: Path, rows: int, timestep: int = 701) -> Tensors:
+def call(tiny_model: Path, rows: int, timestep: int = 701, *, halves: int = 1) -> Tensors:
+    """Of `rows` rows: as many samples, or half as many with guidance."""
     sizes, generator = open_model(str(tiny_model)).sizes(16), torch.Generator().manual_seed(rows)
-    made = {n: torch.randn(UNET.shape(n, sizes, rows), generator=generator) for n in ("sample", "hidden_states")}
+    shapes = {n: UNET.shape(n, sizes, rows, samples=rows // halves) for n in ("sample", "hidden_states")}
+    made = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     return {"sample": made["sample"], "timestep": torch.tensor(timestep), "hidden_states": made["hidden_states"]}
 
 
 Opened = Callable[..., tuple[Runtime, FakeDevice]]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 8, 9, 16, 17, 40])
-def test_any_batch(opened: Opened, unet: Runtime, tiny_model: Path, rows: int) -> None:
+@pytest.mark.parametrize(("rows", "halves"), [(1, 1), (2, 2), (8, 1), (9, 1), (16, 2), (17, 1), (40, 2)])
+def test_any_batch(opened: Opened, unet: Runtime, tiny_model: Path, rows: int, halves: int) -> None:
     runtime, _ = opened()
-    inputs = call(tiny_model, rows)
+    inputs = call(tiny_model, rows, halves=halves)
     torch.testing.assert_close(runtime(inputs)["noise"], unet(inputs)["noise"], atol=1e-5, rtol=1e-5)
 
 
@@ -229,10 +233,14 @@ def test_a_limit_on_rows_cuts_batches(opened: Opened, unet: Runtime, tiny_model:
     assert (device.captures, device.replays) == (1, 2)
 
 
-def test_a_fixed_batch_is_padded(opened: Opened, engine: FakeEngine, unet: Runtime, tiny_model: Path) -> None:
+@pytest.mark.parametrize("halves", [1, 2])
+def test_a_fixed_batch_is_padded(
+    opened: Opened, engine: FakeEngine, unet: Runtime, tiny_model: Path, halves: int
+) -> None:
+    """Four samples in two halves; without guidance the second half is padding."""
     engine.profiles = [(8, 8)]
     runtime, device = opened()
-    inputs = call(tiny_model, 11)
+    inputs = call(tiny_model, 7 * halves, halves=halves)
     torch.testing.assert_close(runtime(inputs)["noise"], unet(inputs)["noise"], atol=1e-5, rtol=1e-5)
     assert (device.captures, device.replays) == (1, 2)
 
@@ -242,6 +250,22 @@ def test_an_engine_that_fails_is_not_silent(opened: Opened, engine: FakeEngine, 
     engine.broken = True
     with pytest.raises(ModelError, match="the engine failed at 2 rows"):
         runtime(call(tiny_model, 2))
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "said"),
+    [
+        ("set_input_shape", False, "refuses sample of shape"),
+        ("infer_shapes", ["sample"], "does not know the shape of sample"),
+        ("set_optimization_profile_async", False, "profile 1 cannot be set"),
+    ],
+)
+def test_a_context_that_refuses_is_not_silent(
+    opened: Opened, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, method: str, answer: object, said: str
+) -> None:
+    monkeypatch.setattr(FakeContext, method, lambda *_: answer)
+    with pytest.raises(ModelError, match=said):
+        opened()[0](call(tiny_model, 2))
 
 
 def test_rows_outside_every_profile(engine: FakeEngine, tiny_model: Path) -> None:

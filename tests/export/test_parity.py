@@ -13,7 +13,18 @@ from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.runtime import InPieces, Runtime, Tensors
 from d4m_fast.engine.signature import SIGNATURES
-from d4m_fast.export.parity import IDENTICAL_PSNR, LIMITS, Limits, compare, few, half_verdict, psnr, verdict
+from d4m_fast.export.parity import (
+    IDENTICAL_PSNR,
+    LIMITS,
+    Limits,
+    compare,
+    few,
+    half_verdict,
+    psnr,
+    resized,
+    unguided,
+    verdict,
+)
 
 Fault = Callable[[Runtime, Tensors, Tensors], Tensors]
 FP32, FP16 = LIMITS["fp32"], LIMITS["fp16"]
@@ -43,7 +54,7 @@ def permuted_batch(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
 
 
 def stale_buffer(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
-    fits = last and last["noise"].shape == inputs["sample"].shape
+    fits = last and last["noise"].shape[0] == inputs["hidden_states"].shape[0]
     return last if fits else runtime(inputs)
 
 
@@ -75,7 +86,7 @@ def calls(tiny_model: Path) -> list[Tensors]:
     signature = SIGNATURES["unet"]
 
     def random(name: str) -> torch.Tensor:
-        return torch.randn(signature.shape(name, sizes, 4), generator=generator)
+        return torch.randn(signature.shape(name, sizes, 4, samples=2), generator=generator)
 
     return [
         {"sample": random("sample"), "timestep": torch.tensor(t), "hidden_states": random("hidden_states")}
@@ -92,8 +103,8 @@ def test_a_faulty_runtime_is_rejected(unet: Runtime, tiny_model: Path, fault: Fa
 def test_a_correct_one_is_not(unet: Runtime, tiny_model: Path) -> None:
     found = compare("unet", unet, Faulty(unet, correct), calls(tiny_model), (1, 2, 7), 8.0)
     assert verdict({"unet": found}, [IDENTICAL_PSNR], IMAGES, FP32) == []
-    assert [p.batch for p in found] == [4, 4, 4, 1, 2, 7, 1, 2, 7]
-    assert [p.timestep for p in found] == [701, 361, 1, 701, 701, 701, 1, 1, 1]
+    assert [p.batch for p in found] == [2, 2, 2, *[1, 1, 2, 2, 7, 7] * 2]
+    assert [p.timestep for p in found] == [701, 361, 1, *[701] * 6, *[1] * 6]
 
 
 @pytest.mark.parametrize("fault", [swapped_halves, permuted_batch, stale_buffer, shifted_timestep, overflow, correct])
@@ -112,13 +123,14 @@ def test_fp16_is_judged_by_other_limits(unet: Runtime, tiny_model: Path) -> None
 def test_guidance_multiplies_the_error(unet: Runtime, tiny_model: Path) -> None:
     found = compare("unet", unet, Faulty(unet, half), calls(tiny_model), (2,), 8.0)
     assert all(p.guided_l2 is not None and p.guided_l2 > p.relative_l2 for p in found[:3])
-    assert [p.guided_l2 for p in found[3:]] == [None, None]
+    assert [p.guided_l2 for p in found[3:]] == [None] * 4
 
 
 def test_some_images_of_both_halves(tiny_model: Path) -> None:
     (whole, *_) = calls(tiny_model)
     part = few(whole, 1)
-    assert torch.equal(part["sample"], whole["sample"][[0, 2]])
+    assert torch.equal(part["sample"], whole["sample"][[0]])
+    assert torch.equal(part["hidden_states"], whole["hidden_states"][[0, 2]])
     assert torch.equal(part["timestep"], whole["timestep"])
 
 
@@ -143,16 +155,28 @@ def test_psnr_is_scikit_images_definition() -> None:
     assert psnr(IMAGES, other) == [IDENTICAL_PSNR, pytest.approx(20 * np.log10(255 / 2))]
 
 
-@pytest.mark.parametrize("rows", [1, 4, 5, 8])
-def test_batches_are_cut_and_padded(unet: Runtime, tiny_model: Path, rows: int) -> None:
-    seen: list[int] = []
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("halves", [1, 2])
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 5])
+def test_batches_are_cut_and_padded(unet: Runtime, tiny_model: Path, samples: int, halves: int, exact: bool) -> None:
+    seen: list[tuple[int, int]] = []
 
     def watch(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
-        seen.append(len(inputs["sample"]))
+        seen.append((len(inputs["sample"]), len(inputs["hidden_states"])))
         return runtime(inputs)
 
-    call = calls(tiny_model)[0]
-    wanted = {name: x.repeat(2, *[1] * (x.ndim - 1))[:rows] if x.ndim else x for name, x in call.items()}
-    batched = InPieces(Faulty(unet, watch), SIGNATURES["unet"], 4, exact=True)
+    guided = resized("unet", calls(tiny_model)[0], samples)
+    wanted = guided if halves == 2 else unguided(guided)
+    batched = InPieces(Faulty(unet, watch), SIGNATURES["unet"], 4, exact=exact)
     torch.testing.assert_close(batched(wanted), unet(wanted), atol=1e-6, rtol=1e-5)
-    assert set(seen) == {4}
+    if exact:
+        assert set(seen) == {(2, 4)}
+    assert max(rows for _, rows in seen) <= 4
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_both_halves_see_the_same_samples(unet: Runtime, tiny_model: Path, samples: int) -> None:
+    """Half as many samples as rows is what each sample given twice is."""
+    call = resized("unet", calls(tiny_model)[1], samples)
+    twice = {**call, "sample": torch.cat([call["sample"]] * 2)}
+    torch.testing.assert_close(unet(call), unet(twice), atol=1e-6, rtol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import platform
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from driving import CLASSES, Ran, refused, run_cli, write_photos
 from models import write_model
 
+from d4m_fast.data import files
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import ModelError
@@ -256,3 +258,12 @@ def test_what_an_engine_runs_in() -> None:
 def test_an_engine_that_is_not_what_was_asked_for(information: str, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         check_engine(information, "fp16", [4096], "unet")
+
+
+@rtx
+def test_one_engine_build_per_node(tmp_path: Path, tiny_model: Path, photos: Path) -> None:
+    args = ("--model", tiny_model, "--data", photos, "--artifacts", tmp_path, "--quiet", "--engine", "tensorrt")
+    with files.locked(files.make_directory(tmp_path / "engines" / f".building-on-{platform.node()}")):
+        refused(run_cli("export", *args, "--target", "sm89"), 4, "in use by another run")
+    assert not list(tmp_path.rglob("*.onnx"))
+    assert run_cli("export", "--list", "--json", "--artifacts", tmp_path).json["artifacts"] == []

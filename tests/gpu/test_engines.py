@@ -103,6 +103,32 @@ def test_tensorrt_is_certified_again_without_a_build(export: Export, tmp_path: P
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.engine")} == before
 
 
+def test_certify(common: tuple[object, ...], tmp_path: Path) -> None:
+    """Every engine, precision and stage, and the kernels of k-means; minutes, most of them builds and compilations."""
+    args = ("certify", *common, "--out", tmp_path / "out", "--images", 4, "--seconds", 2, "--batches", "1,4", "--json")
+    ran = run_cli(*args)
+    assert ran.code == 0, ran.out
+    found = ran.json
+    assert (found["passed"], found["complete"], found["not_here"]) == (True, True, {})
+    assert found["machine"]["driver"]
+    kinds = ("torch", "compiled", "onnx", "tensorrt")
+    assert set(found["engines"]) == {f"{kind}-{p}" for kind in kinds for p in ("fp32", "fp16")}
+    for row in found["engines"].values():
+        assert row["generate"] > 0
+        for figures in row["stages"].values():
+            assert 0 <= figures["busy_share"] <= 1
+            assert figures["watts"]["mean"] > 0
+            assert figures["sm_mhz"]["max"] > 0
+    assert found["engines"]["compiled-fp16"]["ratio"] == 1
+    assert found["steps"]["kernels"]["figures"]["timings"]
+    assert "torch.compile fp16" in run_cli("certify", "--render", tmp_path / "out" / "certify.json").out
+
+
+def test_a_compiled_run(distill: Callable[..., np.ndarray]) -> None:
+    plain = distill("plain", "--engine", "torch")
+    assert decibels(plain, distill("compiled", "--compile")) >= 30
+
+
 def test_a_captured_launch_is_repeated_in_order() -> None:
     device = TorchDevice(torch.device("cuda"))
     x = torch.zeros(1 << 20, device="cuda")

@@ -106,7 +106,7 @@ def test_the_command_says_it_is_calculated_and_explains() -> None:
     plain, explained = run_cli("plan", *flags), run_cli("plan", *flags, "--explain")
     assert (plain.code, explained.code) == (0, 0)
     assert "calculated, not measured" in plain.out
-    assert "engine build time: not measured" in plain.out
+    assert "engine build: not measured" in plain.out
     assert "formula" in explained.out and "formula" not in plain.out
 
 
@@ -132,7 +132,8 @@ def test_calibrated_by_a_profile(tmp_path: Path) -> None:
     assert made["low"] == made["high"] == pytest.approx(assumed["generation GPU-hours"]["low"] * 0.5 / 0.4)
     assert "measured, profile.json" in made["formula"]
     assert found["students GPU-hours"] == assumed["students GPU-hours"]
-    assert (found["whole"]["engine_build_seconds"], assumed["whole"]["engine_build_seconds"]) == (90, None)
+    assert found["whole"]["engine_build"] == {"seconds": 90, "peak_bytes": None}
+    assert assumed["whole"]["engine_build"] is None
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_a_bad_profile_is_refused(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_bad_requests_are_refused(tmp_path: Path) -> None:
-    refused(run_cli("plan", "--model", tmp_path / "none"), 1, "not there")
+    refused(run_cli("plan", "--model", tmp_path / "none"), 1, "no such model directory")
     refused(run_cli("plan", "--model", "bundled", "--images", 10, "--classes", 5, "--ipc", 3), 2, "need at least 15")
     refused(run_cli("plan", "--data", "bundled", "--images", 10), 2, "--data counts")
     refused(run_cli("plan", "--model", "bundled", "--resolution", 33), 1, "multiple of")

@@ -1,0 +1,108 @@
+"""What a machine can run the networks on: PyTorch, torch.compile, ONNX Runtime, TensorRT, each in fp32 or fp16."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from d4m_fast.certification.request import Request
+from d4m_fast.config import FloatType
+from d4m_fast.engine.artifacts import Artifact, Key, find
+from d4m_fast.engine.networks import Networks, open_exported, open_networks
+from d4m_fast.engine.ort import require_ort
+from d4m_fast.engine.runtime import compute_capability, device_name
+from d4m_fast.engine.trt_api import load_trt
+from d4m_fast.errors import D4MError, ModelError, PreflightError
+from d4m_fast.export.job import ExportJob, prepare_export
+from d4m_fast.export.to_onnx import require_onnx
+
+Kind = Literal["torch", "compiled", "onnx", "tensorrt"]
+DTYPES: dict[FloatType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One way to compute the networks."""
+
+    kind: Kind
+    precision: FloatType
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.precision}"
+
+    @property
+    def exported(self) -> bool:
+        """Whether it runs what `export` writes."""
+        return self.kind in ("onnx", "tensorrt")
+
+
+def engines_of(request: Request) -> list[Engine]:
+    """All that a device of this kind could run, whether or not it is installed."""
+    if request.device.type != "cpu":
+        kinds: Sequence[Kind] = ("torch", "compiled", "onnx", "tensorrt")
+        return [Engine(kind, precision) for kind in kinds for precision in DTYPES]
+    kinds = ("torch", "compiled", "onnx") if request.config.compile else ("torch", "onnx")
+    return [Engine(kind, "fp32") for kind in kinds]
+
+
+def hindrance(engine: Engine, device: torch.device) -> str | None:
+    """Why an engine cannot run here; None if it can."""
+    try:
+        if engine.kind == "onnx":
+            require_ort(device)
+        elif engine.kind == "tensorrt":
+            load_trt("tensorrt")
+        if engine.exported:
+            require_onnx()
+    except PreflightError as error:
+        return str(error)
+    return None
+
+
+def job_of(engine: Engine, request: Request) -> ExportJob:
+    """The export that an engine runs.
+
+    Raises:
+        D4MError: it cannot be made here.
+    """
+    assert engine.kind in ("onnx", "tensorrt")
+    return prepare_export(request.export_config(engine.kind, engine.precision), request.artifacts)
+
+
+def artifact_of(engine: Engine, request: Request) -> Artifact | None:
+    """What it runs, if that has been exported; unchecked."""
+    if not engine.exported:
+        return None
+    targets = (compute_capability(request.device),) if engine.kind == "tensorrt" else ()
+    key = Key(request.model.sha256, engine.kind, engine.precision, request.resolution, None, targets)
+    return find(key, request.artifacts)
+
+
+def open_engine(engine: Engine, request: Request) -> Networks:
+    """The networks, on this engine and the request's device.
+
+    Raises:
+        ModelError: not exported, or not certified, here.
+        DamageError: its files changed since they were certified.
+    """
+    if not engine.exported:
+        dtype, compiled = DTYPES[engine.precision], engine.kind == "compiled"
+        return open_networks(request.model.path, request.device, dtype, compiled=compiled)
+    artifact = artifact_of(engine, request)
+    if artifact is None:
+        raise ModelError(f"{engine.name}: nothing certified to run; its export failed")
+    artifact.check(request.model.sha256, device_name(request.device))
+    return open_exported(request.model, request.resolution, artifact, request.device)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What an engine raises when it fails, by the library; ONNX Runtime's errors have no base of their own."""
+    try:
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+    except ImportError:
+        return (D4MError, RuntimeError, MemoryError)
+    return (D4MError, RuntimeError, MemoryError, state.Fail, state.RuntimeException, state.InvalidArgument)

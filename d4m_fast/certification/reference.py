@@ -1,0 +1,139 @@
+"""The reference: fp32 PyTorch on the CPU, asked once, its answers kept in a file for every later comparison."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from d4m_fast.certification.request import Request
+from d4m_fast.data import files
+from d4m_fast.data.records import ClassInfo, Prototypes
+from d4m_fast.engine.networks import Networks, open_networks
+from d4m_fast.engine.runtime import Runtime, Tensors
+from d4m_fast.engine.signature import COMPONENTS, Component
+from d4m_fast.errors import ModelError
+from d4m_fast.export import parity
+from d4m_fast.export.judge import GUIDANCE
+from d4m_fast.export.probe import Probe, probe
+
+FILE = "reference.safetensors"
+CPU = torch.device("cpu")
+
+
+class Memo:
+    """A runtime on the CPU that computes each answer once; `answers` are found by the bytes of their question."""
+
+    device, dtype = CPU, torch.float32
+
+    def __init__(self, component: Component, answers: dict[str, torch.Tensor], open_runtime: Callable[[], Runtime]):
+        self._component, self._answers, self._open = component, answers, open_runtime
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+        start = f"answers/{self._component}/{_digest(inputs)}/"
+        if not any(name.startswith(start) for name in self._answers):
+            outputs = self._open()(inputs)
+            self._answers |= {start + name: x for name, x in outputs.items()}
+        return {name.removeprefix(start): x for name, x in self._answers.items() if name.startswith(start)}
+
+
+def _digest(inputs: Mapping[str, torch.Tensor]) -> str:
+    whole = hashlib.sha256()
+    for name, x in inputs.items():
+        whole.update(f"{name} {tuple(x.shape)} {x.dtype}\n".encode())
+        whole.update(x.cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the CPU was asked, what it answered, and the images it made."""
+
+    probe: Probe
+    networks: Networks
+
+
+def batches(images: int) -> tuple[int, ...]:
+    """Sizes at which the first and the last call of each network are repeated."""
+    return (1, 2, 7, 2 * images)
+
+
+def make_reference(request: Request) -> Reference:
+    """Ask everything that `agreement` will ask, and write the answers.
+
+    Raises:
+        DataError: the source has too few images.
+    """
+    answers: dict[str, torch.Tensor] = {}
+    networks = _memorised(request, answers)
+    sizes = {"resolution": request.resolution, "count": request.images, "batch": request.images}
+    found = probe(request.source, networks, request.schedule, guidance=GUIDANCE, **sizes)
+    for component in COMPONENTS:
+        runtime = networks.runtime(component)
+        parity.compare(component, runtime, runtime, found.calls[component], batches(request.images), GUIDANCE)
+    _write(request.folder / FILE, found, answers)
+    return Reference(found, networks)
+
+
+def read_reference(request: Request) -> Reference:
+    """What `make_reference` wrote.
+
+    Raises:
+        ModelError: nothing there.
+    """
+    from safetensors import safe_open
+
+    path = request.folder / FILE
+    if not path.is_file():
+        raise ModelError(f"{path}: not there; the step 'reference' makes it")
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        infos = [ClassInfo(**info) for info in json.loads(file.metadata()["classes"])]
+    answers = {name: x for name, x in tensors.items() if name.startswith("answers/")}
+    return Reference(_probe(tensors, infos), _memorised(request, answers))
+
+
+def _memorised(request: Request, answers: dict[str, torch.Tensor]) -> Networks:
+    eager = open_networks(request.model.path, CPU, torch.float32)
+    return eager.with_runtimes(lambda c: Memo(c, answers, lambda: eager.runtime(c)))
+
+
+def _write(path: Path, found: Probe, answers: Mapping[str, torch.Tensor]) -> None:
+    from safetensors.torch import save
+
+    calls = {
+        f"calls/{component}/{i}/{name}": x
+        for component in COMPONENTS
+        for i, call in enumerate(found.calls[component])
+        for name, x in call.items()
+    }
+    centroids = {f"centroids/{i}": torch.from_numpy(p.centroids) for i, p in enumerate(found.prototypes)}
+    classes = [{"id": p.info.id, "folder": p.info.folder, "prompt": p.info.prompt} for p in found.prototypes]
+    tensors = {**calls, **centroids, **answers, "images": torch.from_numpy(found.images)}
+    apart = {name: x.contiguous().clone() for name, x in tensors.items()}  # shared memory is refused
+    files.write_bytes(path, save(apart, {"classes": json.dumps(classes)}))
+
+
+def _probe(tensors: Mapping[str, torch.Tensor], infos: Sequence[ClassInfo]) -> Probe:
+    prototypes = [_prototypes(info, tensors[f"centroids/{i}"].numpy()) for i, info in enumerate(infos)]
+    calls = {component: _calls(tensors, component) for component in COMPONENTS}
+    return Probe(prototypes, calls, tensors["images"].numpy())
+
+
+def _prototypes(info: ClassInfo, centroids: np.ndarray) -> Prototypes:
+    k = len(centroids)
+    return Prototypes(info, centroids, np.ones(k), np.zeros(k), ("",) * k)
+
+
+def _calls(tensors: Mapping[str, torch.Tensor], component: Component) -> list[Tensors]:
+    found: dict[int, Tensors] = {}
+    for path, x in tensors.items():
+        kind, *rest = path.split("/")
+        if kind == "calls" and rest[0] == component:
+            found.setdefault(int(rest[1]), {})[rest[2]] = x
+    return [found[i] for i in sorted(found)]

@@ -1,0 +1,136 @@
+"""A certificate as a table in Markdown, between markers that a README has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from d4m_fast.certification.report import baseline
+from d4m_fast.data import files
+from d4m_fast.errors import DataError
+
+BEGIN, END = "<!-- certify:begin -->", "<!-- certify:end -->"
+FULL = 60.0  # seconds of steady state
+COLUMNS = (
+    "engine",
+    "verdict",
+    "largest relative L2",
+    "worst image, dB",
+    "encode",
+    "UNet",
+    "decode",
+    "images/s",
+    "ratio",
+)
+LABELS = {"torch": "PyTorch", "compiled": "torch.compile", "onnx": "ONNX Runtime", "tensorrt": "TensorRT"}
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A certificate.
+
+    Raises:
+        DataError: not one.
+    """
+    if not file.is_file():
+        raise DataError(f"--render {file}: not there; d4m-fast certify writes it")
+    value = files.read_json(file)
+    if not isinstance(value, dict) or not {"engines", "machine", "versions", "steps"} <= value.keys():
+        raise DataError(f"--render {file}: not a certificate of d4m-fast certify")
+    return value
+
+
+def markdown(certificate: Mapping[str, Any]) -> str:
+    """The table, what it was measured on, and what failed or was not run."""
+    rows = certificate["engines"]
+    table = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *(_row(name, row) for name, row in rows.items())]
+    return "\n".join([BEGIN, _head(certificate), "", *table, "", *_notes(certificate), END])
+
+
+def insert(text: str, into: Path) -> None:
+    """Put a rendered table between a file's markers.
+
+    Raises:
+        DataError: no such file, or it does not have each marker once, in order.
+    """
+    try:
+        whole = into.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--into {into}: cannot be read ({error.strerror})") from error
+    before, _, rest = whole.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if (whole.count(BEGIN), rest.count(END), whole.count(END)) != (1, 1, 1):
+        raise DataError(f"--into {into}: put {BEGIN} and {END} on lines of their own where the table belongs")
+    files.write_bytes(into, f"{before}{text}{after}".encode())
+
+
+def _head(certificate: Mapping[str, Any]) -> str:
+    machine, versions = certificate["machine"], certificate["versions"]
+    device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
+    threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else f", driver {machine['driver']}"
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{device}{threads}; model {_model(certificate)} at {certificate['resolution']} pixels; {listed}."
+
+
+def _model(certificate: Mapping[str, Any]) -> str:
+    revision = "" if certificate["revision"] is None else f"@{certificate['revision']}"
+    return f"{certificate['model']}{revision} ({certificate['model_sha256'][:12]})"
+
+
+def _row(name: str, row: Mapping[str, Any]) -> str:
+    stages = (_stage(row["stages"].get(stage)) for stage in ("encode", "unet", "decode"))
+    agreed = _number(row["relative_l2"], ".1e"), _number(row["psnr_worst"], ".1f")
+    return _line((_title(name), _verdict(row), *agreed, *stages, _rate(row["generate"]), _ratio(row)))
+
+
+def _title(name: str) -> str:
+    kind, precision = name.split("-")
+    return f"{LABELS[kind]} {precision}"
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if not row["passed"]:
+        return "FAILED"
+    return "certified" if row["compared"] else "not compared"
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    return _number(row["ratio"], ".2f")
+
+
+def _stage(figures: Mapping[str, Any] | None) -> str:
+    """Images per second, the batch, how busy the device was, and its power where that is known."""
+    if not figures:
+        return "not run"
+    watts = f", {figures['watts']['mean']:.0f} W" if "watts" in figures else ""
+    busy = f"{100 * figures['busy_share']:.0f} % busy"
+    return f"{_rate(figures['images_per_second'])} ({figures['batch']}, {busy}{watts})"
+
+
+def _notes(certificate: Mapping[str, Any]) -> list[str]:
+    seconds, base = certificate["seconds"], baseline(certificate["engines"])
+    short = "" if seconds >= FULL else f" (shorter than the {FULL:g} s of a full certificate)"
+    against = "nothing, as no baseline was timed" if base is None else f"{_title(base)}, at its own best batch"
+    notes = [
+        f"Stages: images/s (best batch, busy share), each over {seconds:g} s{short}; one UNet call of"
+        f" {certificate['calls']}. Images/s: all UNet calls and the decoding of an image, reckoned from the stages."
+        f" Ratio: against {against}.",
+    ]
+    if certificate["failed"]:
+        notes.append(f"Failed: {'; '.join(certificate['failed'])}.")
+    left = [*certificate["to_do"], *(f"{name} ({why})" for name, why in certificate["not_here"].items())]
+    if left:
+        notes.append(f"Not run: {', '.join(left)}.")
+    return [line for note in notes for line in (note, "")][:-1]
+
+
+def _rate(value: float | None) -> str:
+    return _number(value, ",.0f" if value is not None and value >= 1000 else ".3g")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,62 @@
+"""Models by their hub id: safetensors, configs and tokenizer of one commit, from the hub or from its local cache."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d4m_fast.errors import ModelError
+
+DEFAULT_REVISION = "main"
+CONFIG_FILES = ("model_index.json", "*/*.json", "tokenizer/*.txt")
+WEIGHT_FILES = ("vae/*.safetensors", "unet/*.safetensors", "text_encoder/*.safetensors")
+OTHER_VARIANTS = ("*.fp16.*", "*.non_ema*", "safety_checker/*", "feature_extractor/*")
+_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A commit of a hub repository, on this machine."""
+
+    path: Path
+    commit: str
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no directory may be one on the hub: "organisation/model"."""
+    return _ID.fullmatch(name) is not None
+
+
+def fetch(name: str, revision: str | None, *, weights: bool = True) -> Snapshot:
+    """What is missing of a commit, downloaded into huggingface_hub's cache; no pickles, no code.
+
+    Args:
+        revision: a commit, tag or branch; None is "main" as it is now, or, without network, as the cache has it.
+        weights: False for the configs alone.
+
+    Raises:
+        ModelError: no such repository or revision, no access, or neither network nor a complete copy in the cache.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    transport: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub uses
+    wanted = DEFAULT_REVISION if revision is None else revision
+    patterns = [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
+    local = "or give a local directory in diffusers format"
+    try:
+        path = snapshot_download(name, revision=wanted, allow_patterns=patterns, ignore_patterns=list(OTHER_VARIANTS))
+    except RevisionNotFoundError as error:
+        raise ModelError(f"{name}: no revision {wanted!r} on the hub; choose another --revision, {local}") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{name}: neither a directory here nor a model on the hub that you may read; check it, {local}"
+        ) from error
+    except (OSError, ValueError, transport) as error:
+        raise ModelError(
+            f"{name}: not a directory here, and revision {wanted!r} is neither in the hub's cache nor to be had from"
+            f" the hub ({type(error).__name__}); connect, {local}"
+        ) from error
+    return Snapshot(Path(path), Path(path).name)

@@ -1,0 +1,97 @@
+"""Convolutions of enlarged images without the enlarging: the same sums from fewer products.
+
+A 3x3 convolution of an image enlarged twofold to nearest neighbours reads each pixel of the small image up to four
+times with different weights. Summing those weights first leaves, for each of the four positions of a large pixel in a
+small one, a 2x2 convolution of the small image: 4 products per output where there were 9.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# Rows (or columns) of the 3x3 kernel that fall on the same small pixel, for the first and the second large pixel in it.
+_MERGED = (((0,), (1, 2)), ((0, 1), (2,)))
+_MODES = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+_SAME: dict[str, Any] = {"pads": (1, 1, 1, 1), "strides": (1, 1), "dilations": (1, 1), "group": 1}
+
+
+def fold_upsampling(model: ir.Model) -> int:
+    """Rewrite each nearest-neighbour doubling that one 3x3 convolution reads; returns how many there were."""
+    found = [(node, conv) for node in model.graph if (conv := _convolution_after(node)) is not None]
+    for resize, conv in found:
+        _replace(model.graph, resize, conv)
+    return len(found)
+
+
+def _convolution_after(node: ir.Node) -> ir.Node | None:
+    if node.op_type != "Resize" or not _doubles(node):
+        return None
+    readers = list(node.outputs[0].consumers())
+    conv = readers[0] if len(readers) == 1 and readers[0].op_type == "Conv" else None
+    return conv if conv is not None and _is_3x3(conv) else None
+
+
+def _doubles(node: ir.Node) -> bool:
+    """To nearest neighbours, twofold along height and width."""
+    scales = node.inputs[2] if len(node.inputs) > 2 else None
+    if scales is None or scales.const_value is None:
+        return False
+    modes = {name: node.attributes[name].as_string() for name in _MODES if name in node.attributes}
+    return bool(scales.const_value.numpy().tolist() == [1, 1, 2, 2] and modes == _MODES)
+
+
+def _is_3x3(conv: ir.Node) -> bool:
+    weight = conv.inputs[1]
+    if weight is None or weight.const_value is None or weight.const_value.shape[2:] != (3, 3):
+        return False
+    return all(np.array_equal(conv.attributes[name].value, value) for name, value in _SAME.items())
+
+
+def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node) -> None:
+    import onnx_ir as ir
+
+    small, (weight, *bias) = resize.inputs[0], conv.inputs[1:]
+    phases = []
+    for row in (0, 1):
+        for column in (0, 1):
+            kernel = _initializer(graph, f"{conv.name}.phase{row}{column}", _merged(weight, row, column))
+            attributes = {"pads": [1 - row, 1 - column, row, column], "kernel_shape": [2, 2]}
+            phases.append(ir.node("Conv", [small, kernel, *bias], attributes, name=f"{conv.name}.{row}{column}"))
+    together = ir.node("Concat", [phase.outputs[0] for phase in phases], {"axis": 1}, name=f"{conv.name}.phases")
+    woven = ir.node("DepthToSpace", together.outputs, {"blocksize": 2, "mode": "DCR"}, name=f"{conv.name}.woven")
+    result = conv.outputs[0]
+    for node in (*phases, together, woven):
+        for value in node.outputs:
+            value.type = result.type
+    woven.outputs[0].shape = result.shape
+    graph.insert_before(conv, [*phases, together, woven])
+    name = result.name
+    for use in list(result.uses()):
+        use.node.replace_input_with(use.idx, woven.outputs[0])
+    for index, output in enumerate(graph.outputs):
+        if output is result:
+            graph.outputs[index] = woven.outputs[0]
+    graph.remove([conv, resize], safe=True)
+    woven.outputs[0].name = name
+
+
+def _merged(weight: Any, row: int, column: int) -> np.ndarray[Any, Any]:
+    """(out, in, 2, 2): the kernel's weights summed over what falls on one small pixel, in float64."""
+    kernel = weight.const_value.numpy().astype(np.float64)
+    rows = np.stack([kernel[:, :, list(which), :].sum(axis=2) for which in _MERGED[row]], axis=2)
+    merged = np.stack([rows[:, :, :, list(which)].sum(axis=3) for which in _MERGED[column]], axis=3)
+    return np.ascontiguousarray(merged.astype(np.float32))
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    import onnx_ir as ir
+
+    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(array.shape))
+    value.const_value = ir.Tensor(array, name=name)
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,136 @@
+"""The sentence this program is: encode, cluster, generate, write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d4m_fast.console import Progress
+from d4m_fast.data import files
+from d4m_fast.data.latents import LatentStore
+from d4m_fast.data.plan import Group, Plan, make_plan
+from d4m_fast.data.run import RunDirectory
+from d4m_fast.data.timing import Stopwatch
+from d4m_fast.data.workers import Workers
+from d4m_fast.engine.encode import encode
+from d4m_fast.engine.generate import generate
+from d4m_fast.engine.memory import release
+from d4m_fast.engine.networks import Networks
+from d4m_fast.engine.prototypes import cluster
+from d4m_fast.errors import OutOfMemoryError
+from d4m_fast.planning.batches import choose_batches
+from d4m_fast.prepare import Job
+
+
+def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: Progress) -> dict[str, Any]:
+    """Do what is left of a run; returns its summary.
+
+    Args:
+        path: of the run directory.
+        artifacts: where latents are kept.
+
+    Raises:
+        D4MError: why the run cannot go on; what is committed stays.
+    """
+    with files.locked(files.make_directory(path)):
+        run = RunDirectory(path, job.identity)
+        finished = run.finished()
+        if finished is not None and run.whole():
+            return finished
+        return _Distillation(job, run, artifacts, watch, progress).finish()
+
+
+@dataclass(frozen=True)
+class _Distillation:
+    """One process's part of a run."""
+
+    job: Job
+    run: RunDirectory
+    artifacts: Path
+    watch: Stopwatch
+    progress: Progress
+
+    def finish(self) -> dict[str, Any]:
+        plan, networks = self._planned()
+        latents = self._latents(plan, networks)
+        while groups := plan.without(self.run.committed()):
+            try:
+                self._generate(plan, groups, latents, networks)
+            except OutOfMemoryError as error:
+                plan = plan.after(error, self.run.committed())
+                self.run.keep_plan(plan.to_json())
+                self.progress.say(f"{error}; going on with batches of {plan.out_of_memory[-1]['now']}")
+            release(self.job.device)
+        return self.run.finish(latents.failures, self.watch)
+
+    def _planned(self) -> tuple[Plan, Networks]:
+        """The plan of a run that was begun, or a new one, kept; and the networks, with its threads."""
+        begun = self.run.plan()
+        plan = None if begun is None else Plan.from_json(begun)
+        torch.set_num_threads(self.job.threads if plan is None else plan.threads)
+        with self.watch("import"):
+            self.job.import_libraries()
+        with self.watch("open"):
+            networks = self.job.open_networks()
+        if plan is None:
+            with self.watch("plan"):
+                plan = self._new_plan(networks)
+        return plan, networks
+
+    def _new_plan(self, networks: Networks) -> Plan:
+        job = self.job
+        batches = choose_batches(job, networks, job.schedule, job.encoded_with(self.artifacts))
+        plan = make_plan([info.id for info in job.source.classes], job.config.ipc, batches, threads=job.threads)
+        self.run.keep_plan(plan.to_json())
+        return plan
+
+    def _latents(self, plan: Plan, networks: Networks) -> LatentStore:
+        """The latents of the source: from the artifacts, or encoded now as far as they are missing."""
+        job, fixed = self.job, (plan.encode_batch, plan.threads)
+        path = files.make_directory(job.latents_path(self.artifacts, *fixed))
+        with files.locked(path):
+            latents = LatentStore(path, job.latents_made_by(*fixed), job.source.items, job.latent_shape)
+            while not latents.complete:
+                try:
+                    self._encode(latents, networks)
+                except OutOfMemoryError as error:
+                    latents.after(error)
+                    self.progress.say(f"{error}; going on with batches of {latents.batch}")
+                release(job.device)
+        latents.check_budget(job.config.max_bad_fraction)
+        return latents
+
+    def _encode(self, latents: LatentStore, networks: Networks) -> None:
+        """What is missing of the latents, in one pass over the source."""
+        with Workers(self.watch) as workers:
+            batches = encode(
+                self.job.source,
+                networks.vae_encoder,
+                resolution=self.job.resolution,
+                draw=self.job.latent_shape if self.job.config.latent == "sample" else None,
+                batch=latents.batch,
+                workers=workers,
+                start=latents.position,
+            )
+            self.progress.follow("encode", latents.fill(batches, workers).watched(self.watch, "encode"))
+
+    def _generate(self, plan: Plan, groups: Sequence[Group], latents: LatentStore, networks: Networks) -> None:
+        """The groups that are not committed yet."""
+        job = self.job
+        with Workers(self.watch) as workers:
+            prototypes = cluster(job.classes_of(groups), latents, job.source, job.config)
+            samples = generate(
+                self.run.keep(prototypes.watched(self.watch, "cluster")),
+                groups,
+                networks,
+                job.schedule,
+                job.config,
+                image_size=job.image_size,
+                workers=workers,
+                watch=self.watch,
+            )
+            self.progress.follow("distill", self.run.write(samples, plan, groups, job.config.format, workers))

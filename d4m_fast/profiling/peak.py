@@ -1,0 +1,84 @@
+"""The machine's own peak: what its best matrix product and its best convolution reach, measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import conv2d
+
+from d4m_fast.engine.runtime import synchronize
+
+SIDES = (512, 1024, 2048, 4096, 8192, 16384)
+CHANNELS = (32, 64, 128, 256, 512, 1024, 2048)
+IMAGES, PIXELS, KERNEL = 8, 64, 3  # of the convolution
+LONG_ENOUGH = 0.1  # seconds; a longer problem is no better filled
+ROUNDS = 5
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """GFLOP/s, 2 per multiply-add."""
+
+    matrix_product: float
+    convolution: float
+
+    @property
+    def best(self) -> float:
+        return max(self.matrix_product, self.convolution)
+
+    def or_better(self, other: Peak) -> Peak:
+        """What either measurement reached: the rest of the machine can only have made one slower."""
+        return Peak(
+            max(self.matrix_product, other.matrix_product),
+            max(self.convolution, other.convolution),
+        )
+
+
+@torch.inference_mode()
+def measure_peak(device: torch.device, dtype: torch.dtype, long_enough: float = LONG_ENOUGH) -> Peak:
+    """The best of several sizes, the largest of which takes at least `long_enough` seconds or is the last."""
+    return Peak(
+        _best(_products(device, dtype), device, long_enough),
+        _best(_convolutions(device, dtype), device, long_enough),
+    )
+
+
+def _products(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[int, Call]]:
+    """FLOP and call of square products, ever larger."""
+    for side in SIDES:
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        yield 2 * side**3, lambda a=a, b=b: torch.mm(a, b)  # type: ignore[misc]
+
+
+def _convolutions(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[int, Call]]:
+    """FLOP and call of 3x3 convolutions as the networks have them, ever wider; laid out as the runtime lays them."""
+    form = torch.contiguous_format if device.type == "cpu" else torch.channels_last
+    for width in CHANNELS:
+        x = torch.randn(IMAGES, width, PIXELS, PIXELS, device=device, dtype=dtype).contiguous(memory_format=form)
+        kernel = torch.randn(width, width, KERNEL, KERNEL, device=device, dtype=dtype).contiguous(memory_format=form)
+        flop = 2 * IMAGES * PIXELS**2 * KERNEL**2 * width**2
+        yield flop, lambda x=x, kernel=kernel: conv2d(x, kernel, padding=1)  # type: ignore[misc]
+
+
+def _best(problems: Iterator[tuple[int, Call]], device: torch.device, long_enough: float) -> float:
+    best = 0.0
+    for flop, call in problems:
+        call()
+        taken = min(_seconds(call, device) for _ in range(ROUNDS))
+        best = max(best, flop / taken / 1e9)
+        if taken >= long_enough:
+            break
+    return best
+
+
+def _seconds(call: Call, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,184 @@
+"""One profile: what is asked for is opened and checked, then measured row by row."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d4m_fast import __version__
+from d4m_fast.config import DistillConfig
+from d4m_fast.data import files
+from d4m_fast.data.stream import Stream
+from d4m_fast.data.timing import Event, Stopwatch
+from d4m_fast.engine.artifacts import versions
+from d4m_fast.engine.runtime import device_name, marks
+from d4m_fast.planning.flops import Shapes, trace_model
+from d4m_fast.prepare import Job, prepare
+from d4m_fast.profiling.measure import Row, Task, measure
+from d4m_fast.profiling.memory import PeakMemory
+from d4m_fast.profiling.peak import LONG_ENOUGH, Peak, measure_peak
+from d4m_fast.profiling.request import NETWORK_STAGES, STAGES, ProfileRequest
+from d4m_fast.profiling.stages import cluster_task, network_tasks, write_tasks
+from d4m_fast.profiling.whole import calls_per_image, whole_run, write_few
+
+LIBRARIES = ("torch", "diffusers", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu13")
+
+
+@dataclass
+class Session:
+    """A checked request and, once `rows` has been run through, what was measured.
+
+    Attributes:
+        jobs: one per engine.
+        artifacts: where exported networks are; files are written below it, too, and removed.
+        peak: of matrix product and convolution, the best of before and after the rows.
+        events: for a trace.
+    """
+
+    request: ProfileRequest
+    jobs: Sequence[Job]
+    artifacts: Path
+    rows: list[Row] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    peak: Peak = field(default_factory=lambda: Peak(0.0, 0.0))
+
+    @property
+    def device(self) -> torch.device:
+        return self.jobs[0].device
+
+    @cached_property
+    def memory(self) -> PeakMemory:
+        return PeakMemory(self.device)
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        return trace_model(str(self.jobs[0].model.path), self.jobs[0].resolution)
+
+    def run(self) -> Stream[Row]:
+        """Measure, row by row."""
+
+        def items() -> Iterator[Row]:
+            watch = self._watch()
+            self._measure_peak(watch)
+            with tempfile.TemporaryDirectory(dir=files.make_directory(self.artifacts), prefix="profile-") as folder:
+                for row in self._rows(Path(folder), watch):
+                    self.rows.append(row)
+                    yield row
+            self._measure_peak(watch)
+            self.events += watch.events
+
+        return Stream(self._count(), items())
+
+    def to_json(self) -> dict[str, Any]:
+        """What `d4m-fast profile --json` prints, and `plan --calibrate` reads: GFLOP/s, seconds, bytes."""
+        job = self.jobs[0]
+        return {
+            "d4m-fast": __version__,
+            "machine": machine(self.device),
+            "model": self.request.model,
+            "model_sha256": job.model.sha256,
+            "data": self.request.data,
+            "resolution": job.resolution,
+            "precision": job.config.precision,
+            "unet_calls_per_image": calls_per_image(job),
+            "peak_bytes_of": self.memory.of,
+            "peak": {"matrix_product_gflops": self.peak.matrix_product, "convolution_gflops": self.peak.convolution},
+            "stages": {
+                stage: found
+                for stage in STAGES
+                if (found := [row.to_json(self.peak.best) for row in self.rows if row.stage == stage])
+            },
+        }
+
+    def _watch(self) -> Stopwatch:
+        return Stopwatch(trace=True, mark=marks(self.device))
+
+    def _measure_peak(self, watch: Stopwatch) -> None:
+        with watch("peak"):
+            found = measure_peak(self.device, self.jobs[0].dtype, min(LONG_ENOUGH, self.request.seconds))
+        self.peak = self.peak.or_better(found)
+
+    def _count(self) -> int:
+        stages, batches, engines = self.request.stages, len(self.request.batches), len(self.jobs)
+        networks = engines * batches * len(NETWORK_STAGES & set(stages))
+        return networks + ("kmeans" in stages) + batches * ("write" in stages) + engines * ("distill" in stages)
+
+    def _rows(self, folder: Path, watch: Stopwatch) -> Iterator[Row]:
+        least = self.request.seconds, self.request.repeats
+        for task in self._tasks(folder):
+            yield measure(task, self.device, self.memory, watch, least)
+        if "distill" in self.request.stages:
+            ipc = write_few(self.jobs[0].source, self.request.images, folder / "data")
+            for job in self.jobs:
+                yield self._whole(job, folder, ipc)
+
+    def _tasks(self, folder: Path) -> Iterator[Task]:
+        stages, batches = self.request.stages, self.request.batches
+        for job in self.jobs:
+            job.import_libraries()
+            networks = job.open_networks()
+            yield from network_tasks(job, networks, self.shapes, stages, batches)
+            if job is self.jobs[-1] and "kmeans" in stages:
+                yield cluster_task(job, networks, self.request.images)
+        if "write" in stages:
+            yield from write_tasks(self.jobs[0], batches, folder)
+
+    def _whole(self, job: Job, folder: Path, ipc: int) -> Row:
+        watch = self._watch()
+        config = dataclasses.replace(_config(self.request, job.config.engine), data=str(folder / "data"), ipc=ipc)
+        place = folder / f"run-{job.config.engine}"
+        row = whole_run(config, self.shapes, self.artifacts, place, self.memory, watch)
+        self.events += watch.events
+        return row
+
+
+def open_session(request: ProfileRequest, artifacts: Path) -> Session:
+    """Open model, data and engines.
+
+    Raises:
+        D4MError: the first thing that is wrong.
+    """
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    jobs: dict[str, Job] = {}
+    for engine in request.engines:
+        job = prepare(_config(request, engine), artifacts=artifacts)
+        jobs.setdefault(job.config.engine, job)
+    return Session(request, tuple(jobs.values()), artifacts)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a figure depends on besides the program."""
+    return {
+        "device": _cpu_name() if device.type == "cpu" else device_name(device),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "versions": versions(*LIBRARIES),
+    }
+
+
+def _cpu_name() -> str:
+    """The CPU's model, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _config(request: ProfileRequest, engine: Any) -> DistillConfig:
+    return DistillConfig(
+        data=request.data,
+        model=request.model,
+        ipc=1,
+        engine=engine,
+        precision=request.precision,
+        device=request.device,
+        threads=request.threads,
+    )

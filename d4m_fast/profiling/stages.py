@@ -1,0 +1,117 @@
+"""The stages as single calls, with inputs of their real shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from d4m_fast.data.plan import ENCODE_BATCH, Group, Plan
+from d4m_fast.data.records import ClassInfo, Item, Sample, by_class
+from d4m_fast.data.run import RunDirectory
+from d4m_fast.data.stream import Stream
+from d4m_fast.data.timing import Stopwatch
+from d4m_fast.data.workers import Workers
+from d4m_fast.engine.networks import Networks
+from d4m_fast.kernels.kmeans import kmeans
+from d4m_fast.planning.flops import Shapes
+from d4m_fast.prepare import Job
+from d4m_fast.profiling.measure import Task
+from d4m_fast.profiling.request import HOST, NETWORK_STAGES, Stage
+
+TIMESTEP = 501
+POINTS_PER_PROTOTYPE = 10
+Call = Callable[[int], object]
+
+
+def network_tasks(
+    job: Job, networks: Networks, shapes: Shapes, stages: Sequence[Stage], batches: Sequence[int]
+) -> Iterator[Task]:
+    """Each network on each batch: from the host's memory and back where the pipeline goes there and back.
+
+    The UNet's call is a guided one, two samples per image; a distilled image takes as many as its schedule has steps.
+    """
+    makers: dict[Stage, tuple[Callable[[Job, Networks, int], Call], int]] = {
+        "encode": (_encode, shapes.parts["vae_encoder"].flops),
+        "text": (_text, shapes.parts["text_encoder"].flops),
+        "unet": (_unet, 2 * shapes.parts["unet"].flops),
+        "decode": (_decode, shapes.parts["vae_decoder"].flops),
+    }
+    for stage in stages:
+        if stage in NETWORK_STAGES:
+            make, flops = makers[stage]
+            for batch in sorted(batches):
+                yield Task(stage, job.config.engine, batch, batch * flops, make(job, networks, batch))
+
+
+def _encode(job: Job, networks: Networks, batch: int) -> Call:
+    pixels = 2 * torch.rand(batch, 3, job.resolution, job.resolution) - 1
+    return lambda _: networks.vae_encoder(pixels)[0].float().cpu()
+
+
+def _text(job: Job, networks: Networks, batch: int) -> Call:
+    prompts = list(islice(cycle([info.prompt for info in job.source.classes]), batch))
+    return lambda _: networks.text_encoder(prompts)
+
+
+def _unet(job: Job, networks: Networks, batch: int) -> Call:
+    runtime, model, guidance = networks.unet.runtime, job.model, job.config.guidance
+    sample = torch.randn(batch, *job.latent_shape, device=runtime.device)
+    states = torch.randn(2 * batch, model.tokens, model.width_text, device=runtime.device)
+    timestep = torch.tensor(TIMESTEP, device=runtime.device)
+    return lambda _: networks.unet(sample, timestep, states, guidance)
+
+
+def _decode(job: Job, networks: Networks, batch: int) -> Call:
+    latents = torch.randn(batch, *job.latent_shape, device=networks.vae_decoder.runtime.device)
+    return lambda _: networks.vae_decoder(latents).float().cpu()
+
+
+def cluster_task(job: Job, networks: Networks, images: int) -> Task:
+    """k-means of up to `images` real latents of the first class; a prototype for every ten of them."""
+    info = job.source.classes[0]
+    items = by_class(job.source.items)[info.id][:images]
+    starts = range(0, len(items), ENCODE_BATCH)
+    latents = torch.cat([_latents(job, networks, items[start : start + ENCODE_BATCH]) for start in starts])
+    points = latents.flatten(1).numpy().astype(np.float16)  # as they are kept
+    k = max(1, len(points) // POINTS_PER_PROTOTYPE)
+    return Task("kmeans", HOST, len(points), None, lambda _: kmeans([points], k, ids=[info.id], method="auto"))
+
+
+@torch.inference_mode()
+def _latents(job: Job, networks: Networks, items: Sequence[Item]) -> torch.Tensor:
+    """Means (N, C, h, w) on the host."""
+    pixels = torch.from_numpy(np.stack([_pixels(job, item, job.resolution) for item in items]))
+    return networks.vae_encoder(pixels.permute(0, 3, 1, 2) / 127.5 - 1)[0].float().cpu()
+
+
+def write_tasks(job: Job, batches: Sequence[int], folder: Path) -> Iterator[Task]:
+    """Groups of `batch` images, written and committed as a run writes them, below `folder`."""
+    for batch in sorted(batches):
+        path = folder / f"write-{batch}"
+        path.mkdir()
+        run = RunDirectory(path, {})
+        pixels = [_pixels(job, item, job.image_size) for item in islice(cycle(job.source.items), batch)]
+        yield Task("write", HOST, batch, None, _write(run, pixels))
+
+
+def _write(run: RunDirectory, pixels: Sequence[np.ndarray]) -> Call:
+    def call(number: int) -> None:
+        info = ClassInfo(number, f"{number:05d}", "")
+        samples = [Sample(info, i, i, 1, 0.0, "", image) for i, image in enumerate(pixels)]
+        group = Group(number, (number,), len(samples), len(samples))
+        plan = Plan(ENCODE_BATCH, 1, (group,), {})
+        with Workers(Stopwatch()) as workers:
+            for _ in run.write(Stream(len(samples), samples), plan, [group], "png", workers):
+                pass
+
+    return call
+
+
+def _pixels(job: Job, item: Item, side: int) -> np.ndarray:
+    """(side, side, 3) uint8."""
+    return np.array(job.source.read(item).resize((side, side), Image.Resampling.BICUBIC))

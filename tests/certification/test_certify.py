@@ -1,0 +1,277 @@
+"""`d4m-fast certify` of a tiny model on a CPU; every kind of faulty runtime must fail the command itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from driving import CLASSES, Ran, refused, run_cli, write_photos
+from mutants import (
+    Drifting,
+    Fault,
+    Overwriting,
+    correct,
+    half,
+    mutate,
+    overflow,
+    permuted_batch,
+    rounded,
+    shifted_timestep,
+    stale_buffer,
+    swapped_halves,
+)
+
+from d4m_fast.certification import engines, steps
+from d4m_fast.certification.engines import Engine
+from d4m_fast.certification.request import Request
+from d4m_fast.engine.networks import Networks, open_networks
+from d4m_fast.engine.signature import Component
+from d4m_fast.errors import ModelError
+
+CPU_STEPS = [
+    "reference",
+    *("parity-torch-fp32", "speed-torch-fp32-encode", "speed-torch-fp32-unet", "speed-torch-fp32-decode"),
+    *("export-onnx-fp32", "parity-onnx-fp32"),
+    *("speed-onnx-fp32-encode", "speed-onnx-fp32-unet", "speed-onnx-fp32-decode"),
+]
+Certify = Callable[..., Ran]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[object, ...]:
+    """Options of a certification of seconds."""
+    data = write_photos(tmp_path_factory.mktemp("data") / "few", CLASSES, 6)
+    asked = ("--images", 2, "--seconds", 0.05, "--batches", "1,2", "--threads", 1, "--quiet")
+    return ("certify", "--model", tiny_model, "--data", data, *asked)
+
+
+@pytest.fixture(scope="session")
+def certified(tmp_path_factory: pytest.TempPathFactory, base: tuple[object, ...]) -> Path:
+    """A folder with a finished certification, its exports in `art`; not to be changed."""
+    root = tmp_path_factory.mktemp("certified")
+    ran = run_cli(*base, "--out", root / "out", "--artifacts", root / "art")
+    assert ran.code == 0, (ran.out, ran.err)
+    assert ran.out.startswith("certified: ")
+    return root
+
+
+@pytest.fixture
+def certify(tmp_path: Path, certified: Path, base: tuple[object, ...]) -> Certify:
+    """Certifies again, in a copy in which only the reference is done."""
+    shutil.copytree(certified, tmp_path / "again")
+    for file in (tmp_path / "again" / "out" / "steps").glob("[!r]*.json"):
+        file.unlink()
+
+    def run(*args: object) -> Ran:
+        return run_cli(*base, "--out", tmp_path / "again" / "out", "--artifacts", tmp_path / "again" / "art", *args)
+
+    return run
+
+
+def found_in(root: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((root / "out" / "certify.json").read_text())
+    return value
+
+
+def test_every_step_of_a_cpu(certified: Path) -> None:
+    found = found_in(certified)
+    assert list(found["steps"]) == CPU_STEPS
+    assert (found["passed"], found["complete"], found["failed"], found["to_do"]) == (True, True, [], [])
+    assert found["machine"]["device"] == "cpu"
+    assert found["seconds"] == 0.05
+    assert str(certified) not in (certified / "out" / "certify.json").read_text()  # it may be published
+    assert set(found["engines"]) == {"torch-fp32", "onnx-fp32"}
+    for record in found["steps"].values():
+        assert record["checks"], record["step"]
+
+
+def test_figures_of_an_engine(certified: Path) -> None:
+    found = found_in(certified)
+    row = found["engines"]["onnx-fp32"]
+    assert 0 < row["relative_l2"] <= 1e-4
+    assert row["psnr_worst"] >= 50
+    for figures in row["stages"].values():
+        assert [point["batch"] for point in figures["sweep"]] == [1, 2]
+        assert figures["batch"] in (1, 2)
+        assert figures["seconds"] >= 0.05
+        assert 0 < figures["busy_share"] <= 1
+        assert figures["flops_per_second"] > 0
+    unet, decode = (row["stages"][stage]["images_per_second"] for stage in ("unet", "decode"))
+    assert row["generate"] == pytest.approx(1 / (36 / unet + 1 / decode))
+    assert row["ratio"] == pytest.approx(row["generate"] / found["engines"]["torch-fp32"]["generate"])
+    calls = found["steps"]["parity-onnx-fp32"]["figures"]["parity"]["unet"]
+    assert {call["timestep"] for call in calls} == set(range(1, 702, 20))
+
+
+def test_what_is_done_is_not_done_again(certified: Path, base: tuple[object, ...]) -> None:
+    before = {file: file.stat().st_mtime_ns for file in certified.rglob("steps/*.json")}
+    args = (*base, "--out", certified / "out", "--artifacts", certified / "art")
+    assert run_cli(*args).code == 0
+    assert {file: file.stat().st_mtime_ns for file in certified.rglob("steps/*.json")} == before
+    assert len(before) == len(CPU_STEPS)
+    assert run_cli(*args, "--list", "--json").json["steps"] == dict.fromkeys(CPU_STEPS, "done")
+
+
+def test_what_it_depends_on_makes_it_to_do(certified: Path, base: tuple[object, ...], finished: Any) -> None:
+    """Other images: all of it; another duration: the timings; changed exports: what ran on them."""
+    where = ("--out", certified / "out", "--artifacts", certified / "art", "--list", "--json")
+    assert set(run_cli(*base, *where, "--images", 3).json["steps"].values()) == {"to do"}
+    timed = run_cli(*base, *where, "--seconds", 1).json["steps"]
+    assert {name for name, state in timed.items() if state == "to do"} == {n for n in CPU_STEPS if "speed" in n}
+    elsewhere = run_cli(*base, *where[:2], "--artifacts", finished.artifacts, "--list", "--json").json["steps"]
+    assert {name for name, state in elsewhere.items() if state == "to do"} == {n for n in CPU_STEPS if "onnx" in n}
+
+
+def test_chosen_steps_and_what_they_need(certify: Certify, tmp_path: Path) -> None:
+    ran = certify("--steps", "speed-torch-fp32-unet,parity-torch")
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("certified so far")
+    found = found_in(tmp_path / "again")
+    assert list(found["steps"]) == ["reference", "parity-torch-fp32", "speed-torch-fp32-unet"]
+    assert not found["complete"]
+    refused(certify("--steps", "parity-cupy"), 2, "--steps parity-cupy: no such step")
+
+
+FAULTS: list[tuple[Component, Callable[[], Fault]]] = [
+    ("unet", lambda: swapped_halves),
+    ("unet", lambda: shifted_timestep),
+    *((c, lambda: permuted_batch) for c in ("unet", "vae_encoder", "vae_decoder")),
+    *((c, lambda: stale_buffer) for c in ("unet", "text_encoder")),
+    ("unet", lambda: overflow),
+    ("unet", lambda: half),
+    *((c, Overwriting) for c in ("unet", "text_encoder")),
+]
+
+
+def open_mutant(monkeypatch: pytest.MonkeyPatch, engine: Engine, component: Component, fault: Fault) -> None:
+    """Let the command find one engine here, with a fault."""
+
+    def open_engine(_: Engine, request: Request) -> Networks:
+        plain = open_networks(request.model.path, request.device, torch.float32)
+        return mutate(plain, component, fault, engines.DTYPES[engine.precision])
+
+    monkeypatch.setattr(engines, "engines_of", lambda _: [engine])
+    monkeypatch.setattr(engines, "open_engine", open_engine)
+
+
+@pytest.mark.parametrize(("component", "fault"), FAULTS)
+def test_a_faulty_runtime_fails(
+    certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, component: Component, fault: Callable[[], Fault]
+) -> None:
+    open_mutant(monkeypatch, Engine("torch", "fp32"), component, fault())
+    ran = certify("--steps", "parity")
+    assert ran.code == 1, ran.out
+    found = found_in(tmp_path / "again")
+    assert not found["passed"]
+    assert all(problem.startswith("parity-torch-fp32: ") for problem in found["failed"])
+    assert any(component in problem for problem in found["failed"])
+    assert f"failed: {found['failed'][0]}" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("component", "fault"), [*((c, f) for c, f in FAULTS if f() is not half), ("unet", lambda: fp32_for_fp16)]
+)
+def test_a_faulty_fp16_runtime_fails(
+    certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, component: Component, fault: Callable[[], Fault]
+) -> None:
+    open_mutant(monkeypatch, Engine("torch", "fp16"), component, fault())
+    assert certify("--steps", "parity").code == 1
+    problems = found_in(tmp_path / "again")["failed"]
+    assert all(problem.startswith("parity-torch-fp16: ") for problem in problems)
+    assert any(component in problem for problem in problems)
+
+
+def fp32_for_fp16(runtime: Any, inputs: dict[str, torch.Tensor], last: object) -> dict[str, torch.Tensor]:
+    """Passes by the runtime that would round, and says that it is fp16."""
+    plain: dict[str, torch.Tensor] = runtime._runtime(inputs)
+    return plain
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_right_one_does_not(certify: Certify, monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
+    """Else the mutants would fail for being mutants."""
+    open_mutant(monkeypatch, Engine("torch", precision), "unet", correct)
+    ran = certify("--steps", "parity")
+    assert ran.code == 0, ran.out
+
+
+def test_another_dtype_than_asked_for_fails(certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_mutant(monkeypatch, Engine("torch", "fp32"), "unet", rounded)
+
+    def open_engine(_: Engine, request: Request) -> Networks:
+        plain = open_networks(request.model.path, request.device, torch.float32)
+        return mutate(plain, "unet", correct, torch.float16)
+
+    monkeypatch.setattr(engines, "open_engine", open_engine)
+    assert certify("--steps", "parity").code == 1
+    assert "tensors are fp32 (others: text_encoder" in found_in(tmp_path / "again")["failed"][0]
+
+
+def test_what_changes_its_answers_under_load_fails(
+    certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_mutant(monkeypatch, Engine("torch", "fp32"), "vae_decoder", Drifting())
+    assert certify("--steps", "speed-torch-fp32-decode", "--batches", 2).code == 1
+    assert "answers under load as before" in found_in(tmp_path / "again")["failed"][0]
+
+
+def test_a_step_that_breaks_is_recorded_and_repeated(
+    certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = engines.open_engine
+
+    def broken(engine: Engine, request: Request) -> Networks:
+        if engine.kind == "onnx":
+            raise ModelError("no driver for it\nand more")
+        return right(engine, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "open_engine", broken)
+        ran = certify("--steps", "parity")
+    assert ran.code == 1
+    assert "failed: parity-onnx-fp32: it runs (ModelError: no driver for it)" in ran.out
+    assert found_in(tmp_path / "again")["steps"]["parity-torch-fp32"]["passed"]
+    assert certify("--steps", "parity").code == 0
+
+
+def test_an_exported_byte_that_flipped_fails(certify: Certify, tmp_path: Path) -> None:
+    (file,) = (tmp_path / "again" / "art").rglob("vae_decoder.onnx")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    ran = certify("--steps", "speed-onnx-fp32-decode")
+    assert ran.code == 0, ran.out  # its export, which it needs, was made again
+
+
+def test_a_missing_extra_is_said(certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    ran = certify("--steps", "reference")
+    assert ran.code == 0, ran.err
+    assert "not here: onnx-fp32: --engine onnx needs ONNX Runtime: pip install 'd4m-fast[cpu]'" in ran.out
+    assert list(found_in(tmp_path / "again")["not_here"]) == ["onnx-fp32"]
+
+
+def test_bad_requests_are_refused(tmp_path: Path) -> None:
+    refused(run_cli("certify", "--batches", "1,x"), 2, "--batches 1,x")
+    refused(run_cli("certify", "--seconds", 0), 2, "--seconds must be above 0")
+    refused(run_cli("certify", "--model", "nowhere"), 1, "no such model directory")
+    refused(run_cli("certify", "--into", tmp_path / "x"), 2, "--into is for --render")
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_kernels_are_judged(monkeypatch: pytest.MonkeyPatch, passed: bool) -> None:
+    """With a stand-in for the self-check, which needs a GPU."""
+    fake = types.ModuleType("d4m_fast.kernels.selfcheck")
+    checks = [{"name": "assign", "passed": True, "error": 0.0}, {"name": "update", "passed": passed, "error": 1e-3}]
+    monkeypatch.setattr(fake, "selfcheck", lambda: {"checks": checks, "timings": [1]}, raising=False)
+    monkeypatch.setitem(sys.modules, "d4m_fast.kernels.selfcheck", fake)
+    found = steps.kernels()
+    assert [check.passed for check in found.checks] == [True, True, passed]
+    assert found.figures == {"timings": [1]}
