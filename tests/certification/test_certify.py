@@ -124,6 +124,12 @@ def test_figures_of_an_engine(certified: Path) -> None:
     assert found["calls"] == len({call["timestep"] for call in calls}) == 8
 
 
+def test_exports_are_compared_on_as_many_images(certified: Path) -> None:
+    (file,) = certified.rglob("certificate.json")
+    found = json.loads(file.read_text())
+    assert (found["images"]["count"], found["speed"]["batch"], found["revision"]) == (2, 2, None)
+
+
 def test_what_is_done_is_not_done_again(certified: Path, base: tuple[object, ...]) -> None:
     before = {file: file.stat().st_mtime_ns for file in certified.rglob("steps/*.json")}
     args = (*base, "--out", certified / "out", "--artifacts", certified / "art")

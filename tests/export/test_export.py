@@ -280,15 +280,6 @@ def test_a_fixed_batch_is_run_by_distill(
     assert np.abs(pixels(tmp_path / "run") - pixels(finished.run)).max() <= 1
 
 
-def test_images_to_compare_on(tmp_path: Path, tiny_model: Path, photos: Path) -> None:
-    """Fewer than 32 where the data are few, or the model is large."""
-    args = ("--model", tiny_model, "--data", photos, "--artifacts", tmp_path, "--threads", 1, "--quiet")
-    ran = run_cli("export", *args, "--images", 2)
-    assert ran.code == 0, ran.err
-    found = certificate_of(tmp_path)
-    assert (found["images"]["count"], found["speed"]["batch"], found["model"]) == (2, 2, str(tiny_model))
-
-
 def test_too_few_images_to_compare_on(tmp_path: Path, tiny_model: Path, photos: Path) -> None:
     ran = run_cli("export", "--model", tiny_model, "--data", photos, "--artifacts", tmp_path / "art", "--quiet")
     refused(ran, 1, "class apple: 6 usable images, 11 are needed")
