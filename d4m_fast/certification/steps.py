@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable
 from functools import partial
@@ -129,6 +128,8 @@ def _speed(engine: Engine, stage: Stage, opened: Opened, request: Request) -> Fi
 
 def kernels() -> Findings:
     """The CUDA kernels of k-means against NumPy, and their timings."""
-    found = importlib.import_module("d4m_fast.kernels.selfcheck").selfcheck()
+    from d4m_fast.kernels.selfcheck import selfcheck
+
+    found = selfcheck()
     checks = tuple(Check(c["name"], bool(c["passed"]), f"error {c['error']}") for c in found["checks"])
     return Findings((Check("there are checks", bool(checks)), *checks), {"timings": found["timings"]})
