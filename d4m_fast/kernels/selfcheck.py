@@ -19,6 +19,7 @@ from d4m_fast.kernels.batch import Batch
 from d4m_fast.kernels.cuda import CupyBackend
 from d4m_fast.kernels.kmeans import KMeansResult, kmeans
 from d4m_fast.kernels.problem import Array
+from d4m_fast.kernels.request import Options, requests
 
 Results = Sequence[KMeansResult]
 
@@ -70,10 +71,8 @@ def _starts(problems: Sequence[Array], ks: Sequence[int]) -> list[Array]:
 
 
 def _solved(backend: Backend, problems: Sequence[Array], ks: Sequence[int], **options: Any) -> list[Any]:
-    nothing = [None] * len(problems)
-    starts, weights = options.pop("starts", nothing), options.pop("weights", nothing)
-    ids = options.pop("ids", range(len(problems)))
-    return [*device.solve(backend, problems, ks, ids, starts, weights, device.Options(**options))]
+    given = (options.pop(name, None) for name in ("ids", "starts", "weights"))
+    return [*device.solve(backend, requests(problems, ks, *given), Options(**options))]
 
 
 def _deviation(got: Results, expected: Results) -> float:
