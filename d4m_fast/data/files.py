@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +74,11 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def write_json_lines(path: Path, values: list[dict[str, Any]]) -> None:
+def write_json_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
     write_bytes(path, json_lines(values))
 
 
-def json_lines(values: list[dict[str, Any]]) -> bytes:
+def json_lines(values: Iterable[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values).encode()
 
 
