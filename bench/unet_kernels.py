@@ -120,9 +120,9 @@ def main(name: str, rows: int, calls: int) -> None:
         table = summed(kernels(trace), calls)
     peaks = {"matrix_product": round(peak.matrix_product), "convolution": round(peak.convolution)}
     total = sum(kernel["ms"] for kernel in table.values())
-    click.echo(
-        json.dumps({"model": Path(name).name, "rows": rows, "ms": round(total, 1), "peak": peaks, "kernels": table})
-    )
+    gflops = sum(kernel["ms"] * kernel["gflops"] for kernel in table.values()) / total
+    whole = {"ms": round(total, 1), "gflops": round(gflops), "of_convolution": round(gflops / peak.convolution, 3)}
+    click.echo(json.dumps({"model": Path(name).name, "rows": rows, **whole, "peak": peaks, "kernels": table}))
 
 
 if __name__ == "__main__":
