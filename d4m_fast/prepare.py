@@ -265,19 +265,20 @@ def _require_images(source: Source, ipc: int) -> None:
 
 
 def require_disk(job: Job, run: Path, artifacts: Path) -> None:
-    """Refuse a run that cannot fit, from the sizes of its latents and of its images, if nothing can be compressed.
+    """Refuse a run that cannot fit, from the sizes of what it still has to write, if nothing can be compressed.
 
     Raises:
-        PreflightError: one of the two file systems has too little room.
+        PreflightError: a file system has too little room.
     """
     channels, height, width = job.latent_shape
-    latents = 2 * len(job.source.items) * channels * height * width
-    images = len(job.source.classes) * job.config.ipc * (most_bytes(job.image_size) + 4 * channels * height * width)
     encoded_with = job.encoded_with(artifacts)
-    batch = ENCODE_BATCH if encoded_with is None else encoded_with
-    path = job.latents_path(artifacts, batch, job.threads)
-    for place, wanted, what in ((path, latents, "latents"), (run / "images", images, "images")):
-        files.require_room(place, wanted, what)
+    path = job.latents_path(artifacts, ENCODE_BATCH if encoded_with is None else encoded_with, job.threads)
+    latents = 2 * len(job.source.items) * channels * height * width
+    missing = 0 if (path / "index.json").is_file() else max(0, latents - files.taken(path))
+    made = sum(1 for _ in (run / "images").glob("*/*")) if os.path.isdir(run / "images") else 0
+    left = max(0, len(job.source.classes) * job.config.ipc - made)
+    images = left * (most_bytes(job.image_size) + 4 * channels * height * width)
+    files.require_room(files.Need(path, missing, "latents"), files.Need(run / "images", images, "images"))
 
 
 def default_artifacts() -> Path:
