@@ -43,6 +43,7 @@ class Job:
     Attributes:
         config: with every "auto" and every default that depends on the model resolved.
         threads: of a run that starts now; one that goes on has its own in its plan.
+        artifacts: where latents and exported networks are kept.
     """
 
     config: DistillConfig
@@ -54,6 +55,7 @@ class Job:
     image_size: int
     schedule: Schedule
     threads: int
+    artifacts: Path
     artifact: Artifact | None = None
     engine_reason: str = ""
 
@@ -84,6 +86,7 @@ class Job:
             "model_sha256": self.model.sha256,
             "prompts_sha256": fingerprint([info.prompt for info in self.source.classes]),
             "versions": {"d4m-fast": __version__, **libraries},
+            "artifacts": str(self.artifacts.absolute()),
             **self._engine,
         }
 
@@ -105,9 +108,9 @@ class Job:
             "resolution": self.resolution,
             "latent": self.config.latent,
             "precision": self.config.precision,
-            "device": self.device.type,
+            "device": device_name(self.device),
             "threads": threads,
-            "torch": importlib.metadata.version("torch"),
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "pillow")},
             **({"compile": True} if self.config.compile else {}),
             **self._engine,
         }
@@ -171,6 +174,7 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),
+        prompts=config.prompts if config.prompts in (None, "official") else _absolute(config.prompts),
         model=model.name,
         revision=model.revision,
         engine="torch" if artifact is None else artifact.engine,
@@ -180,7 +184,9 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
         image_size=image_size,
     )
     threads = torch.get_num_threads() if config.threads is None else config.threads
-    return Job(resolved, source, model, device, dtype, resolution, image_size, schedule, threads, artifact, reason)
+    return Job(
+        resolved, source, model, device, dtype, resolution, image_size, schedule, threads, artifacts, artifact, reason
+    )
 
 
 def _revision(config: DistillConfig, begun: Mapping[str, Any]) -> str | None:

@@ -62,9 +62,8 @@ def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:
     value = {**report.to_json(request, figures, build), "engine": options["engine"], "model": options["model"]}
     value["generation"] = {name: getattr(settings, name) for name in ("preset", *SETTINGS, "unproven")}
     proof = f", preset {settings.preset}: {UNPROVEN}" if settings.unproven else ""
-    head = (
-        f"{options['model']} on {request.gpus} x {request.gpu.name} ({request.gpu.source}), {request.precision}{_of(options['engine'])}{proof}"
-    )
+    machine = f"{request.gpus} x {request.gpu.name} ({request.gpu.source}), {request.precision}"
+    head = f"{options['model']} on {machine}{_of(options['engine'])}{proof}"
     say_result(value, as_json, lambda: f"{head}\n{text(report.table(figures, explain))}\n{report.build_text(build)}")
 
 

@@ -33,7 +33,7 @@ from d4m_fast.data.workers import Workers
 from d4m_fast.errors import RunDirectoryError
 
 # Decide whether a run goes on, or where its inputs lie; what these are is told by their hashes.
-INESSENTIAL = frozenset({"max_bad_fraction", "data", "model", "revision", "prompts"})
+INESSENTIAL = frozenset({"max_bad_fraction", "data", "model", "revision", "prompts", "artifacts"})
 WRITERS = 4  # threads; most of their time is the disk's
 QUEUED = 128  # images that may wait for them
 
@@ -257,6 +257,16 @@ def options_of(run: Path) -> dict[str, Any]:
     found = files.read_json(config) if os.path.isfile(config) else {}  # Path.is_file fails at a name too long
     options = found.get("options") if isinstance(found, dict) else None
     return options if isinstance(options, dict) else {}
+
+
+def require_finished(path: Path) -> None:
+    """Of a run of ours; any other directory is its owner's business.
+
+    Raises:
+        RunDirectoryError: something is left to do.
+    """
+    if options_of(path) and not (path / "summary.json").is_file():
+        raise RunDirectoryError(f"{path}: this run is not finished; d4m-fast verify prints the command that goes on")
 
 
 def source_of(run: Path) -> str | None:

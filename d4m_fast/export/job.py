@@ -93,7 +93,8 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     compared_on = torch.device("cpu") if config.targets else device
     job = ExportJob(config, model, open_source(config.data), schedule, key, artifacts, compared_on, api)
     weights = sum(file.stat().st_size for file in model.path.rglob("*.safetensors"))
-    files.require_room(files.Need(job.path, 2 * weights, "exports"))  # fp32 from weights that may be stored in half precision
+    # fp32, from weights that may be stored in half precision
+    files.require_room(files.Need(job.path, 2 * weights, "exports"))
     return job
 
 
