@@ -192,12 +192,16 @@ def test_any_batch(opened: Opened, unet: Runtime, tiny_model: Path, rows: int, h
     torch.testing.assert_close(runtime(inputs)["noise"], unet(inputs)["noise"], atol=1e-5, rtol=1e-5)
 
 
-def test_one_graph_per_batch_and_one_context_per_profile(opened: Opened, engine: FakeEngine, tiny_model: Path) -> None:
+def test_each_batch_has_a_graph_and_a_context(
+    opened: Opened, engine: FakeEngine, unet: Runtime, tiny_model: Path
+) -> None:
+    """A kept graph computes its own batch, whatever the profile has been bound to since."""
     runtime, device = opened()
-    for rows in (8, 16, 8, 4, 16):
-        runtime(call(tiny_model, rows))
-    assert (device.captures, device.replays) == (3, 5)
-    assert sorted(context.profile for context in engine.contexts) == [1, 2]
+    for step, rows in enumerate((8, 16, 8, 4, 16, 8)):
+        inputs = call(tiny_model, rows, timestep=700 - step)
+        torch.testing.assert_close(runtime(inputs)["noise"], unet(inputs)["noise"], atol=1e-5, rtol=1e-5)
+    assert (device.captures, device.replays) == (3, 6)
+    assert [context.profile for context in engine.contexts] == [1, 2, 1]
 
 
 def test_outputs_belong_to_the_caller(opened: Opened, unet: Runtime, tiny_model: Path) -> None:
