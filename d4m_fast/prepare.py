@@ -86,6 +86,7 @@ class Job:
             "model_sha256": self.model.sha256,
             "prompts_sha256": fingerprint([info.prompt for info in self.source.classes]),
             "versions": {"d4m-fast": __version__, **libraries},
+            "machine": device_name(self.device),
             "artifacts": str(self.artifacts.absolute()),
             **self._engine,
         }
