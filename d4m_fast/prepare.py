@@ -231,7 +231,8 @@ def choose_engine(
     faster = f"{usable[0].speed:.2f} times PyTorch's images per second when it was exported"
     if automatic and usable[0].speed is not None and usable[0].speed < 1:
         return None, f"torch; {usable[0].engine} had {faster}"
-    return usable[0], f"{usable[0].engine}, certified; {faster}"
+    count = usable[0].certificate["images"]["count"]
+    return usable[0], f"{usable[0].engine}, certified on {count} images; {faster}"
 
 
 def _usable(sets: Sequence[Artifact], model: Model, device: torch.device) -> tuple[list[Artifact], list[D4MError]]:
