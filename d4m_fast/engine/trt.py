@@ -75,8 +75,11 @@ class TorchDevice:
 class _Bound:
     """The buffers of one batch size and what computes on them, in a context of its own.
 
-    A captured graph is tied to its context's state, which other shapes would change (NVIDIA/TensorRT #3798).
+    A captured graph is tied to its context's state, which other shapes would change (NVIDIA/TensorRT #3798), and so
+    lives no longer than it.
     """
+
+    context: IExecutionContext
 
     inputs: Tensors
     outputs: Tensors
@@ -125,7 +128,7 @@ class TrtRuntime:
         return fitting[0]
 
     def _capture(self, rows: int, samples: int, profile: int, address: int, size: int, generation: int) -> _Bound:
-        context = self._context(profile)  # the launch keeps it
+        context = self._context(profile)
         context.set_device_memory(address, size)
         inputs, outputs = self._buffers(rows, samples)
         for name, x in (inputs | outputs).items():
@@ -141,7 +144,7 @@ class TrtRuntime:
                 raise ModelError(f"{self._path}: the engine failed at {rows} rows")
 
         self._gpu.ordered(launch)  # uncaptured once: lazy allocations must not fall into the graph
-        return _Bound(inputs, outputs, self._gpu.capture(launch), generation)
+        return _Bound(context, inputs, outputs, self._gpu.capture(launch), generation)
 
     def _context(self, profile: int) -> IExecutionContext:
         context = self._engine.create_execution_context(_user_managed(self._api))
