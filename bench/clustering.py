@@ -44,7 +44,10 @@ def directory(out: Path, ipc: int, method: str, seed: int) -> Path:
 
 def distill(out: Path, ipc: int, method: str, seed: int, threads: int) -> Path:
     kmeans, prototype = METHODS[method]
+    """The run of a method; made if it is not there."""
     run = directory(out, ipc, method, seed)
+    if (run / "summary.json").is_file():
+        return run
     options = {"ipc": ipc, "kmeans": kmeans, "prototype": prototype, "seed": seed, "threads": threads, "out": run}
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     command = [sys.executable, "-m", "d4m_fast", "distill", "--artifacts", str(out / "artifacts"), "--json", *flags]

@@ -1,10 +1,9 @@
 """Generation with the reference preset on every engine: images per second, in one process, the engines taking turns.
 
     for batch in 1 16 64; do python bench/engines.py --batches $batch --append engines.jsonl; done
-    for i in 1 2 3 4 5; do python bench/engines.py --batches 128 --rounds 1 --append engines.jsonl; done
-    for i in 1 2 3 4 5; do python bench/engines.py --batches 256 --rounds 1 --append engines.jsonl; done
-    python tools/random_model.py medium /tmp/medium
-    python bench/engines.py --model /tmp/medium --steps 4 --strength 0.5 --batches 1,4,8,16 --append engines.jsonl
+    python bench/engines.py --batches 128,256 --append engines.jsonl
+    python tools/random_model.py medium medium-model
+    python bench/engines.py --model medium-model --steps 4 --strength 0.5 --batches 1,4,8,16 --append engines.jsonl
     python bench/engines.py --table engines.jsonl
 
 Whole images, noise to pixels, prompts embedded beforehand where the engine allows it: of the bundled model, or, with 4

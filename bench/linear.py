@@ -42,6 +42,7 @@ from d4m_fast.prepare import prepare, require_disk
 IPC = 50
 SIDE = 16  # pixels
 PLAN, RECORDS = "plan and manifest", "commit records"
+BOOKED = {name: PLAN for name in ("plan", "committed", "finished", "_write_manifest")} | {"_write_preview": "preview"}
 
 
 def write_images(folder: Path, count: int) -> Path:
@@ -73,8 +74,8 @@ def booked(watch: Stopwatch, stage: str, function: Callable[..., Any]) -> Callab
 
 def housekeeping(watch: Stopwatch) -> Iterator[Any]:
     """Patches that book what is neither a stage's nor a file's."""
-    for name in ("plan", "committed", "finished", "finish"):
-        yield mock.patch.object(RunDirectory, name, booked(watch, PLAN, getattr(RunDirectory, name)))
+    for name, stage in BOOKED.items():
+        yield mock.patch.object(RunDirectory, name, booked(watch, stage, getattr(RunDirectory, name)))
     yield mock.patch.object(files, "write_json", booked(watch, RECORDS, files.write_json))
 
 

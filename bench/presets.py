@@ -74,6 +74,8 @@ def flags(arm: str) -> list[str]:
 def distilled(out: Path, arm: str, ipc: int, seed: int) -> Path:
     """The run of an arm; made if it is not there."""
     run = out / f"ipc{ipc}" / slug(arm) / f"run-{seed}"
+    if (run / "summary.json").is_file():
+        return run
     fixed = ["--engine", "torch", "--threads", "1", "--batch-size", "50", "--artifacts", str(out / "artifacts")]
     asked = ["distill", "--ipc", str(ipc), "--seed", str(seed), "--out", str(run), *fixed, *flags(arm), "--quiet"]
     with contextlib.redirect_stdout(io.StringIO()):

@@ -87,6 +87,8 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
 
     config, watch = DistillConfig.of_preset(**chosen(options)), Stopwatch()
     with watch("import"):
+        import diffusers.schedulers  # noqa: F401  # what `prepare` reads the schedule off
+
         from d4m_fast import pipeline
         from d4m_fast.prepare import default_artifacts, prepare, require_disk
     cache = default_artifacts() if artifacts is None else artifacts
@@ -152,12 +154,13 @@ def _students(
     import torch
 
     from d4m_fast.data.dataset import open_source
-    from d4m_fast.data.run import source_of
+    from d4m_fast.data.run import require_finished, source_of
     from d4m_fast.evaluation.evaluate import evaluate as plan
     from d4m_fast.evaluation.protocols import PROTOCOLS
     from d4m_fast.evaluation.relabel import open_teacher, weights_sha256
     from d4m_fast.evaluation.report import Subject
 
+    require_finished(run)
     distilled = open_source(str(run))
     origin = source_of(run) if train_data is None or test_data is None else None
     train = open_source(_known("--train-data", train_data, origin))

@@ -43,6 +43,7 @@ class Job:
     Attributes:
         config: with every "auto" and every default that depends on the model resolved.
         threads: of a run that starts now; one that goes on has its own in its plan.
+        artifacts: where latents and exported networks are kept.
     """
 
     config: DistillConfig
@@ -54,6 +55,7 @@ class Job:
     image_size: int
     schedule: Schedule
     threads: int
+    artifacts: Path
     artifact: Artifact | None = None
     engine_reason: str = ""
 
@@ -84,6 +86,8 @@ class Job:
             "model_sha256": self.model.sha256,
             "prompts_sha256": fingerprint([info.prompt for info in self.source.classes]),
             "versions": {"d4m-fast": __version__, **libraries},
+            "machine": device_name(self.device),
+            "artifacts": str(self.artifacts.absolute()),
             **self._engine,
         }
 
@@ -105,9 +109,9 @@ class Job:
             "resolution": self.resolution,
             "latent": self.config.latent,
             "precision": self.config.precision,
-            "device": self.device.type,
+            "device": device_name(self.device),
             "threads": threads,
-            "torch": importlib.metadata.version("torch"),
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "pillow")},
             **({"compile": True} if self.config.compile else {}),
             **self._engine,
         }
@@ -171,6 +175,7 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),
+        prompts=config.prompts if config.prompts in (None, "official") else _absolute(config.prompts),
         model=model.name,
         revision=model.revision,
         engine="torch" if artifact is None else artifact.engine,
@@ -180,7 +185,9 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
         image_size=image_size,
     )
     threads = torch.get_num_threads() if config.threads is None else config.threads
-    return Job(resolved, source, model, device, dtype, resolution, image_size, schedule, threads, artifact, reason)
+    return Job(
+        resolved, source, model, device, dtype, resolution, image_size, schedule, threads, artifacts, artifact, reason
+    )
 
 
 def _revision(config: DistillConfig, begun: Mapping[str, Any]) -> str | None:
@@ -224,7 +231,8 @@ def choose_engine(
     faster = f"{usable[0].speed:.2f} times PyTorch's images per second when it was exported"
     if automatic and usable[0].speed is not None and usable[0].speed < 1:
         return None, f"torch; {usable[0].engine} had {faster}"
-    return usable[0], f"{usable[0].engine}, certified; {faster}"
+    count = usable[0].certificate["images"]["count"]
+    return usable[0], f"{usable[0].engine}, certified on {count} images; {faster}"
 
 
 def _usable(sets: Sequence[Artifact], model: Model, device: torch.device) -> tuple[list[Artifact], list[D4MError]]:
@@ -265,19 +273,20 @@ def _require_images(source: Source, ipc: int) -> None:
 
 
 def require_disk(job: Job, run: Path, artifacts: Path) -> None:
-    """Refuse a run that cannot fit, from the sizes of its latents and of its images, if nothing can be compressed.
+    """Refuse a run that cannot fit, from the sizes of what it still has to write, if nothing can be compressed.
 
     Raises:
-        PreflightError: one of the two file systems has too little room.
+        PreflightError: a file system has too little room.
     """
     channels, height, width = job.latent_shape
-    latents = 2 * len(job.source.items) * channels * height * width
-    images = len(job.source.classes) * job.config.ipc * (most_bytes(job.image_size) + 4 * channels * height * width)
     encoded_with = job.encoded_with(artifacts)
-    batch = ENCODE_BATCH if encoded_with is None else encoded_with
-    path = job.latents_path(artifacts, batch, job.threads)
-    for place, wanted, what in ((path, latents, "latents"), (run / "images", images, "images")):
-        files.require_room(place, wanted, what)
+    path = job.latents_path(artifacts, ENCODE_BATCH if encoded_with is None else encoded_with, job.threads)
+    latents = 2 * len(job.source.items) * channels * height * width
+    missing = 0 if (path / "index.json").is_file() else max(0, latents - files.taken(path))
+    made = sum(1 for _ in (run / "images").glob("*/*")) if os.path.isdir(run / "images") else 0
+    left = max(0, len(job.source.classes) * job.config.ipc - made)
+    images = left * (most_bytes(job.image_size) + 4 * channels * height * width)
+    files.require_room(files.Need(path, missing, "latents"), files.Need(run / "images", images, "images"))
 
 
 def default_artifacts() -> Path:

@@ -65,7 +65,7 @@ def test_too_little_room_is_seen_before_anything_is_written(
     distill: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Disk)
-    refused(distill(), 6, "latents need up to 9,216 bytes, 1,000 are free")
+    refused(distill(), 6, "latents and images need up to", "1,000 are free")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from driving import Finished, run_cli
+from driving import Finished, refused, run_cli
 
 QUICK = ("--width", 4, "--seeds", 1, "--workers", 1)
 
@@ -53,3 +53,9 @@ def test_images_the_run_was_made_from_are_not_test_images(finished: Finished) ->
     ran = run_cli("evaluate", finished.run, *QUICK, "--label-kind", "hard")
     assert ran.code == 2
     assert "--test-data is needed" in ran.err
+
+
+def test_a_run_that_is_not_finished_is_not_scored(run: Path, tmp_path: Path) -> None:
+    half = shutil.copytree(run, tmp_path / "half")
+    (half / "summary.json").unlink()
+    refused(run_cli("evaluate", half, *QUICK), 4, "this run is not finished; d4m-fast verify prints the command")

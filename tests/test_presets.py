@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -125,11 +126,17 @@ def test_plan_counts_samples(tmp_path: Path) -> None:
 
 
 def test_every_preset_has_its_evidence() -> None:
-    """A row of costs and one of accuracies in docs/presets.md, with the settings that were measured."""
+    """Speed, distance, and accuracies of three generation seeds with both kinds of labels; and rows that say so."""
     page = (ROOT / "docs" / "presets.md").read_text()
+    measured = [json.loads(line) for line in (ROOT / "bench" / "presets.jsonl").read_text().splitlines()]
     assert UNPROVEN in page
     for name, preset in PRESETS.items():
-        rows = [line for line in page.splitlines() if line.startswith(f"| {name} ")]
-        assert len(rows) >= 2, name
         settings = f"{preset.scheduler} {preset.steps} {preset.guidance_interval}"
+        mine = [row for row in measured if row["arm"] == settings]
+        assert ({"speed"} if name == "reference" else {"speed", "distance"}) <= {row["table"] for row in mine}, name
+        for ipc in (10, 50):
+            cells = {(row["labels"], row["seed"]) for row in mine if row.get("ipc") == ipc}
+            assert cells == set(itertools.product(("soft", "hard"), range(3))), (name, ipc)
+        rows = [line for line in page.splitlines() if line.startswith(f"| {name} ")]
         assert any(settings in row for row in rows), (name, settings)
+        assert len(rows) >= 3, name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +104,8 @@ def test_damage_is_named_and_made_again(
 def test_the_command_it_says_works(run: Path, finished: Finished) -> None:
     flip(IMAGE)(run)
     command = run_cli("verify", run, "--repair", "--json").json["command"].split()
-    assert run_cli(*command[1:], "--artifacts", finished.artifacts).code == 0
+    assert command[-2:] == ["--artifacts", str(finished.artifacts)]
+    assert run_cli(*command[1:]).code == 0
     assert products(run) == products(finished.run)
 
 
@@ -168,3 +171,24 @@ def test_what_cannot_be_verified(run: Path, tmp_path: Path) -> None:
     refused(run_cli("verify", run), 5, "plan.json: damaged")
     say("config.json", "{}")(run)
     refused(run_cli("verify", run), 5, "config.json: damaged")
+
+
+def test_a_file_that_cannot_be_read_is_damaged(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad sector: the rest is checked all the same."""
+    read = Path.read_bytes
+
+    def failing(self: Path) -> bytes:
+        if self == run / IMAGE:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    ran = run_cli("verify", run)
+    assert (ran.code, f"damaged: {run / IMAGE} (cannot be read (Input/output error))" in ran.out) == (5, True)
+
+
+def test_what_a_kill_left_in_an_unfinished_run_is_no_damage(run: Path) -> None:
+    (run / "summary.json").unlink()
+    (run / "groups" / "00000.json").unlink()
+    (run / "images" / "bread" / ".tmp-1-00000.png").write_text("half")
+    assert run_cli("verify", run).code == 1

@@ -84,7 +84,7 @@ def stages(found: Mapping[str, Record], device: str) -> dict[str, list[dict[str,
             figures, engine = record["figures"], "-".join(rest[:2])
             row = {name: figures[name] for name in ("batch", "images_per_second")}
             flops = figures["flops_per_second"]
-            row |= {"engine": engine, "gflops": flops / 1e9, "share_of_peak": flops / gpu.flops}
+            row |= {"engine": engine, "gflops": flops / 1e9, "share_of_peak": flops / gpu.flops[rest[1]]}
             rows.setdefault(rest[2], []).append(row)
     return rows
 

@@ -26,6 +26,7 @@ ROWS = {"encode": 1, "unet": 2, "decode": 1}  # per image; both halves of guidan
 MOST_BATCH = 256
 LONGEST = 5.0  # seconds of a call; a larger batch than that is not tried
 PAYS = 1.02  # times the images per second that a doubled batch must bring
+FLAT = 2  # doublings in turn that do not, before the sweep ends: one may be unlucky, or hard to share out
 SWEEP_SHARE, SWEEP_SECONDS, SWEEP_CALLS = 0.05, 2.0, 3
 ROUND = 0.5  # seconds between waits for the device
 Call = Callable[[], torch.Tensor]
@@ -69,8 +70,8 @@ def measure(engine: Engine, stage: Stage, networks: Networks, request: Request) 
 
 
 def sweep(stage: Stage, networks: Networks, request: Request, *, compiled: bool) -> Iterator[Point]:
-    """Batches from small to large, until they stop paying, take too long or do not fit."""
-    best = 0.0
+    """Batches from small to large, until `FLAT` in turn do not pay, or one takes too long or does not fit."""
+    best, flat = 0.0, 0
     for batch in _batches(stage, request):
         if compiled:
             torch.compiler.reset()  # it keeps eight shapes, and then refuses
@@ -78,8 +79,9 @@ def sweep(stage: Stage, networks: Networks, request: Request, *, compiled: bool)
         if point.seconds is None and best == 0.0:
             raise RuntimeError(f"batch {batch}: {point.error}")
         yield point
+        flat = flat + 1 if point.rate < PAYS * best else 0
         given = request.config.sizes is not None
-        if point.seconds is None or point.seconds > LONGEST or (not given and point.rate < PAYS * best):
+        if point.seconds is None or point.seconds > LONGEST or (not given and flat == FLAT):
             return
         best = max(best, point.rate)
 

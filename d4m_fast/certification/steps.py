@@ -62,7 +62,7 @@ def all_steps(request: Request, say: Say) -> tuple[list[Step], dict[str, str]]:
     if request.device.type != "cpu" and importlib.util.find_spec("cupy") is None:
         missing["kernels"] = NO_CUPY
     elif request.device.type != "cpu":
-        steps.append(Step("kernels", kernels, partial(request.key, "kernels")))
+        steps.append(Step("kernels", partial(kernels, request.device), partial(request.key, "kernels")))
     return steps, missing
 
 
@@ -126,10 +126,10 @@ def _speed(engine: Engine, stage: Stage, opened: Opened, request: Request) -> Fi
     return measure(engine, stage, opened.engine(engine), request)
 
 
-def kernels() -> Findings:
+def kernels(device: torch.device) -> Findings:
     """The CUDA kernels of k-means against NumPy, and their timings."""
     from d4m_fast.kernels.selfcheck import selfcheck
 
-    found = selfcheck()
+    found = selfcheck(gpu=0 if device.index is None else device.index)
     checks = tuple(Check(c["name"], bool(c["passed"]), f"error {c['error']}") for c in found["checks"])
     return Findings((Check("there are checks", bool(checks)), *checks), {"timings": found["timings"]})

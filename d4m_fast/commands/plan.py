@@ -25,7 +25,13 @@ from d4m_fast.options import chosen, generation, of_config, shared
 @generation
 @click.option("--resolution", type=click.IntRange(min=1), help="Side of generated images.  [default: the model's]")
 @click.option("--image-size", type=click.IntRange(min=1), help="Side of written images.  [default: the resolution]")
-@click.option("--engine", type=click.Choice(["torch", "onnx", "tensorrt"]), default="torch", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "torch", "onnx", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="Whose rows of --calibrate count; auto: the fastest's.",
+)
 @click.option("--precision", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True)
 @click.option("--gpu", type=click.Choice(["h100", "h200", "a100", "l40s"]), default="h100", show_default=True)
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
@@ -56,10 +62,13 @@ def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:
     value = {**report.to_json(request, figures, build), "engine": options["engine"], "model": options["model"]}
     value["generation"] = {name: getattr(settings, name) for name in ("preset", *SETTINGS, "unproven")}
     proof = f", preset {settings.preset}: {UNPROVEN}" if settings.unproven else ""
-    head = (
-        f"{options['model']} on {request.gpus} x {request.gpu.name} ({request.gpu.source}), {options['engine']}{proof}"
-    )
+    machine = f"{request.gpus} x {request.gpu.name} ({request.gpu.source}), {request.precision}"
+    head = f"{options['model']} on {machine}{_of(options['engine'])}{proof}"
     say_result(value, as_json, lambda: f"{head}\n{text(report.table(figures, explain))}\n{report.build_text(build)}")
+
+
+def _of(engine: str) -> str:
+    return "" if engine == "auto" else f", {engine}"
 
 
 def _counted(options: dict[str, Any]) -> dict[str, Any]:

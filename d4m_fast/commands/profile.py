@@ -36,8 +36,16 @@ if TYPE_CHECKING:
 @of_config("--threads", click.IntRange(min=1), "CPU threads.  [default: one per core]")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write a Chrome trace, for ui.perfetto.dev.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a PNG; needs the extra 'plot'.")
-@click.option("--against", type=click.Path(path_type=Path), help="An earlier profile's JSON; exits 1 if slower.")
-@click.option("--floor", default=0.9, show_default=True, help="Of images per second over the earlier ones.")
+@click.option(
+    "--against", type=click.Path(path_type=Path), help="An earlier profile's JSON; exits 1 if slower or gone."
+)
+@click.option(
+    "--floor",
+    type=click.FloatRange(min=0),
+    default=0.9,
+    show_default=True,
+    help="Of images per second over the earlier ones.",
+)
 @shared
 def profile(
     artifacts: Path | None,
@@ -64,20 +72,23 @@ def profile(
     from d4m_fast.profiling import compare, report
     from d4m_fast.profiling.session import open_session
 
-    older = None if against is None else compare.read_older(against)
+    older, request = None if against is None else compare.read_older(against), _request(options)
+    require(floor >= 0, f"--floor must be at least 0, not {floor}")  # NaN passes click's range
     _check_outputs(trace, plot)
-    session = open_session(_request(options), default_artifacts() if artifacts is None else artifacts)
+    session = open_session(request, default_artifacts() if artifacts is None else artifacts)
+    for job in () if quiet else session.jobs:
+        click.echo(f"engine: {job.engine_reason}", err=True)
     for _ in track("profile", session.run(), quiet):
         pass
     value = session.to_json()
     _write(value, session.events, trace, plot)
-    comparison = None if older is None else compare.compare(older, value, floor)
+    comparison = None if older is None else compare.compare(older, value, floor, request)
     whole = value if comparison is None else {**value, "against": comparison.to_json()}
     say_result(whole, as_json, lambda: f"{text(report.table(value))}\n{report.notes(value)}")
     if comparison is not None:
         for line in report.compared(comparison):
             click.echo(line, err=True)
-        sys.exit(D4MError.exit_code if comparison.slower else 0)
+        sys.exit(D4MError.exit_code if comparison.slower or comparison.lost else 0)
 
 
 def _request(options: dict[str, Any]) -> ProfileRequest:

@@ -37,7 +37,7 @@ def verify(run: Path, deep: bool, repair: bool, as_json: bool, quiet: bool) -> N
     from d4m_fast.data.verify import verify as check
 
     verdict = check(run, deep=deep, repair=repair)
-    command = f"d4m-fast distill --config {shlex.quote(str(run / 'config.json'))} --out {shlex.quote(str(run))}"
+    command = _command(run)
     value = {**verdict.to_json(), "command": None if verdict.whole else command}
     if not (quiet and verdict.whole) or as_json:
         say_result(value, as_json, lambda: _text(verdict, command))
@@ -45,6 +45,15 @@ def verify(run: Path, deep: bool, repair: bool, as_json: bool, quiet: bool) -> N
         sys.exit(DamageError.exit_code)
     if not verdict.finished:
         sys.exit(D4MError.exit_code)
+
+
+def _command(run: Path) -> str:
+    """What makes the rest of a run."""
+    from d4m_fast.data import files
+
+    kept = files.read_json(run / "config.json").get("artifacts")
+    places = {"config": run / "config.json", "out": run, **({} if kept is None else {"artifacts": kept})}
+    return " ".join(["d4m-fast distill", *(f"--{name} {shlex.quote(str(place))}" for name, place in places.items())])
 
 
 def _text(verdict: Verdict, command: str) -> str:

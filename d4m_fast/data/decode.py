@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from d4m_fast.errors import DataError
+from d4m_fast.errors import DataError, PreflightError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 MAX_PIXELS = 100_000_000  # 300 MB once decoded
@@ -33,12 +34,21 @@ _DECODER_ERRORS = (
     Warning,  # Pillow's, where the user has turned warnings into errors
 )
 
+# The machine's troubles, not the file's: what is refused now may be read tomorrow, so no image is left out for them.
+_PASSING = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+        *(errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ECONNRESET),
+    }
+)
+
 
 def decode(path: Path) -> Image.Image:
     """The image as 8-bit RGB, as torchvision's default loader gives it, except that 16-bit grey is scaled, not clipped.
 
     Raises:
         DataError: "PATH: reason", when the file is missing, empty, damaged, too large, or not an image.
+        PreflightError: the system would not let it be read.
     """
     try:
         _check_file(path)
@@ -47,6 +57,10 @@ def decode(path: Path) -> Image.Image:
                 raise Image.DecompressionBombError
             return _to_rgb(image)
     except _DECODER_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise PreflightError(
+                f"{_text(path)}: cannot be read ({error.strerror}); mend that, or remove the image, and run again"
+            ) from error
         raise DataError(f"{_text(path)}: {_reason(error)}") from error
 
 

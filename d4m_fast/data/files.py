@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +75,11 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def write_json_lines(path: Path, values: list[dict[str, Any]]) -> None:
+def write_json_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
     write_bytes(path, json_lines(values))
 
 
-def json_lines(values: list[dict[str, Any]]) -> bytes:
+def json_lines(values: Iterable[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values).encode()
 
 
@@ -128,25 +129,49 @@ def make_directory(path: Path) -> Path:
     return path
 
 
-def require_room(path: Path, wanted: int, what: str) -> None:
-    """Refuse what cannot fit; bytes that an earlier run of the same command has taken up count as free.
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that something will take at most below a path, besides what is there."""
+
+    path: Path
+    size: int
+    what: str
+
+
+def require_room(*needs: Need) -> None:
+    """Refuse what cannot fit, all needs of one file system together.
 
     Raises:
-        PreflightError: the file system of `path` has too little room.
+        PreflightError: a file system has too little room.
     """
-    existing = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
-    taken = sum(512 * file.lstat().st_blocks for file in path.rglob("*")) if os.path.isdir(path) else 0
-    free = shutil.disk_usage(existing).free + taken
-    if free < wanted:
-        raise PreflightError(
-            f"{path}: {what} need up to {wanted:,} bytes, {free:,} are free; free some or choose another place"
-        )
+    by_device: dict[int, list[Need]] = {}
+    for need in needs:
+        by_device.setdefault(_existing(need.path).stat().st_dev, []).append(need)
+    for together in by_device.values():
+        path, wanted = together[0].path, sum(need.size for need in together)
+        free = shutil.disk_usage(_existing(path)).free
+        if free < wanted:
+            what = " and ".join(need.what for need in together if need.size)
+            raise PreflightError(
+                f"{path}: {what} need up to {wanted:,} bytes, {free:,} are free; free some or choose another place"
+            )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest of its parents that is there."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
+
+
+def taken(path: Path) -> int:
+    """Bytes on the disk below a path."""
+    return sum(512 * file.lstat().st_blocks for file in path.rglob("*")) if os.path.isdir(path) else 0
 
 
 def sweep(path: Path) -> None:
     """Remove what an earlier run that was killed left half written."""
-    for leftover in path.rglob(f"{TEMPORARY}*"):
-        leftover.unlink(missing_ok=True)
+    with refusing(path):
+        for leftover in path.rglob(f"{TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

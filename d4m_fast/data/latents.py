@@ -61,6 +61,7 @@ class LatentStore:
         if self._index is None and not all(self._file(c).is_file() for c in self._counts):
             saved = None  # somebody removed a file; what is left is of no use
         if saved is None:
+            files.remove(self.path / "progress.json")  # or a position would outlive the rows before it
             self._allocate()
         self._state: dict[str, Any] = {"position": 0, "failures": [], "out_of_memory": []} if saved is None else saved
         self._bad: dict[int, list[int]] = {}  # ranks of damaged images by class
@@ -124,7 +125,8 @@ class LatentStore:
             DamageError: the file is not the one that was written.
         """
         path = self._file(class_id)
-        data = path.read_bytes() if path.is_file() else b""
+        with files.refusing(path):
+            data = path.read_bytes() if path.is_file() else b""
         if self._index is None or hashlib.sha256(data).hexdigest() != self._index["sha256"][str(class_id)]:
             raise DamageError(f"{path}: damaged; remove {self.path} and run again to encode anew")
         rows = np.frombuffer(data, np.float16, offset=len(self._header[class_id]))
@@ -185,7 +187,7 @@ class LatentStore:
         digests = {str(c): _digest(self._file(c)) for c in sorted(self._counts)}
         self._index = {**self._state, "sha256": digests, "made_by": self.made_by}
         files.write_json(self.path / "index.json", self._index)
-        (self.path / "progress.json").unlink(missing_ok=True)
+        files.remove(self.path / "progress.json")
 
     def _file(self, class_id: int) -> Path:
         return self.path / f"{class_id:05d}.npy"
@@ -231,5 +233,5 @@ def _read(path: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with files.refusing(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import groupby, islice
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -13,15 +14,14 @@ _TILE = 64
 _LABEL = 110
 
 
-def contact_sheet(images: Sequence[tuple[Path, str]]) -> Image.Image:
+def contact_sheet(images: Iterable[tuple[Path, str]]) -> Image.Image:
     """A sheet of the images of (file, label) pairs, at most `COLUMNS` in a row and `ROWS` rows.
 
-    Pairs of one class stand together; a new row starts where the file's directory changes.
+    Pairs of one class stand together; a new row starts where the file's directory changes. What is beyond the last row
+    is not asked for.
     """
-    rows: dict[Path, list[tuple[Path, str]]] = {}
-    for file, label in images:
-        rows.setdefault(file.parent, []).append((file, label))
-    shown = list(rows.values())[:ROWS]
+    rows = groupby(images, key=lambda pair: pair[0].parent)
+    shown = [list(row) for _, row in islice(rows, ROWS)]
     sheet = Image.new("RGB", (_LABEL + COLUMNS * _TILE, max(len(shown), 1) * _TILE), "white")
     draw = ImageDraw.Draw(sheet)
     for y, row in enumerate(shown):

@@ -13,6 +13,7 @@ import json
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from d4m_fast.data.workers import Workers
 from d4m_fast.errors import RunDirectoryError
 
 # Decide whether a run goes on, or where its inputs lie; what these are is told by their hashes.
-INESSENTIAL = frozenset({"max_bad_fraction", "data", "model", "revision", "prompts"})
+INESSENTIAL = frozenset({"max_bad_fraction", "data", "model", "revision", "prompts", "artifacts"})
 WRITERS = 4  # threads; most of their time is the disk's
 QUEUED = 128  # images that may wait for them
 
@@ -48,6 +49,7 @@ class RunDirectory:
         self.path = path
         self.fingerprint = fingerprint(essence(identity))
         self._kept: dict[int, dict[str, Any]] = {}  # files of prototypes whose group is not committed yet
+        self._committed: set[int] | None = None  # not looked for yet
         config = path / "config.json"
         if config.exists():
             _refuse_other(path, essence(files.read_json(config)), essence(identity))
@@ -66,10 +68,20 @@ class RunDirectory:
     def keep_plan(self, plan: dict[str, Any]) -> None:
         files.write_json(self.path / "plan.json", plan)
 
-    def committed(self) -> dict[int, dict[str, Any]]:
-        """Commit records by group; a group that has lost a file since is not among them."""
-        records = (files.read_json(f) for f in sorted((self.path / "groups").glob("[0-9]*.json")))
-        return {r["group"]: r for r in records if all(self._present(row) for row in _files(r))}
+    def committed(self) -> set[int]:
+        """Groups that are done; one that had lost a file when it was asked for first is not among them."""
+        if self._committed is None:
+            records = map(files.read_json, self._record_files())
+            self._committed = {r["group"] for r in records if all(self._present(row) for row in _files(r))}
+        return self._committed
+
+    def _record_files(self) -> list[Path]:
+        return sorted((self.path / "groups").glob("[0-9]*.json"))
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """Of all images, in the order of their groups; one record in memory at a time."""
+        for file in self._record_files():
+            yield from files.read_json(file)["images"]
 
     def _present(self, row: Mapping[str, Any]) -> bool:
         """With one call of the system: large runs ask for tens of thousands of files when they go on."""
@@ -82,7 +94,7 @@ class RunDirectory:
     def whole(self) -> bool:
         """Whether every group of the plan is committed."""
         plan = self.plan()
-        return plan is not None and {group["id"] for group in plan["groups"]} <= self.committed().keys()
+        return plan is not None and {group["id"] for group in plan["groups"]} <= self.committed()
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a run whose images are all there; None if there is something left to do."""
@@ -129,27 +141,39 @@ class RunDirectory:
             failures: the real images that were left out.
             watch: the seconds of this process, per stage and per queue.
         """
-        rows = [row for record in self.committed().values() for row in record["images"]]
-        files.write_json_lines(self.path / "manifest.jsonl", rows)
+        images = self._write_manifest()
         quarantined = [
             {"class_id": f.item.class_id, "index": f.item.rank, "origin": f.item.origin, "reason": f.reason}
             for f in failures
         ]
         files.write_json_lines(self.path / "quarantine.jsonl", quarantined)
-        sheet = preview.contact_sheet(
-            [(self.path / r["file"], r["prompt"]) for r in rows if r["index"] < preview.COLUMNS]
-        )
-        files.write_bytes(self.path / "preview.png", to_bytes(np.asarray(sheet), "png"))
+        self._write_preview()
         summary = {
             "run": str(self.path),
-            "images": len(rows),
-            "classes": len({row["class_id"] for row in rows}),
+            "images": images.total(),
+            "classes": len(images),
             "quarantined": len(failures),
             "seconds": {stage: round(spent, 3) for stage, spent in watch.seconds.items()},
             "waits": {queue: round(spent, 3) for queue, spent in watch.waits.items()},
         }
         files.write_json(self.path / "summary.json", summary)
         return summary
+
+    def _write_manifest(self) -> Counter[int]:
+        """The images of each class."""
+        images = Counter[int]()
+
+        def counted() -> Iterator[dict[str, Any]]:
+            for row in self._rows():
+                images[row["class_id"]] += 1
+                yield row
+
+        files.write_json_lines(self.path / "manifest.jsonl", counted())
+        return images
+
+    def _write_preview(self) -> None:
+        shown = ((self.path / row["file"], row["prompt"]) for row in self._rows() if row["index"] < preview.COLUMNS)
+        files.write_bytes(self.path / "preview.png", to_bytes(np.asarray(preview.contact_sheet(shown)), "png"))
 
     def _save_prototypes(self, p: Prototypes) -> dict[str, Any]:
         from safetensors.numpy import save
@@ -181,6 +205,7 @@ class RunDirectory:
             "prototypes": [self._kept.pop(class_id) for class_id in group.classes if class_id in self._kept],
         }
         files.write_json(self.path / "groups" / f"{group.id:05d}.json", record)
+        self.committed().add(group.id)
 
 
 def _files(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -232,6 +257,16 @@ def options_of(run: Path) -> dict[str, Any]:
     found = files.read_json(config) if os.path.isfile(config) else {}  # Path.is_file fails at a name too long
     options = found.get("options") if isinstance(found, dict) else None
     return options if isinstance(options, dict) else {}
+
+
+def require_finished(path: Path) -> None:
+    """Of a run of ours; any other directory is its owner's business.
+
+    Raises:
+        RunDirectoryError: something is left to do.
+    """
+    if options_of(path) and not (path / "summary.json").is_file():
+        raise RunDirectoryError(f"{path}: this run is not finished; d4m-fast verify prints the command that goes on")
 
 
 def source_of(run: Path) -> str | None:

@@ -128,7 +128,7 @@ class _Check:
         try:
             record = files.read_json(self._run / name)
             rows = _rows(record, number, classes, self._ipc, self._fingerprint)
-        except (DamageError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (DamageError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             yield Finding(name, "damaged", f"not a record of this run's ({error})", number)
             return
         self._records[number] = record
@@ -138,7 +138,10 @@ class _Check:
         path = self._run / row["file"]
         if not path.is_file():
             return Finding(row["file"], "missing", "its group's record names it", group)
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            return Finding(row["file"], "damaged", f"cannot be read ({error.strerror})", group)
         self._images += path.suffix in PILLOW_OF
         if len(data) != row["bytes"]:
             return Finding(row["file"], "damaged", f"{len(data):,} bytes, {row['bytes']:,} recorded", group)
@@ -153,7 +156,7 @@ class _Check:
                 yield Finding(name, "missing", "the run is marked finished")
         rows = [row for number in sorted(self._records) for row in self._records[number]["images"]]
         manifest = self._run / "manifest.jsonl"
-        if manifest.is_file() and manifest.read_bytes() != files.json_lines(rows):
+        if manifest.is_file() and _bytes_of(manifest) != files.json_lines(rows):
             yield Finding("manifest.jsonl", "damaged", "not what the groups' records say")
         preview = self._run / "preview.png"
         if self._deep and preview.is_file() and (reason := _undecodable(preview, None)) is not None:
@@ -169,7 +172,8 @@ class _Check:
         all_recorded = len(self._records) == len(groups)
         for path in sorted(f for folder in _FOLDERS for f in (self._run / folder).rglob("*") if not f.is_dir()):
             name = path.relative_to(self._run).as_posix()
-            if name not in named and (all_recorded or not _OURS.fullmatch(path.name)):
+            ours = path.name.startswith(files.TEMPORARY) or _OURS.fullmatch(path.name)
+            if name not in named and (all_recorded or not ours):
                 yield Finding(name, "foreign", "no record names it")
 
 
@@ -198,6 +202,14 @@ def _rows(record: dict[str, Any], number: int, classes: Sequence[int], ipc: int,
     if any(Path(row["file"]).is_absolute() or ".." in Path(row["file"]).parts for row in rows):
         raise ValueError("it names files outside the run")
     return [{"file": str(row["file"]), "bytes": int(row["bytes"]), "sha256": row["sha256"]} for row in rows]
+
+
+def _bytes_of(file: Path) -> bytes | None:
+    """None: it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None
 
 
 def _undecodable(path: Path, side: int | None) -> str | None:

@@ -143,12 +143,17 @@ class Artifact:
             DamageError: a file's bytes changed.
         """
         found, again = self.certificate, "run d4m-fast export again"
-        if found["model_sha256"] != model_sha256:
-            raise ModelError(f"{self.path}: made from another model; {again}")
+        self.check_bytes(model_sha256)
         now = versions(*found["versions"])
         for name, version in found["versions"].items():
             if now[name] != version:
                 raise ModelError(f"{self.path}: certified with {name} {version}, this is {now[name]}; {again}")
+
+    def check_bytes(self, model_sha256: str) -> None:
+        """The part of `check_files` that holds under any versions."""
+        found, again = self.certificate, "run d4m-fast export again"
+        if found["model_sha256"] != model_sha256:
+            raise ModelError(f"{self.path}: made from another model; {again}")
         if digests(self.path, found["files"]) != found["files"]:
             raise DamageError(f"{self.path}: its files are not those that were certified; {again}")
 

@@ -227,7 +227,8 @@ def _open(path: Path, device: torch.device, threads: int, *, spin: bool, capture
     options.log_severity_level = 3  # its warnings are about its own optimiser
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-    if device.type != "cpu":
+    # A free batch's shapes are computed on the CPU by design (onnxruntime #17930); a graph may have no such part.
+    if captured and device.type != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     wanted = provider_of(device)
     try:

@@ -115,6 +115,8 @@ def resolve_device(name: str) -> torch.device:
     count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
     if (device.index or 0) >= count:
         raise PreflightError(f"--device {name}: this machine has no such device for PyTorch; use --device cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # TensorRT and CuPy work on the current one
     return device
 
 

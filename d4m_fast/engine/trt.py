@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -60,7 +60,8 @@ class TorchDevice:
 
     def capture(self, launch: Launch) -> Launch:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        # Readers pin memory meanwhile, which a capture of the whole process would take for its own.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             launch()
 
         def replay() -> None:
@@ -72,7 +73,13 @@ class TorchDevice:
 
 @dataclass(frozen=True)
 class _Bound:
-    """The buffers of one batch size and what computes on them."""
+    """The buffers of one batch size and what computes on them, in a context of its own.
+
+    A captured graph is tied to its context's state, which other shapes would change (NVIDIA/TensorRT #3798), and so
+    lives no longer than it.
+    """
+
+    context: IExecutionContext
 
     inputs: Tensors
     outputs: Tensors
@@ -89,7 +96,6 @@ class TrtRuntime:
         self._api, self._engine, self._gpu, self._path = api, engine, device, path
         self._signature = SIGNATURES[component]
         self._sizes = sizes
-        self._contexts: dict[int, IExecutionContext] = {}
         self._bound: dict[tuple[int, int], _Bound] = {}
         self.device = device.device
         self.dtype = _dtype(api, engine, component, path)
@@ -138,17 +144,13 @@ class TrtRuntime:
                 raise ModelError(f"{self._path}: the engine failed at {rows} rows")
 
         self._gpu.ordered(launch)  # uncaptured once: lazy allocations must not fall into the graph
-        return _Bound(inputs, outputs, self._gpu.capture(launch), generation)
+        return _Bound(context, inputs, outputs, self._gpu.capture(launch), generation)
 
     def _context(self, profile: int) -> IExecutionContext:
-        """One per profile, so that changing the batch changes no profile."""
-        if profile not in self._contexts:
-            strategy = self._api.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
-            context = self._engine.create_execution_context(strategy)
-            if not context.set_optimization_profile_async(profile, self._gpu.stream):
-                raise ModelError(f"{self._path}: profile {profile} cannot be set")
-            self._contexts[profile] = context
-        return self._contexts[profile]
+        context = self._engine.create_execution_context(_user_managed(self._api))
+        if not context.set_optimization_profile_async(profile, self._gpu.stream):
+            raise ModelError(f"{self._path}: profile {profile} cannot be set")
+        return context
 
     def _buffers(self, rows: int, samples: int) -> tuple[Tensors, Tensors]:
         """Zeros: the run before the capture must not meet numbers that are none."""
@@ -187,14 +189,29 @@ def open_trt(
     return InPieces(runtime, SIGNATURES[component], rows, exact=exact)
 
 
-def inspect(api: Api, path: Path) -> str:
-    """The layers of an engine, as the inspector's JSON.
+def inspect(api: Api, path: Path, component: Component, stream: int) -> str:
+    """The layers of an engine, as the inspector's JSON, for the batch its last profile is tuned for.
+
+    Without a context that has shapes, types and dimensions of a free batch are not told.
 
     Raises:
         ModelError: the file is no engine for this GPU.
     """
-    inspector = _deserialize(api, path).create_engine_inspector()
+    engine = _deserialize(api, path)
+    context, last = engine.create_execution_context(_user_managed(api)), engine.num_optimization_profiles - 1
+    if not context.set_optimization_profile_async(last, stream):
+        raise ModelError(f"{path}: profile {last} cannot be set")
+    for name in SIGNATURES[component].inputs:
+        _, tuned, _ = engine.get_tensor_profile_shape(name, last)
+        context.set_input_shape(name, tuple(tuned))
+    inspector = engine.create_engine_inspector()
+    inspector.execution_context = context
     return inspector.get_engine_information(api.member("LayerInformationFormat", "JSON"))
+
+
+def _user_managed(api: Api) -> Any:
+    """Contexts without memory of their own."""
+    return api.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
 
 
 def _deserialize(api: Api, path: Path) -> ICudaEngine:

@@ -130,6 +130,8 @@ class Builder(Protocol):
 
 
 class EngineInspector(Protocol):
+    execution_context: Any
+
     def get_engine_information(self, format: Any) -> str: ...
 
 

@@ -22,7 +22,7 @@ from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Tensors, device_name, full_fp32
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.engine.trt import inspect
-from d4m_fast.errors import ModelError
+from d4m_fast.errors import ModelError, PreflightError
 from d4m_fast.export.hoist import hoist_context
 from d4m_fast.export.job import ExportJob
 from d4m_fast.export.judge import GUIDANCE, candidate, judge, speed
@@ -57,11 +57,12 @@ def certify(job: ExportJob) -> Stream[str]:
         ModelError: there is none, or it is not near enough to PyTorch.
         DamageError: its files changed since they were exported.
     """
+    # Versions are written anew: a set exported on one machine is certified under those of another.
     artifact = find(job.key, job.artifacts)
     if artifact is None:
         raise ModelError(f"{job.path}: nothing exported there; run d4m-fast export without --certify")
-    artifact.check_files(job.model.sha256)
-    return Stream(3, _certify(job, dict(artifact.certificate)))
+    artifact.check_bytes(job.model.sha256)
+    return Stream(3, _certify(job, {**artifact.certificate, "versions": _run_with(artifact.certificate["library"])}))
 
 
 def _export(job: ExportJob, say: Say) -> Iterator[str]:
@@ -127,6 +128,7 @@ def _write_onnx(job: ExportJob, component: Component, calls: list[Tensors]) -> d
             metadata=_metadata(job),
             for_ort=job.key.engine == "onnx",
         )
+    job.require_countable(component, report.elements_per_row)
     part = {**asdict(report), "static_rows": job.rows(component)}
     if whole != final:
         feeds = ({name: x.cpu().numpy() for name, x in call.items()} for call in _fitting(job, component, calls))
@@ -155,6 +157,18 @@ def _fitting(job: ExportJob, component: Component, calls: list[Tensors]) -> Iter
 def _metadata(job: ExportJob) -> dict[str, str]:
     made_with = {f"version {name}": version for name, version in _versions().items()}
     return {"model_sha256": job.model.sha256, "resolution": str(job.resolution), **made_with}
+
+
+def _run_with(library: str) -> dict[str, str]:
+    """Versions of what runs the set.
+
+    Raises:
+        PreflightError: none is on record, so that another could not be told from it.
+    """
+    found = {name: version for name, version in versions(*RUN_WITH[library]).items() if version != "not installed"}
+    if not found:
+        raise PreflightError(f"no version of {library} on record: install it from {' or '.join(RUN_WITH[library])}")
+    return found
 
 
 def _versions() -> dict[str, str]:
@@ -192,7 +206,8 @@ def _inspect(job: ExportJob, component: Component) -> dict[str, int]:
     assert job.api is not None
     path = job.path / f"{component}.engine"
     sides = job.score_sides() if component == "unet" else []
-    return check_engine(inspect(job.api, path), job.config.precision, sides, str(path))
+    stream = int(torch.cuda.current_stream(job.device).cuda_stream)
+    return check_engine(inspect(job.api, path, component, stream), job.config.precision, sides, str(path))
 
 
 def _begin(job: ExportJob, parts: dict[Component, dict[str, Any]]) -> dict[str, Any]:
@@ -212,7 +227,7 @@ def _begin(job: ExportJob, parts: dict[Component, dict[str, Any]]) -> dict[str, 
         "model": job.model.name,
         "revision": job.model.revision,
         "model_sha256": job.model.sha256,
-        "versions": {n: v for n, v in versions(*RUN_WITH[library]).items() if v != "not installed"},
+        "versions": _run_with(library),
         "exported_with": _versions(),
         "options": asdict(job.config),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -12,7 +12,7 @@ from d4m_fast.config import ExportConfig
 from d4m_fast.data import files
 from d4m_fast.data.dataset import open_source
 from d4m_fast.data.records import Source
-from d4m_fast.engine.artifacts import Artifact, Key, find
+from d4m_fast.engine.artifacts import ELEMENTS, Artifact, Key, find
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.runtime import compute_capability, device_name, resolve_device
@@ -65,7 +65,20 @@ class ExportJob:
     def profiles(self, component: Component, elements_per_row: int) -> tuple[Range, ...]:
         """Of an engine; no activation reaches 2^31 elements, so that the decoder's may end before the UNet's."""
         most = self.config.max_batch * SIGNATURES[component].halves
-        return ranges(max(1, min(most, (2**31 - 1) // elements_per_row)), self.rows(component))
+        return ranges(max(1, min(most, ELEMENTS // elements_per_row)), self.rows(component))
+
+    def require_countable(self, component: Component, elements_per_row: int) -> None:
+        """Refuse a fixed batch whose activations reach 2^31 elements; a free one is cut.
+
+        Raises:
+            ModelError: this one's do.
+        """
+        rows = self.rows(component)
+        if rows is not None and rows * elements_per_row > ELEMENTS:
+            most = ELEMENTS // elements_per_row // SIGNATURES[component].halves
+            raise ModelError(
+                f"--static-batch: {component} takes {most} images at most, for 2^31 elements of an activation"
+            )
 
     def score_sides(self) -> list[int]:
         """Queries of the UNet's attention levels, where no other axis of Stable Diffusion is as long."""
@@ -90,10 +103,11 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     schedule = open_schedule(model.path, STEPS, STRENGTH)
     targets = _targets(config, device) if config.engine == "tensorrt" else ()
     key = Key(model.sha256, config.engine, config.precision, resolution, config.static_batch, targets)
-    compared_on = torch.device("cpu") if config.targets else device
+    compared_on = _compared_on(config, device)
     job = ExportJob(config, model, open_source(config.data), schedule, key, artifacts, compared_on, api)
     weights = sum(file.stat().st_size for file in model.path.rglob("*.safetensors"))
-    files.require_room(job.path, 2 * weights, "exports")  # fp32 from weights that may be stored in half precision
+    # fp32, from weights that may be stored in half precision
+    files.require_room(files.Need(job.path, 2 * weights, "exports"))
     return job
 
 
@@ -110,6 +124,12 @@ def _api(config: ExportConfig, device: torch.device) -> Api:
     return load_trt("tensorrt")
 
 
+def _compared_on(config: ExportConfig, device: torch.device) -> torch.device:
+    """The device here, unless engines are for others only."""
+    here = not config.targets or (device.type != "cpu" and compute_capability(device) in config.targets)
+    return device if here else torch.device("cpu")
+
+
 def _targets(config: ExportConfig, device: torch.device) -> tuple[str, ...]:
     return config.targets if config.targets else (compute_capability(device),)
 
@@ -119,8 +139,16 @@ def exported(job: ExportJob) -> Artifact | None:
     try:
         artifact = find(job.key, job.artifacts)
         if artifact is not None:
+            if _of_other_options(artifact, job.config):
+                return None
             artifact.check_files(job.model.sha256)
             artifact.check_status(device_name(job.device), unverified=not job.runnable)
     except (ModelError, DamageError):
         return None
     return artifact
+
+
+def _of_other_options(artifact: Artifact, config: ExportConfig) -> bool:
+    """Whether it was made or compared otherwise; the key has the rest."""
+    made = artifact.certificate["options"]
+    return any(made.get(name) != getattr(config, name) for name in ("data", "max_batch", "level", "images"))

@@ -101,10 +101,17 @@ def _parity(batch: int, call: Tensors, expected: Tensors, got: Tensors, guidance
     return Parity(
         batch,
         timestep,
-        max(float((y - x).abs().max()) for x, y in pairs),
-        max(_relative_l2(x, y) for x, y in pairs),
-        None if guidance is None else max(_relative_l2(_guided(x, guidance), _guided(y, guidance)) for x, y in pairs),
+        _worst(float((y - x).abs().max()) for x, y in pairs),
+        _worst(_relative_l2(x, y) for x, y in pairs),
+        None
+        if guidance is None
+        else _worst(_relative_l2(_guided(x, guidance), _guided(y, guidance)) for x, y in pairs),
     )
+
+
+def _worst(errors: Iterable[float]) -> float:
+    """NaN is worse than any number, wherever it stands."""
+    return max(errors, key=_or_inf)
 
 
 def _relative_l2(expected: torch.Tensor, got: torch.Tensor) -> float:

@@ -259,12 +259,12 @@ def check_engine(information: str, precision: FloatType, score_sides: Sequence[i
             a matrix of attention scores, which fused attention never writes.
 
     Raises:
-        ModelError: nothing runs in the precision asked for, or attention is not fused.
+        ModelError: all that is known runs in another precision than asked for, or attention is not fused.
     """
     layers = [layer for layer in json.loads(information)["Layers"] if isinstance(layer, dict)]
     outputs = [output for layer in layers for output in layer.get("Outputs", [])]
     kinds = Counter("fp16" if _is_half(o) else "fp32" if _is_float(o) else "other" for o in outputs)
-    if not kinds[precision]:
+    if kinds["fp16"] + kinds["fp32"] > 0 and not kinds[precision]:
         raise ModelError(f"{name}: {precision} was asked for, but the engine's layers write {dict(kinds)}")
     for output in outputs:
         if any(_pairs(output.get("Dimensions", []), side) for side in score_sides):
@@ -273,7 +273,7 @@ def check_engine(information: str, precision: FloatType, score_sides: Sequence[i
 
 
 def _is_half(output: Mapping[str, Any]) -> bool:
-    return any(word in str(output.get("Format/Datatype", "")) for word in ("FloatType", "FP16"))
+    return any(word in str(output.get("Format/Datatype", "")) for word in ("Half", "FP16"))
 
 
 def _is_float(output: Mapping[str, Any]) -> bool:

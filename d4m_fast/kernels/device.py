@@ -11,7 +11,6 @@ their float16 halves, two float32 scores per point and cluster, and in Gram spac
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,25 +22,12 @@ from d4m_fast.kernels.backend import Backend, DeviceArray, DeviceMethod, Shape, 
 from d4m_fast.kernels.batch import Batch
 from d4m_fast.kernels.cuda import CupyBackend, device_of
 from d4m_fast.kernels.device_seeding import choose_seeds
-from d4m_fast.kernels.kmeans import DUPLICATES, KMeansResult
-from d4m_fast.kernels.problem import LARGEST_SQUARE, Array, Float64, Int64, _check_shape, generator
+from d4m_fast.kernels.problem import LARGEST_SQUARE, Float64, Int64, check_shape, generator
+from d4m_fast.kernels.request import Options, Request
+from d4m_fast.kernels.result import DUPLICATES, KMeansResult, Outcome, effective_k, summarize
 from d4m_fast.kernels.roofline import gram_pays
 
 LARGEST_K = 65_535  # blocks along an axis of a grid
-
-log = logging.getLogger(__name__)
-Outcome = KMeansResult | DataError
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """As of `kmeans`."""
-
-    method: str = "auto"
-    seed: int = 0
-    n_init: int = 1
-    max_iter: int = 300
-    refine: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,37 +47,22 @@ class Task:
     weights: DeviceArray | None
 
 
-def solve_on_gpu(
-    problems: Sequence[Any],
-    ks: Sequence[int],
-    ids: Sequence[int],
-    starts: Sequence[Any],
-    weights: Sequence[Any],
-    options: Options,
-) -> list[Outcome]:
+def solve_on_gpu(asked: Sequence[Request], options: Options) -> list[Outcome]:
     """`solve` on the GPU that holds the problems.
 
     Raises:
         UsageError: they are not all on one, or what `solve` refuses.
         PreflightError: no CuPy.
     """
-    places = {device_of(points) for points in problems}
+    places = {device_of(request.points) for request in asked}
     (device,) = places if len(places) == 1 else (None,)
     if device is None:
         raise UsageError("k-means got problems on several devices, or some in memory: move them to one")
-    return solve(CupyBackend(device), problems, ks, ids, starts, weights, options)
+    return solve(CupyBackend(device), asked, options)
 
 
-def solve(
-    backend: Backend,
-    problems: Sequence[Any],
-    ks: Sequence[int],
-    ids: Sequence[int],
-    starts: Sequence[Any],
-    weights: Sequence[Any],
-    options: Options,
-) -> list[Outcome]:
-    """Cluster each problem; arguments as of `kmeans`. The result of each, in NumPy, or what is wrong with it.
+def solve(backend: Backend, asked: Sequence[Request], options: Options) -> list[Outcome]:
+    """Cluster each problem. The result of each, in NumPy, or what is wrong with it.
 
     Raises:
         UsageError: method "minibatch", which runs on the CPU.
@@ -99,8 +70,7 @@ def solve(
     if options.method == "minibatch":
         raise UsageError("k-means method 'minibatch' runs on the CPU: move the points there")
     with backend.scope():
-        given = zip(problems, ks, ids, starts, weights, strict=True)
-        outcomes: list[Outcome | Task] = [_task(backend, *problem) for problem in given]
+        outcomes: list[Outcome | Task] = [_task(backend, request) for request in asked]
         sound = {place: task for place, task in enumerate(outcomes) if isinstance(task, Task)}
         for shape, lot in _lots(backend, sound, options):
             for place, outcome in zip(lot, _solve_lot(backend, shape, list(lot.values()), options), strict=True):
@@ -108,14 +78,15 @@ def solve(
     return [outcome for outcome in outcomes if not isinstance(outcome, Task)]
 
 
-def _task(backend: Backend, points: Any, k: int, key: int, start: Any, weights: Any) -> Task | DataError:
-    task = Task(backend.array(points), k, key, _array(backend, start), _array(backend, weights))
+def _task(backend: Backend, request: Request) -> Task | DataError:
+    start, weights = _array(backend, request.start), _array(backend, request.weights)
+    task = Task(backend.array(request.points), request.k, request.id, start, weights)
     try:
-        _check_shape(task.points, k, key)
+        check_shape(task.points, task.k, task.id)
     except DataError as error:
         return error
     problem = _wrong_extent(task) or _wrong_extras(backend, task)
-    return DataError(f"class {key}: {problem}") if problem else task
+    return DataError(f"class {task.id}: {problem}") if problem else task
 
 
 def _array(backend: Backend, values: Any) -> DeviceArray | None:
@@ -266,32 +237,8 @@ def _results(backend: Backend, batch: Batch, lot: Sequence[Task]) -> list[KMeans
     for slot, (task, labels, distances, weights, squares, passes) in enumerate(zip(lot, *state, strict=False)):
         n, d = task.points.shape
         centroids = backend.host(batch.centroids(slot)[: task.k, :d])
-        result = _result(centroids, labels[:n].astype(np.int64), distances[:n], weights[:n], int(passes))
-        duplicates = result.inertia <= DUPLICATES * squares[:n].sum()
-        found.append(replace(result, effective_k=_distinct(backend, task)) if duplicates else result)
+        result = summarize(centroids, labels[:n].astype(np.int64), distances[:n], weights[:n], int(passes))
+        if result.inertia <= DUPLICATES * squares[:n].sum():
+            result = replace(result, effective_k=effective_k(backend.host(task.points), task.k, task.id))
+        found.append(result)
     return found
-
-
-def _result(centroids: Array, labels: Int64, distances: Float64, weights: Float64, passes: int) -> KMeansResult:
-    k = len(centroids)
-    per_cluster = np.bincount(labels, weights=distances * weights, minlength=k).astype(np.float64)
-    order = np.lexsort((distances, labels))  # stable: equals stay in index order
-    sizes = np.bincount(labels, minlength=k)
-    return KMeansResult(
-        centroids=centroids,
-        labels=labels,
-        sizes=sizes,
-        inertia=float(per_cluster.sum()),
-        inertia_per_cluster=per_cluster,
-        medoids=order[np.cumsum(sizes) - sizes],
-        iterations=passes,
-        effective_k=k,
-    )
-
-
-def _distinct(backend: Backend, task: Task) -> int:
-    """Distinct points, at most k; a warning where they are fewer."""
-    distinct = len({row.tobytes() for row in backend.host(task.points)})
-    if distinct < task.k:
-        log.warning("class %d: only %d distinct points for k = %d", task.id, distinct, task.k)
-    return min(task.k, distinct)

@@ -100,7 +100,7 @@ struct Clusters {
 };
 
 // Hartigan's refinement, a block per problem: sweeps over the points that would lower the inertia by more than least[b]
-// when moved to another cluster, until none is or `most` sweeps were made. Scratch: flags (B, N).
+// of their weight when moved to another cluster, until none is or `most` sweeps were made. Scratch: flags (B, N).
 KERNEL hartigan(const float *gram, const double *squares, const double *weights, const double *least,
                        const int *n, const int *k, i64 most, i64 N, i64 K, double *sums, double *inner, double *mass,
                        int *sizes, int *flags, int *labels, int *sweeps)
@@ -115,13 +115,13 @@ KERNEL hartigan(const float *gram, const double *squares, const double *weights,
     for (bool again = count > 0; again && sweep < most; ++sweep) {
         again = false;
         for (int i = threadIdx.x; i < count; i += BLOCK)
-            flags[i] = state.leaving(i) - state.best_of(i, 0, 1).value > least[b];
+            flags[i] = state.leaving(i) - state.best_of(i, 0, 1).value > least[b] * state.weights[i];
         __syncthreads();
         for (int i = 0; i < count; ++i) {
             if (!flags[i])
                 continue;
             Best best = block_best(state.best_of(i, threadIdx.x, BLOCK), parts);
-            if (state.leaving(i) - best.value <= least[b])
+            if (state.leaving(i) - best.value <= least[b] * state.weights[i])
                 continue;
             state.move(i, best.index);
             again = true;

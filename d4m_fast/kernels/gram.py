@@ -19,8 +19,8 @@ GAIN = 1e-6
 BLUR = 1e-7
 """Of the mean squared norm: about the error of a float32 product."""
 MAX_SWEEPS = 100
-PASSES = 4
-"""Passes' worth of products that seeding and Lloyd take on the points: most touch only the clusters that changed."""
+PASSES = 3
+"""Passes' worth of products that Lloyd takes on the points: most touch only the clusters that changed."""
 
 
 def pays(n: int, d: int, k: int, *, refine: bool, seedings: int) -> bool:
@@ -28,9 +28,11 @@ def pays(n: int, d: int, k: int, *, refine: bool, seedings: int) -> bool:
 
     To refine needs Gram space, and pays where that has no more elements than the points: wide points are where Lloyd
     stops early. Without, it pays where n^2 d operations of the symmetric product are fewer than those on the points,
-    2 n d k for each of `PASSES` passes' worth of products, for each of `seedings` (0: initial centres are given).
+    2 n d k for each of `PASSES` passes' worth of products and for one more where it seeds, `seedings` times (0: initial
+    centres are given).
     """
-    direct = max(1, seedings) * 2.0 * n * d * k * PASSES
+    passes = seedings * (1 + PASSES) if seedings else PASSES
+    direct = passes * 2.0 * n * d * k
     return 4 * n * n <= LARGEST_GRAM and (n <= d if refine else float(n) * n * d < direct)
 
 

@@ -17,19 +17,18 @@ score matrix, float64 centroids; in Gram space an (n, n) float32 and two (k, n) 
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
-import operator
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from d4m_fast.errors import DataError, UsageError
+from d4m_fast.errors import DataError
 from d4m_fast.kernels import direct, gram
 from d4m_fast.kernels.cuda import device_of
 from d4m_fast.kernels.minibatch import official_centres
@@ -45,62 +44,10 @@ from d4m_fast.kernels.problem import (
     squared_norms,
     weighted_sum,
 )
+from d4m_fast.kernels.request import Method, Options, Request, requests, require_fit
+from d4m_fast.kernels.result import DUPLICATES, BadProblems, KMeansResult, Outcome, effective_k, summarize
 
-Method = Literal["auto", "direct", "gram", "minibatch"]
-DUPLICATES = 1e-12
-"""Of the squared norms: inertia that rounding leaves where every point equals its centroid."""
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class KMeansResult:
-    """The clusters of one problem of n points in D dimensions.
-
-    Attributes:
-        centroids: (k, D) float32, the weighted mean of each cluster's points; of "minibatch", what its updates left.
-        labels: (n,) int64, the cluster of each point.
-        sizes: (k,) int64, the points of each cluster, all at least 1, but of "minibatch".
-        inertia: weighted sum of squared distances of the points to their centroids.
-        inertia_per_cluster: (k,) float64, its parts.
-        medoids: (k,) int64, the point nearest to each centroid among its cluster's (of "minibatch": among all); the
-            lowest index of equals.
-        iterations: assignment passes made, the last of which changed nothing unless `max_iter` came first.
-        effective_k: k, or how many points are distinct where these are fewer: so many different centroids there are.
-    """
-
-    centroids: Float32
-    labels: Int64
-    sizes: Int64
-    inertia: float
-    inertia_per_cluster: Float64
-    medoids: Int64
-    iterations: int
-    effective_k: int
-
-
-class BadProblems(DataError):
-    """Some problems could not be clustered; the others were.
-
-    Attributes:
-        results: of every problem in its place, None for the bad ones.
-        errors: what is wrong with each bad one, by place.
-    """
-
-    def __init__(self, outcomes: Sequence[KMeansResult | DataError]) -> None:
-        self.results = [None if isinstance(o, DataError) else o for o in outcomes]
-        self.errors = {place: o for place, o in enumerate(outcomes) if isinstance(o, DataError)}
-        first, *others = map(str, self.errors.values())
-        super().__init__(first + (f" (and {len(others)} more: {'; '.join(others)})" if others else ""))
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    method: Method
-    seed: int
-    n_init: int
-    max_iter: int
-    refine: bool
+__all__ = ["BadProblems", "KMeansResult", "Method", "kmeans"]
 
 
 def kmeans(
@@ -145,69 +92,39 @@ def kmeans(
         UsageError: no such method, or options that do not fit together.
         PreflightError: "minibatch" without scikit-learn.
     """
-    _check_options(method, n_init, max_iter, init, weights)
-    count = len(problems)
-    ks = _one_each("k", [operator.index(k)] * count if not isinstance(k, Sequence) else k, count)
-    keys = _one_each("ids", range(count) if ids is None else ids, count)
-    starts = _one_each("init", [None] * count if init is None else init, count)
-    loads = _one_each("weights", [None] * count if weights is None else weights, count)
-    options = _Options(method, seed, n_init, max_iter, refine)
-
-    def solve(place: int) -> KMeansResult | DataError:
-        try:
-            problem = prepare(problems[place], ks[place], int(keys[place]), loads[place])
-            return _solve(problem, starts[place], options)
-        except DataError as error:
-            return error
-
+    asked, options = requests(problems, k, ids, init, weights), Options(method, seed, n_init, max_iter, refine)
+    require_fit(asked, options)
     if any(device_of(points) is not None for points in problems):
-        outcomes = _on_gpu(problems, ks, [int(key) for key in keys], starts, loads, options)
+        outcomes = _on_gpu(asked, options)
     else:
-        workers = min(_cpus() if threads is None else threads, max(1, count))
+        workers = min(_cpus() if threads is None else threads, max(1, len(asked)))
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-            outcomes = list(pool.map(solve, range(count)))
+            outcomes = list(pool.map(partial(_outcome, options=options), asked))
     results = [outcome for outcome in outcomes if not isinstance(outcome, DataError)]
-    if len(results) < count:
+    if len(results) < len(asked):
         raise BadProblems(outcomes)
     return results
 
 
-def _on_gpu(
-    problems: Sequence[Any],
-    ks: Sequence[int],
-    keys: Sequence[int],
-    starts: Sequence[Any],
-    loads: Sequence[Any],
-    options: _Options,
-) -> list[KMeansResult | DataError]:
-    from d4m_fast.kernels import device  # which imports this module
+def _on_gpu(asked: Sequence[Request], options: Options) -> list[Outcome]:
+    from d4m_fast.kernels.device import solve_on_gpu
 
-    given = device.Options(options.method, options.seed, options.n_init, options.max_iter, options.refine)
-    return device.solve_on_gpu(problems, ks, keys, starts, loads, given)
+    return solve_on_gpu(asked, options)
 
 
 def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else multiprocessing.cpu_count()
 
 
-def _check_options(method: str, n_init: int, max_iter: int, init: object, weights: object) -> None:
-    if method not in ("auto", "direct", "gram", "minibatch"):
-        raise UsageError(f"no k-means method '{method}'; use auto, direct, gram or minibatch")
-    if method == "minibatch" and (init is not None or n_init > 1 or weights is not None):
-        raise UsageError("k-means method 'minibatch' runs once, from its own centres and without weights")
-    if n_init < 1 or max_iter < 1:
-        raise UsageError(f"k-means needs n_init and max_iter of at least 1, not {n_init} and {max_iter}")
-    if init is not None and n_init > 1:
-        raise UsageError("k-means from given centres runs once: leave n_init at 1")
+def _outcome(request: Request, options: Options) -> Outcome:
+    try:
+        problem = prepare(request.points, request.k, request.id, request.weights)
+        return _solve(problem, request.start, options)
+    except DataError as error:
+        return error
 
 
-def _one_each(name: str, values: Sequence[Any], count: int) -> Sequence[Any]:
-    if len(values) != count:
-        raise UsageError(f"k-means got {count} problems but {len(values)} {name}")
-    return values
-
-
-def _solve(problem: Problem, start: Any, options: _Options) -> KMeansResult:
+def _solve(problem: Problem, start: Any, options: Options) -> KMeansResult:
     n = len(problem.points)
     if options.method == "minibatch":
         return _official(problem, generator(options.seed, problem.id))
@@ -220,13 +137,13 @@ def _solve(problem: Problem, start: Any, options: _Options) -> KMeansResult:
     return min((_result(problem, labels, passes) for labels, passes in runs), key=lambda result: result.inertia)
 
 
-def _gram_pays(problem: Problem, start: Any, options: _Options) -> bool:
+def _gram_pays(problem: Problem, start: Any, options: Options) -> bool:
     seedings = options.n_init if start is None else 0
     n, d = problem.points.shape
     return gram.pays(n, d, problem.k, refine=options.refine, seedings=seedings)
 
 
-def _direct_runs(problem: Problem, start: Any, options: _Options) -> list[tuple[Int64, int]]:
+def _direct_runs(problem: Problem, start: Any, options: Options) -> list[tuple[Int64, int]]:
     if start is not None:
         first = direct.assign(problem, given_centres(problem, start))
         labels, passes = direct.lloyd(problem, first, options.max_iter - 1)
@@ -236,7 +153,7 @@ def _direct_runs(problem: Problem, start: Any, options: _Options) -> list[tuple[
     return [direct.lloyd(problem, labels, options.max_iter) for labels in seedings]
 
 
-def _gram_runs(problem: Problem, start: Any, options: _Options) -> list[tuple[Int64, int]]:
+def _gram_runs(problem: Problem, start: Any, options: Options) -> list[tuple[Int64, int]]:
     products, rng = gram.gram_matrix(problem), generator(options.seed, problem.id)
     if start is not None:
         labels = direct.assign(problem, given_centres(problem, start))
@@ -245,7 +162,7 @@ def _gram_runs(problem: Problem, start: Any, options: _Options) -> list[tuple[In
     return [_gram_run(problem, products, labels, 0, options) for labels in seedings]
 
 
-def _gram_run(problem: Problem, products: Float32, labels: Int64, passes: int, options: _Options) -> tuple[Int64, int]:
+def _gram_run(problem: Problem, products: Float32, labels: Int64, passes: int, options: Options) -> tuple[Int64, int]:
     """Lloyd and Hartigan in Gram space, then Lloyd on the points if that can still change anything."""
     if passes >= options.max_iter:
         return labels, passes
@@ -266,36 +183,21 @@ def _official(problem: Problem, rng: np.random.Generator) -> KMeansResult:
     direct.score(problem, centres, np.arange(problem.k), scores)
     labels = direct.nearest(problem, centres, scores)
     distances = squared_distances(problem.points, centres, labels)
-    sizes = np.bincount(labels, minlength=problem.k)
-    return KMeansResult(
-        centroids=official.astype(np.float32),
-        labels=labels,
-        sizes=sizes,
-        inertia=float(distances.sum()),
-        inertia_per_cluster=np.bincount(labels, weights=distances, minlength=problem.k).astype(np.float64),
-        medoids=direct.closest_points(problem, centres, scores),
-        iterations=len(problem.points) // problem.k,
-        effective_k=_effective_k(problem, float(distances.sum())),
-    )
+    passes = len(problem.points) // problem.k
+    found = summarize(official.astype(np.float32), labels, distances, None, passes)
+    return replace(_counted(problem, found), medoids=direct.closest_points(problem, centres, scores))
 
 
 def _result(problem: Problem, labels: Int64, iterations: int) -> KMeansResult:
     centroids, distances = _means_and_distances(problem, labels)
-    weighted = distances if problem.weights is None else distances * problem.weights
-    per_cluster = np.bincount(labels, weights=weighted, minlength=problem.k).astype(np.float64)
-    order = np.lexsort((distances, labels))  # stable: equals stay in index order
-    sizes = np.bincount(labels, minlength=problem.k)
-    inertia = float(per_cluster.sum())
-    return KMeansResult(
-        centroids=centroids,
-        labels=labels,
-        sizes=sizes,
-        inertia=inertia,
-        inertia_per_cluster=per_cluster,
-        medoids=order[np.cumsum(sizes) - sizes],
-        iterations=iterations,
-        effective_k=_effective_k(problem, inertia),
-    )
+    return _counted(problem, summarize(centroids, labels, distances, problem.weights, iterations))
+
+
+def _counted(problem: Problem, result: KMeansResult) -> KMeansResult:
+    """With its `effective_k`: points are compared only where the inertia says that there may be too few."""
+    if result.inertia > DUPLICATES * problem.squares.sum():
+        return result
+    return replace(result, effective_k=effective_k(problem.points, problem.k, problem.id))
 
 
 def _means_and_distances(problem: Problem, labels: Int64) -> tuple[Float32, Float64]:
@@ -310,12 +212,3 @@ def _means_and_distances(problem: Problem, labels: Int64) -> tuple[Float32, Floa
         # Centred points have lost the last bits of those far off the common mean.
         centroids[c] = weighted_sum(problem.given[members], weights) / mass if problem.shift.any() else mean
     return centroids, distances
-
-
-def _effective_k(problem: Problem, inertia: float) -> int:
-    if inertia > DUPLICATES * problem.squares.sum():
-        return problem.k
-    distinct = len({row.tobytes() for row in problem.points})
-    if distinct < problem.k:
-        log.warning("class %d: only %d distinct points for k = %d", problem.id, distinct, problem.k)
-    return min(problem.k, distinct)

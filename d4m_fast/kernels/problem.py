@@ -68,7 +68,7 @@ def prepare(points: Any, k: int, key: int, weights: Any = None) -> Problem:
         DataError: names the class and what is wrong with it.
     """
     given = _array(points, "points", key)
-    _check_shape(given, k, key)
+    check_shape(given, k, key)
     rows = np.ascontiguousarray(given, np.float32)
     squares = _finite_squares(rows, key)
     shift: Float32 = rows.mean(axis=0)
@@ -87,7 +87,12 @@ def _array(values: Any, what: str, key: int) -> Array:
         raise DataError(f"class {key}: its {what} are no array in memory that NumPy can read: {error}") from error
 
 
-def _check_shape(points: Array, k: int, key: int) -> None:
+def check_shape(points: Any, k: int, key: int) -> None:
+    """Of an array in memory or on a device.
+
+    Raises:
+        DataError: names the class and what is wrong with it.
+    """
     if points.ndim != 2 or points.shape[1] == 0:
         raise DataError(f"class {key}: points of shape {points.shape}, not (n, D)")
     if points.dtype not in (np.float16, np.float32):

@@ -19,6 +19,7 @@ from d4m_fast.kernels.batch import Batch
 from d4m_fast.kernels.cuda import CupyBackend
 from d4m_fast.kernels.kmeans import KMeansResult, kmeans
 from d4m_fast.kernels.problem import Array
+from d4m_fast.kernels.request import Options, requests
 
 Results = Sequence[KMeansResult]
 
@@ -29,8 +30,8 @@ IMAGENET = Shape("float16", "gram", 1344, 16_384, 56)  # 1,300 points and 50 clu
 REPEATS = 7
 
 
-def selfcheck(backend: Backend | None = None) -> dict[str, Any]:
-    """Check a backend, by default the first GPU, which is timed as well.
+def selfcheck(backend: Backend | None = None, *, gpu: int = 0) -> dict[str, Any]:
+    """Check a backend, by default a GPU's by its number, which is timed as well.
 
     Returns:
         "checks": a list of {"name", "passed", "error"}, the error being the largest deviation; "timings": a list of
@@ -39,7 +40,7 @@ def selfcheck(backend: Backend | None = None) -> dict[str, Any]:
     Raises:
         PreflightError: no CuPy.
     """
-    chosen = CupyBackend(0) if backend is None else backend
+    chosen = CupyBackend(gpu) if backend is None else backend
     found = [_verdict(name, check, chosen) for name, check in CHECKS.items()]
     timings = list(_timings(chosen)) if isinstance(chosen, CupyBackend) else []
     return {"checks": found, "timings": timings}
@@ -70,10 +71,8 @@ def _starts(problems: Sequence[Array], ks: Sequence[int]) -> list[Array]:
 
 
 def _solved(backend: Backend, problems: Sequence[Array], ks: Sequence[int], **options: Any) -> list[Any]:
-    nothing = [None] * len(problems)
-    starts, weights = options.pop("starts", nothing), options.pop("weights", nothing)
-    ids = options.pop("ids", range(len(problems)))
-    return [*device.solve(backend, problems, ks, ids, starts, weights, device.Options(**options))]
+    given = (options.pop(name, None) for name in ("ids", "starts", "weights"))
+    return [*device.solve(backend, requests(problems, ks, *given), Options(**options))]
 
 
 def _deviation(got: Results, expected: Results) -> float:
@@ -181,7 +180,9 @@ def _best_move(points: Array, result: KMeansResult) -> float:
 
 def _weights(backend: Backend) -> tuple[float, float]:
     problems, ks = _problems()
-    weights = [np.random.default_rng(n).uniform(0.5, 3, len(points)) for n, points in enumerate(problems)]
+    scales = (1.0, 1e-7, 1e6, 1.0)  # a result does not depend on it
+    drawn = (np.random.default_rng(n).uniform(0.5, 3, len(points)) for n, points in enumerate(problems))
+    weights = [scale * values for scale, values in zip(scales, drawn, strict=True)]
     starts = _starts(problems, ks)
     got = _solved(backend, problems, ks, starts=starts, weights=weights, method="gram")
     return _deviation(got, kmeans(problems, ks, init=starts, weights=weights, method="gram")), 0.0

@@ -23,12 +23,13 @@ class Build:
     peak_bytes: float | None
 
 
-def read_profile(file: Path, gpu: Gpu) -> tuple[dict[str, Share], Build | None]:
-    """Shares of `gpu`'s peak by stage, and what the engine's build took if the file says so.
+def read_profile(file: Path, gpu: Gpu, engine: str, precision: str) -> tuple[dict[str, Share], Build | None]:
+    """Shares of `gpu`'s peak in a precision by stage, and what the engine's build took if the file says so.
 
     The file is what `d4m-fast profile --json` prints, or the certify.json of `d4m-fast certify`: `{"stages": {stage:
     {"share_of_peak": 0..1, "engine", "batch", "images_per_second", "peak_bytes", "gflops"}}, "machine": {"device"}}`;
-    a stage may also be a list of such records, of which the best counts. `"engine_build_seconds"` and
+    a stage may also be a list of such records, of which the best of the engine counts, of any where it is "auto".
+    `"engine_build_seconds"` and
     `"engine_build_peak_bytes"` may stand beside `"stages"`. Of a profile made on such a GPU GFLOP/s count, over the
     maker's peak; elsewhere the share of the peak that was measured there is carried over.
 
@@ -37,16 +38,20 @@ def read_profile(file: Path, gpu: Gpu) -> tuple[dict[str, Share], Build | None]:
     """
     value = _load(file)
     device = _device(value)
-    peak = gpu.flops if gpu.name.split()[0] in device else None
+    peak = gpu.flops[precision] if gpu.name.split()[0] in device else None
     source = f"measured, {file.name}" if peak is not None or not device else f"measured, {file.name}, on {device}"
     shares = {}
     for stage in STAGES:
-        measured = [_share(file, stage, record, peak) for record in _records(value["stages"].get(stage))]
+        records = [record for record in _records(value["stages"].get(stage)) if _is_of(record, engine)]
+        measured = [_share(file, stage, record, peak) for record in records]
         if measured:
             best = max(measured)
             shares[stage] = Share(best, best, source)
     if not shares:
-        raise DataError(f"{file}: none of the stages {', '.join(STAGES)} in it; make it with d4m-fast profile --json")
+        of = "" if engine == "auto" else f" of --engine {engine}"
+        raise DataError(
+            f"{file}: none of the stages {', '.join(STAGES)}{of} in it; make it with d4m-fast profile --json"
+        )
     return shares, _build(file, value)
 
 
@@ -63,6 +68,12 @@ def _load(file: Path) -> dict[str, Any]:
 def _records(found: Any) -> Iterator[Any]:
     if found is not None:
         yield from found if isinstance(found, list) else (found,)
+
+
+def _is_of(record: Any, engine: str) -> bool:
+    """A certificate's engines have their precision in the name: onnx-fp16."""
+    own = record.get("engine") if isinstance(record, dict) else None
+    return engine == "auto" or own is None or str(own).split("-")[0] == engine
 
 
 def _device(value: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,6 +96,8 @@ class Share:
 
 
 Shares = Mapping[str, Share]
+Work = tuple[float, Share]
+"""FLOP, and the part of the peak they are done at."""
 ASSUMED = Share(*SHARES, "assumed until calibrated")
 
 
@@ -141,15 +143,14 @@ def _per_image(request: PlanRequest, shapes: Shapes) -> list[Figure]:
     ]
 
 
-def _hours(stage: str, flops: float, request: PlanRequest, share: Share) -> Figure:
-    def hours(part: float) -> float:
-        return flops / (request.gpu.flops * part) / 3600
-
-    formula = (
-        f"{flops:.4g} FLOP / ({request.gpu.flops:.4g} FLOP/s x {share.low:.3g} to {share.high:.3g}, {share.source})"
-        " / 3600"
+def _hours(stage: str, work: Sequence[Work], request: PlanRequest) -> Figure:
+    peak = request.gpu.flops[request.precision]
+    low, high = (
+        sum(flops / (peak * part) / 3600 for flops, part in parts)
+        for parts in ([(flops, s.high) for flops, s in work], [(flops, s.low) for flops, s in work])
     )
-    return Figure(stage, "GPU-hours", hours(share.high), hours(share.low), "hours", formula)
+    terms = (f"{flops:.4g} FLOP / ({peak:.4g} FLOP/s x {s.low:.3g} to {s.high:.3g}, {s.source})" for flops, s in work)
+    return Figure(stage, "GPU-hours", low, high, "hours", f"({' + '.join(terms)}) / 3600")
 
 
 def _wall(figure: Figure, gpus: int) -> Figure:
@@ -157,23 +158,25 @@ def _wall(figure: Figure, gpus: int) -> Figure:
     return Figure(figure.stage, "hours", figure.low / gpus, figure.high / gpus, "hours", formula)
 
 
-def _stage(stage: str, flops: float, formula: str, request: PlanRequest, share: Share) -> list[Figure]:
-    hours = _hours(stage, flops, request, share)
+def _stage(stage: str, formula: str, request: PlanRequest, *work: Work) -> list[Figure]:
+    hours, flops = _hours(stage, work, request), sum(flops for flops, _ in work)
     return [_exactly(stage, "all", flops, "FLOP", formula), hours, _wall(hours, request.gpus)]
 
 
 def _encoding(request: PlanRequest, shapes: Shapes, shares: Shares) -> list[Figure]:
     each = shapes.parts["vae_encoder"].flops
     formula = f"{request.images:,} images x {each:.4g}"
-    return _stage("encoding", request.images * each, formula, request, shares.get("encode", ASSUMED))
+    return _stage("encoding", formula, request, (request.images * each, shares.get("encode", ASSUMED)))
 
 
 def _generation(request: PlanRequest, shapes: Shapes, shares: Shares) -> list[Figure]:
+    """The text encoder, a network of the UNet's kind, and a decoder that was not measured have the UNet's share."""
     each, text = image_flops(request, shapes), shapes.parts["text_encoder"].flops
-    prompts = request.classes + request.guided
+    prompts, decoder = request.classes + request.guided, shapes.parts["vae_decoder"].flops
     formula = f"{request.distilled:,} images x {each:.4g} + {prompts:,} prompts x {text:.4g}"
-    flops = request.distilled * each + prompts * text
-    return _stage("generation", flops, formula, request, shares.get("unet", ASSUMED))
+    unet = shares.get("unet", ASSUMED)
+    calls = (request.distilled * (each - decoder) + prompts * text, unet)
+    return _stage("generation", formula, request, calls, (request.distilled * decoder, shares.get("decode", unet)))
 
 
 def _training(request: PlanRequest, student: Traced, shares: Shares) -> list[Figure]:
@@ -183,7 +186,7 @@ def _training(request: PlanRequest, student: Traced, shares: Shares) -> list[Fig
         f"{request.students} students x {request.epochs} epochs x {request.distilled:,} images"
         f" x (3 + 1 teacher) x {student.flops:.4g}"
     )
-    return _stage("students", seen * 4 * student.flops, formula, request, shares.get("students", ASSUMED))
+    return _stage("students", formula, request, (seen * 4 * student.flops, shares.get("students", ASSUMED)))
 
 
 def _disk(request: PlanRequest, shapes: Shapes) -> list[Figure]:

@@ -12,13 +12,13 @@ class Gpu:
     """Peaks of one GPU.
 
     Attributes:
-        flops: dense fp16 with tensor cores, FLOP/s.
+        flops: FLOP/s by precision: dense fp16 with tensor cores, and fp32 without them.
         memory: bytes.
         source: where these are from.
     """
 
     name: str
-    flops: float
+    flops: Mapping[str, float]
     memory: int
     source: str
 
@@ -32,15 +32,15 @@ def gpu_of(device: str) -> Gpu | None:
     return next((GPUS[gpu] for part, gpu in NAMED.items() if part in device), None)
 
 
-def _gpu(name: str, tera: float, gigabytes: int, source: str) -> Gpu:
-    return Gpu(name, tera * 1e12, gigabytes * 10**9, source)
+def _gpu(name: str, half: float, single: float, gigabytes: int, source: str) -> Gpu:
+    return Gpu(name, {"fp16": half * 1e12, "fp32": single * 1e12}, gigabytes * 10**9, source)
 
 
 GPUS: Mapping[str, Gpu] = MappingProxyType(
     {
-        "h100": _gpu("H100 SXM", 989, 80, "NVIDIA H100 data sheet"),
-        "h200": _gpu("H200 SXM", 989, 141, "NVIDIA H200 data sheet"),
-        "a100": _gpu("A100 SXM", 312, 80, "NVIDIA A100 80GB data sheet"),
-        "l40s": _gpu("L40S", 362, 48, "NVIDIA L40S data sheet"),
+        "h100": _gpu("H100 SXM", 989, 67, 80, "NVIDIA H100 data sheet"),
+        "h200": _gpu("H200 SXM", 989, 67, 141, "NVIDIA H200 data sheet"),
+        "a100": _gpu("A100 SXM", 312, 19.5, 80, "NVIDIA A100 80GB data sheet"),
+        "l40s": _gpu("L40S", 362, 91.6, 48, "NVIDIA L40S data sheet"),
     }
 )

@@ -29,7 +29,9 @@ def calculate(options: Mapping[str, Any], settings: DistillConfig) -> tuple[Plan
         D4MError: the first thing that is wrong.
     """
     gpu, profile = GPUS[options["gpu"]], options["calibrate"]
-    shares, build = ({}, None) if profile is None else read_profile(profile, gpu)
+    shares, build = (
+        ({}, None) if profile is None else read_profile(profile, gpu, options["engine"], options["precision"])
+    )
     model, revision = options["model"], options["revision"]
     shapes = trace_model(model, options["resolution"], revision)
     schedule = open_schedule(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from d4m_fast.errors import DataError
+from d4m_fast.profiling.request import ProfileRequest
 
 Key = tuple[str, str, int]
 
@@ -28,12 +29,14 @@ class Comparison:
     """Attributes:
     changes: of every row that both profiles have.
     missing, added: rows of the old one alone, and of the new one alone.
+    lost: those of the missing that should have been measured now.
     differences: between the machines, or in what was profiled; ratios then say little of the program.
     """
 
     floor: float
     changes: tuple[Change, ...]
     missing: tuple[Key, ...]
+    lost: tuple[Key, ...]
     added: tuple[Key, ...]
     differences: tuple[str, ...]
 
@@ -63,8 +66,8 @@ def read_older(file: Path) -> dict[str, Any]:
     return found
 
 
-def compare(old: Mapping[str, Any], new: Mapping[str, Any], floor: float) -> Comparison:
-    """Row by row, by stage, engine and batch.
+def compare(old: Mapping[str, Any], new: Mapping[str, Any], floor: float, request: ProfileRequest) -> Comparison:
+    """Row by row, by stage, engine and batch; `request` is that of the new one.
 
     Raises:
         DataError: the two have no row in common.
@@ -73,10 +76,12 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], floor: float) -> Com
     changes = tuple(Change(*key, now[key] / then[key]) for key in now if key in then)
     if not changes:
         raise DataError("--against: the two profiles have no row in common (stage, engine and batch)")
+    missing = tuple(key for key in then if key not in now)
     return Comparison(
         floor,
         changes,
-        tuple(key for key in then if key not in now),
+        missing,
+        tuple(key for key in missing if request.covers(*key)),
         tuple(key for key in now if key not in then),
         tuple(_differences(old, new)),
     )

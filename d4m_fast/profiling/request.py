@@ -48,6 +48,12 @@ class ProfileRequest:
             require(value is None or value >= 1, f"--{name} must be at least 1, not {value}")
         require(0 <= self.seconds < float("inf"), f"--seconds must be at least 0, not {self.seconds}")
 
+    def covers(self, stage: str, engine: str, batch: int) -> bool:
+        """Whether a row with these was asked for; "auto" may be any engine, and some stages have their own batch."""
+        of_engine = engine in ("host", *self.engines) or "auto" in self.engines
+        of_batch = batch in self.batches or stage in ("kmeans", "distill")
+        return stage in self.stages and of_engine and of_batch
+
 
 def _known(option: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
     wrong = next((name for name in given if name not in known), None)

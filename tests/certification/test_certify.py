@@ -8,7 +8,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ from mutants import (
     swapped_halves,
 )
 
-from d4m_fast.certification import engines, request, steps
+from d4m_fast.certification import engines, request, speed, steps
 from d4m_fast.certification.agreement import agree
 from d4m_fast.certification.engines import Engine
 from d4m_fast.certification.reference import Memo, Reference, read_reference
@@ -316,8 +316,26 @@ def test_kernels_are_judged(monkeypatch: pytest.MonkeyPatch, passed: bool) -> No
     """With a stand-in for the self-check, which needs a GPU."""
     fake = types.ModuleType("d4m_fast.kernels.selfcheck")
     checks = [{"name": "assign", "passed": True, "error": 0.0}, {"name": "update", "passed": passed, "error": 1e-3}]
-    monkeypatch.setattr(fake, "selfcheck", lambda: {"checks": checks, "timings": [1]}, raising=False)
+    monkeypatch.setattr(fake, "selfcheck", lambda *, gpu: {"checks": checks, "timings": [gpu]}, raising=False)
     monkeypatch.setitem(sys.modules, "d4m_fast.kernels.selfcheck", fake)
-    found = steps.kernels()
+    found = steps.kernels(torch.device("cuda:1"))
     assert [check.passed for check in found.checks] == [True, True, passed]
     assert found.figures == {"timings": [1]}
+
+
+@pytest.mark.parametrize(
+    ("rates", "tried"),
+    [((10, 8, 20, 30, 30, 30, 30), 6), ((10, 20, 20, 20, 99), 4), ((10, None, 20), 2)],
+)
+def test_a_sweep_ends_at_the_second_batch_that_does_not_pay(
+    monkeypatch: pytest.MonkeyPatch, rates: tuple[float | None, ...], tried: int
+) -> None:
+    """Or at the first that does not fit."""
+    batches = tuple(2**i for i in range(len(rates)))
+    seconds = {b: None if rate is None else b / rate for b, rate in zip(batches, rates, strict=True)}
+    monkeypatch.setattr(speed, "_batches", lambda *_: batches)
+    monkeypatch.setattr(speed, "make_call", lambda *_: None)
+    monkeypatch.setattr(speed, "_point", lambda _, batch, __: speed.Point(batch, seconds[batch]))
+    asked = types.SimpleNamespace(config=types.SimpleNamespace(sizes=None))
+    points = speed.sweep("unet", cast(Any, None), cast(Any, asked), compiled=False)
+    assert [point.batch for point in points] == list(batches[:tried])

@@ -145,7 +145,7 @@ def test_a_certificate_calibrates_plan(tmp_path: Path) -> None:
     args = ("plan", "--model", "bundled", "--images", 100, "--classes", 5, "--ipc", 2, "--json")
     found = run_cli(*args, "--calibrate", file).json
     (made,) = [f for f in found["figures"] if (f["stage"], f["name"]) == ("generation", "GPU-hours")]
-    share = 200e12 / GPUS["h100"].flops
+    share = 200e12 / GPUS["h100"].flops["fp16"]
     assert f"x {share:.3g} to {share:.3g}, measured, certify.json" in made["formula"]
     assert found["engine_build"] == {"seconds": 90, "peak_bytes": 12 * 10**9}
     assert "engine build: 90 s, 12.0 GB of host memory" in run_cli(*args[:-1], "--calibrate", file).out

@@ -11,7 +11,7 @@ from PIL import Image
 from d4m_fast.data import arrays, idx
 from d4m_fast.data.arrays import FASHION_MNIST
 from d4m_fast.data.dataset import open_source, subset
-from d4m_fast.errors import DataError, UsageError
+from d4m_fast.errors import DataError, PreflightError, UsageError
 
 
 def picture(size: tuple[int, int] = (5, 4), seed: int = 0) -> Image.Image:
@@ -174,7 +174,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(DataError, match=reason):
             source.read(item)
     monkeypatch.setattr(Image, "open", lambda *a, **k: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-    with pytest.raises(DataError, match=r"unreadable \(Permission denied\)"):
+    with pytest.raises(PreflightError, match=r"1\.png: cannot be read \(Permission denied\)"):
         source.read(source.items[0])
 
 

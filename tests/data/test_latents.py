@@ -178,3 +178,13 @@ def test_latents_made_by_something_else_are_refused(tmp_path: Path) -> None:
 def test_an_unfinished_store_loads_nothing(tmp_path: Path) -> None:
     with pytest.raises(DamageError):
         LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE).load(0)
+
+
+def test_a_position_does_not_outlive_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is lost, and what opens the rest next is killed before its first checkpoint."""
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
+    store = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
+    fill(store, batches(ITEMS), stop_after=2)
+    assert LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE).position > 0
+    (tmp_path / "00007.npy").unlink()
+    assert [LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE).position for _ in range(2)] == [0, 0]

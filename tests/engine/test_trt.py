@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,12 +194,27 @@ def test_any_batch(opened: Opened, unet: Runtime, tiny_model: Path, rows: int, h
     torch.testing.assert_close(runtime(inputs)["noise"], unet(inputs)["noise"], atol=1e-5, rtol=1e-5)
 
 
-def test_one_graph_per_batch_and_one_context_per_profile(opened: Opened, engine: FakeEngine, tiny_model: Path) -> None:
+def test_each_batch_has_a_graph_and_a_context(
+    opened: Opened, engine: FakeEngine, unet: Runtime, tiny_model: Path
+) -> None:
+    """A kept graph computes its own batch, whatever the profile has been bound to since."""
     runtime, device = opened()
-    for rows in (8, 16, 8, 4, 16):
-        runtime(call(tiny_model, rows))
-    assert (device.captures, device.replays) == (3, 5)
-    assert sorted(context.profile for context in engine.contexts) == [1, 2]
+    for step, rows in enumerate((8, 16, 8, 4, 16, 8)):
+        inputs = call(tiny_model, rows, timestep=700 - step)
+        torch.testing.assert_close(runtime(inputs)["noise"], unet(inputs)["noise"], atol=1e-5, rtol=1e-5)
+    assert (device.captures, device.replays) == (3, 6)
+    assert [context.profile for context in engine.contexts] == [1, 2, 1]
+
+
+def test_a_context_lives_as_long_as_its_graph(opened: Opened, engine: FakeEngine, tiny_model: Path) -> None:
+    """A replay does not hold what was launched at its capture."""
+    runtime, device = opened()
+    device.capture = lambda launch: lambda: None  # type: ignore[method-assign]
+    runtime(call(tiny_model, 8))
+    (context,) = map(weakref.ref, engine.contexts)
+    engine.contexts.clear()
+    gc.collect()
+    assert context() is not None
 
 
 def test_outputs_belong_to_the_caller(opened: Opened, unet: Runtime, tiny_model: Path) -> None:

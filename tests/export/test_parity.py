@@ -100,6 +100,19 @@ def test_a_faulty_runtime_is_rejected(unet: Runtime, tiny_model: Path, fault: Fa
     assert verdict({"unet": found}, [IDENTICAL_PSNR], IMAGES, FP32)
 
 
+def test_nan_in_the_second_output_alone_is_seen(tiny_model: Path) -> None:
+    """The log-variance, which no image of the comparison is made from."""
+    encoder = open_eager(tiny_model, "vae_encoder", torch.device("cpu"), torch.float32)
+
+    def spoiled(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
+        found = runtime(inputs)
+        return {**found, "logvar": torch.full_like(found["logvar"], torch.nan)}
+
+    pixels = [{"pixels": torch.rand(2, 3, 16, 16)}]
+    found = compare("vae_encoder", encoder, Faulty(encoder, spoiled), pixels, (1, 2), 8.0)
+    assert verdict({"vae_encoder": found}, [IDENTICAL_PSNR], IMAGES, FP32)
+
+
 def test_a_correct_one_is_not(unet: Runtime, tiny_model: Path) -> None:
     found = compare("unet", unet, Faulty(unet, correct), calls(tiny_model), (1, 2, 7), 8.0)
     assert verdict({"unet": found}, [IDENTICAL_PSNR], IMAGES, FP32) == []

@@ -12,12 +12,14 @@ import onnxruntime
 import pytest
 import torch
 
+from d4m_fast.config import ExportConfig
 from d4m_fast.engine import ort
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.ort import open_ort, require_ort
 from d4m_fast.engine.trt_api import Api, load_trt
 from d4m_fast.errors import ModelError, PreflightError
-from d4m_fast.export import to_onnx, to_trt
+from d4m_fast.export import export, to_onnx, to_trt
+from d4m_fast.export.job import ExportJob, prepare_export
 from d4m_fast.export.to_onnx import export_onnx
 from d4m_fast.export.to_trt import BuildOptions, Range
 
@@ -118,3 +120,21 @@ def test_a_target_or_a_profile_that_the_builder_refuses(monkeypatch: pytest.Monk
     with pytest.raises(ModelError, match="no profile for 1 to 8 rows can be added"):
         config: Any = Refusing()
         to_trt._add_profile(builder, config, network, "vae_decoder", SIZES, Range(1, 8, 8))
+
+
+def job(model: Path, tmp_path: Path, **options: Any) -> ExportJob:
+    return prepare_export(ExportConfig(model=str(model), resolution=16, device="cpu", **options), tmp_path)
+
+
+def test_a_fixed_batch_beyond_32_bit_indices(tiny_model: Path, tmp_path: Path) -> None:
+    fixed, free = job(tiny_model, tmp_path, static_batch=50), job(tiny_model, tmp_path)
+    with pytest.raises(ModelError, match="--static-batch: unet takes 10 images at most"):
+        fixed.require_countable("unet", (2**31 - 1) // 20)
+    fixed.require_countable("unet", (2**31 - 1) // 100)
+    free.require_countable("unet", 2**31)
+
+
+def test_no_version_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "versions", lambda *names: dict.fromkeys(names, "not installed"))
+    with pytest.raises(PreflightError, match="no version of tensorrt on record: install it from tensorrt-cu13"):
+        export._run_with("tensorrt")

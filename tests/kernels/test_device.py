@@ -14,8 +14,9 @@ from threadpoolctl import threadpool_limits
 
 from d4m_fast.errors import DataError, UsageError
 from d4m_fast.kernels.backend import Shape, trials_for
-from d4m_fast.kernels.device import Options, solve
+from d4m_fast.kernels.device import solve
 from d4m_fast.kernels.kmeans import KMeansResult, kmeans
+from d4m_fast.kernels.request import Options, requests
 from d4m_fast.kernels.roofline import gram_pays
 from d4m_fast.kernels.seeding import wanted
 
@@ -44,9 +45,9 @@ KS = [k for _, _, k in SIZES]
 
 
 def on_device(host: HostCuda, points: Sequence[np.ndarray], ks: Sequence[int], **options: Any) -> list[Any]:
-    nothing = [None] * len(points)
-    starts, weights, ids = (options.pop(x, y) for x, y in (("init", nothing), ("weights", nothing), ("ids", range(99))))
-    return [*solve(host, points, ks, ids[: len(points)], starts, weights, Options(**options))]
+    ids, *rest = (options.pop(name, None) for name in ("ids", "init", "weights"))
+    asked = requests(points, ks, None if ids is None else ids[: len(points)], *rest)
+    return [*solve(host, asked, Options(**options))]
 
 
 def assert_alike(got: Sequence[KMeansResult], expected: Sequence[KMeansResult]) -> None:

@@ -573,20 +573,22 @@ def test_gram_space_from_float16() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "d", "k", "refine", "pays"),
+    ("n", "d", "k", "refine", "seedings", "pays"),
     [
-        (500, 256, 10, True, False),  # the bundled images
-        (6000, 256, 50, True, False),  # Fashion-MNIST whole
-        (2000, 4096, 200, False, False),
-        (2000, 4096, 10, True, True),
-        (1300, 16_384, 200, False, True),  # ImageNet-1K in Stable Diffusion's latents
-        (1300, 16_384, 50, False, False),
-        (1300, 16_384, 50, True, True),
-        (20_000, 16_384, 200, True, False),  # 1.6 GB of inner products
+        (500, 256, 10, True, 1, False),  # the bundled images
+        (6000, 256, 50, True, 1, False),  # Fashion-MNIST whole
+        (2000, 4096, 200, False, 1, False),
+        (2000, 4096, 10, True, 1, True),
+        (1300, 16_384, 200, False, 1, True),  # ImageNet-1K in Stable Diffusion's latents
+        (1300, 16_384, 200, False, 0, False),
+        (1300, 16_384, 50, False, 1, False),
+        (1300, 16_384, 50, False, 4, True),
+        (1300, 16_384, 50, True, 1, True),
+        (20_000, 16_384, 200, True, 1, False),  # 1.6 GB of inner products
     ],
 )
-def test_auto_follows_its_cost_model(n: int, d: int, k: int, refine: bool, pays: bool) -> None:
-    assert gram.pays(n, d, k, refine=refine, seedings=1) == pays
+def test_auto_follows_its_cost_model(n: int, d: int, k: int, refine: bool, seedings: int, pays: bool) -> None:
+    assert gram.pays(n, d, k, refine=refine, seedings=seedings) == pays
 
 
 def test_auto_is_one_of_the_two() -> None:

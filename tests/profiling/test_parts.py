@@ -21,6 +21,7 @@ from d4m_fast.profiling.compare import compare
 from d4m_fast.profiling.measure import Row, Task, measure
 from d4m_fast.profiling.memory import PeakMemory
 from d4m_fast.profiling.peak import Peak, measure_peak
+from d4m_fast.profiling.request import ProfileRequest
 from d4m_fast.profiling.trace import chrome_trace
 
 CPU = torch.device("cpu")
@@ -155,23 +156,29 @@ def made(rates: dict[tuple[str, int], float], **machine: Any) -> dict[str, Any]:
 def test_rows_are_compared_one_by_one() -> None:
     old = made({("unet", 1): 10, ("unet", 8): 40, ("text", 1): 5})
     new = made({("unet", 1): 9, ("unet", 8): 35.9, ("decode", 1): 5})
-    found = compare(old, new, 0.9)
+    found = compare(old, new, 0.9, ProfileRequest(stages=("unet", "decode")))
     assert [c.batch for c in found.changes] == [1, 8]
     assert [c.ratio for c in found.changes] == pytest.approx([0.9, 0.8975])
     assert [c.batch for c in found.slower] == [8]
     assert (found.missing, found.added) == ((("text", "torch", 1),), (("decode", "torch", 1),))
+    assert found.lost == ()
+    assert compare(old, new, 0.9, ProfileRequest()).lost == found.missing
+    assert compare(old, new, 0.9, ProfileRequest(engines=("onnx",))).lost == ()
     assert found.differences == ()
-    assert compare(old, old, 1.0).slower == ()
+    assert compare(old, old, 1.0, ProfileRequest()).slower == ()
 
 
 def test_other_machines_are_named() -> None:
     old, new = made({("unet", 1): 1}), made({("unet", 1): 1}, device="b", threads=2)
-    assert compare(old, new, 0.9).differences == ('device: "a" then, "b" now', "threads: 1 then, 2 now")
+    assert compare(old, new, 0.9, ProfileRequest()).differences == (
+        'device: "a" then, "b" now',
+        "threads: 1 then, 2 now",
+    )
 
 
 def test_profiles_without_a_common_row_are_refused() -> None:
     with pytest.raises(DataError, match="no row in common"):
-        compare(made({("unet", 1): 1}), made({("unet", 2): 1}), 0.9)
+        compare(made({("unet", 1): 1}), made({("unet", 2): 1}), 0.9, ProfileRequest())
 
 
 def test_ranges_are_marked_for_gpus_only() -> None:
