@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from driving import Finished, Ran, leftovers, products, refused
 
+from d4m_fast.data import files
+from d4m_fast.errors import PreflightError
+
 Distill = Callable[..., Ran]
 
 
@@ -67,6 +70,14 @@ def test_too_little_room_is_seen_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Disk)
     refused(distill(), 6, "latents and images need up to", "1,000 are free")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_needs_of_one_file_system_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: _Disk)
+    one, other = files.Need(tmp_path / "a" / "b", 600, "latents"), files.Need(tmp_path, 600, "images")
+    files.require_room(one)
+    with pytest.raises(PreflightError, match="latents and images need up to 1,200 bytes, 1,000 are free"):
+        files.require_room(one, other)
 
 
 def test_what_is_written_already_needs_no_room(

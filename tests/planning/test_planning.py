@@ -136,6 +136,26 @@ def test_calibrated_by_a_profile(tmp_path: Path) -> None:
     assert assumed["whole"]["engine_build"] is None
 
 
+def test_an_engine_s_own_rows_calibrate_it(tmp_path: Path) -> None:
+    """And the decoder's share is the decoder's."""
+    file = tmp_path / "profile.json"
+    unet = [{"engine": "torch", "share_of_peak": 0.2}, {"engine": "onnx-fp16", "share_of_peak": 0.4}]
+    decode = [{**row, "share_of_peak": 0.1} for row in unet]
+    file.write_text(json.dumps({"stages": {"unet": unet, "decode": decode}}))
+    parts = plan()
+    decoder = 10 * parts["vae_decoder per sample"]["low"]
+    rest = parts["generation all"]["low"] - decoder
+    for engine, share in (("torch", 0.2), ("onnx", 0.4), ("auto", 0.4)):
+        found = plan("--calibrate", file, "--engine", engine)["generation GPU-hours"]["low"]
+        assert found == pytest.approx((rest / share + decoder / 0.1) / GPUS["h100"].flops["fp16"] / 3600)
+    refused(run_cli("plan", "--calibrate", file, "--engine", "tensorrt"), 1, "none of the stages encode, unet")
+
+
+def test_fp32_has_a_peak_of_its_own() -> None:
+    half, single = (plan("--precision", p)["generation GPU-hours"]["low"] for p in ("fp16", "fp32"))
+    assert single / half == pytest.approx(989 / 67)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
