@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from d4m_fast.errors import ModelError, PreflightError
 
 SPINNING: frozenset[Component] = frozenset({"unet"})
 """Networks called back to back, whose threads wait spinning; the others' would take the cores from reading images."""
+FEWEST: Mapping[Component, int] = MappingProxyType({"unet": 3})
+"""Samples per thread from which a network is faster when each thread has its own, where that is not one: threads of one
+layer wait for one another, which costs most beside others, as the encoder runs beside readers."""
 MANY = 4
 """Samples per thread from which an uneven share of them costs less than threads that wait for one another."""
 PROMPTS = "hidden_states"
@@ -29,8 +33,8 @@ Context = Mapping[str, Any]
 class OrtRuntime:
     """An exported network on a CPU or a GPU; outputs belong to the caller.
 
-    On a CPU the samples of a call are shared out to the threads, which run one session side by side, each on its own:
-    nothing in a network is serial then. Few samples run one after the other, each layer on all threads.
+    On a CPU the samples of a large call are shared out to the threads, which run one session side by side, each on its
+    own: nothing in a network is serial then. Few samples run one after the other, each layer on all threads.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class OrtRuntime:
         self._sizes = sizes
         self._threads = threads if file.device.type == "cpu" else 1
         self._shared = shared and self._threads > 1
+        self._least = FEWEST.get(component, 1) * self._threads
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=component)
         self._prompts: list[torch.Tensor] = []
         self._made: list[Context] = []
@@ -49,7 +54,8 @@ class OrtRuntime:
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
         placed = place(inputs, self._signature, self.device, self.dtype)
         samples = self._signature.samples(placed)
-        if not self._shared or (samples % self._threads and samples < MANY * self._threads):
+        uneven = samples % self._threads and samples < MANY * self._threads
+        if not self._shared or samples < self._least or uneven:
             return self._run(placed, self._contexts([placed], self._threads)[0], self._threads)
         shares = torch.arange(samples).tensor_split(self._threads)
         pieces = [cut(placed, self._signature, share) for share in shares]

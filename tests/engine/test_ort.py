@@ -74,7 +74,7 @@ def test_any_number_of_samples_on_any_number_of_threads(
 def test_prompts_kept_are_these_prompts(hoisted: Path, eager: Runtime, sizes: dict[str, int]) -> None:
     """Changed in place, too: kept are the numbers, not the tensor."""
     runtime = open_ort(hoisted, "unet", sizes, CPU, threads=2)
-    inputs = call(sizes, 4, 2)
+    inputs = call(sizes, 6, 2)
     runtime(inputs)
     inputs["hidden_states"][3] += 1
     assert_near(runtime(inputs), eager(inputs))
@@ -92,8 +92,8 @@ def test_prompts_are_read_once(hoisted: Path, sizes: dict[str, int], monkeypatch
 
     monkeypatch.setattr(OrtFile, "run_context", counted)
     for timestep in (701, 681, 661):
-        runtime(call(sizes, 4, 2, timestep))
-    assert made == [4, 4]  # each thread's share, once
+        runtime(call(sizes, 6, 2, timestep))
+    assert made == [6, 6]  # each thread's share, once
 
 
 def test_a_file_that_was_not_split(plain: Path, eager: Runtime, sizes: dict[str, int]) -> None:
