@@ -1,9 +1,9 @@
 """Generation with the reference preset on every engine: images per second, in one process, the engines taking turns.
 
-    for batch in 1 16 64; do python bench/engines.py --batches $batch --append engines.jsonl; done
-    python bench/engines.py --batches 128,256 --append engines.jsonl
+    for batch in 1 16 64; do python bench/engines.py --batches $batch >> engines.jsonl; done
+    python bench/engines.py --batches 128,256 >> engines.jsonl
     python tools/random_model.py medium medium-model
-    python bench/engines.py --model medium-model --steps 4 --strength 0.5 --batches 1,4,8,16 --append engines.jsonl
+    python bench/engines.py --model medium-model --steps 4 --strength 0.5 --batches 1,4,8,16 >> engines.jsonl
     python bench/engines.py --table engines.jsonl
 
 Whole images, noise to pixels, prompts embedded beforehand where the engine allows it: of the bundled model, or, with 4
@@ -179,7 +179,6 @@ def table(file: Path) -> str:
 @click.option("--strength", default=0.7, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--compiled/--no-compiled", default=True, show_default=True, help="With torch.compile: a minute a batch.")
-@click.option("--append", type=click.Path(path_type=Path), help="Add the lines to this file, too.")
 @click.option("--table", "shown", type=click.Path(path_type=Path), help="Print such a file's table, instead.")
 @torch.inference_mode()
 def main(
@@ -189,7 +188,6 @@ def main(
     strength: float,
     rounds: int,
     compiled: bool,
-    append: Path | None,
     shown: Path | None,
 ) -> None:
     if shown is not None:
@@ -204,11 +202,7 @@ def main(
             for make in rows_of(model, pipeline, ours, batch, *SHORT).values():
                 make()
             for line in lines(rows_of(model, pipeline, ours, batch, steps, strength), batch, rounds, flops):
-                text = json.dumps({"model": Path(name).name, "steps": steps, "strength": strength, **line})
-                click.echo(text)
-                if append is not None:
-                    with append.open("a") as file:
-                        file.write(text + "\n")
+                click.echo(json.dumps({"model": Path(name).name, "steps": steps, "strength": strength, **line}))
 
 
 if __name__ == "__main__":

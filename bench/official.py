@@ -1,7 +1,7 @@
 """Images on the disk per second: the official code's loop, diffusers in batches, and `distill`; taking turns.
 
     d4m-fast export
-    for i in 1 2 3 4 5; do python bench/official.py --rounds 1 --append official.jsonl; done
+    python bench/official.py > official.jsonl
     python bench/official.py --table official.jsonl
 
 The official loop is diffusers' image-to-image pipeline called once per prototype, which embeds its prompt in each call,
@@ -24,6 +24,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from engines import diffusers_pipeline
 from safetensors.numpy import load_file
 
 from d4m_fast import pipeline
@@ -37,14 +38,6 @@ from d4m_fast.prepare import default_artifacts, prepare
 
 OFFICIAL = "official loop"
 Slot = tuple[np.ndarray, str]
-
-
-def diffusers_pipeline() -> Any:
-    from diffusers import StableDiffusionImg2ImgPipeline
-
-    found = StableDiffusionImg2ImgPipeline.from_pretrained(open_model(BUNDLED).path, dtype=torch.float32)
-    found.set_progress_bar_config(disable=True)
-    return found
 
 
 def by_diffusers(found: Any, slots: list[Slot], batch: int, folder: Path) -> int:
@@ -104,7 +97,6 @@ def table(file: Path) -> str:
 @click.option("--engines", default="torch,onnx", show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--artifacts", type=click.Path(path_type=Path), help="[default: the user's cache]")
-@click.option("--append", type=click.Path(path_type=Path), help="Add the lines to this file, too.")
 @click.option("--table", "shown", type=click.Path(path_type=Path), help="Print such a file's table, instead.")
 def main(
     ipc: int,
@@ -113,7 +105,6 @@ def main(
     engines: str,
     rounds: int,
     artifacts: Path | None,
-    append: Path | None,
     shown: Path | None,
 ) -> None:
     if shown is not None:
@@ -124,7 +115,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         by_distill("unipc", "torch", ipc, kept, run)
-        slots, found = prototypes(run), diffusers_pipeline()
+        slots, found = prototypes(run), diffusers_pipeline(open_model(BUNDLED))
     rows: dict[str, Callable[[Path], int]] = {
         OFFICIAL: partial(by_diffusers, found, slots[:few], 1),
         f"diffusers, batches of {batch}": partial(by_diffusers, found, slots[:batch], batch),
@@ -136,11 +127,7 @@ def main(
         if name != OFFICIAL:
             rate(make)
     for _ in range(rounds):
-        text = json.dumps({name: rate(make) for name, make in rows.items()})
-        click.echo(text)
-        if append is not None:
-            with append.open("a") as file:
-                file.write(text + "\n")
+        click.echo(json.dumps({name: rate(make) for name, make in rows.items()}))
 
 
 if __name__ == "__main__":

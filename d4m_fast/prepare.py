@@ -26,7 +26,7 @@ from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.modules import import_libraries
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
 from d4m_fast.engine.ort import require_ort
-from d4m_fast.engine.runtime import device_name, resolve_device, resolve_precision
+from d4m_fast.engine.runtime import device_name, hardware, resolve_device, resolve_precision
 from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.trt import require_gpu
 from d4m_fast.engine.trt_api import load_trt
@@ -86,7 +86,7 @@ class Job:
             "model_sha256": self.model.sha256,
             "prompts_sha256": fingerprint([info.prompt for info in self.source.classes]),
             "versions": {"d4m-fast": __version__, **libraries},
-            "machine": device_name(self.device),
+            "machine": hardware(self.device),
             "artifacts": str(self.artifacts.absolute()),
             **self._engine,
         }
@@ -109,7 +109,7 @@ class Job:
             "resolution": self.resolution,
             "latent": self.config.latent,
             "precision": self.config.precision,
-            "device": device_name(self.device),
+            "device": hardware(self.device),
             "threads": threads,
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "pillow")},
             **({"compile": True} if self.config.compile else {}),

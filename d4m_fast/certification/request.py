@@ -18,7 +18,7 @@ from d4m_fast.data.dataset import open_source
 from d4m_fast.data.records import Source
 from d4m_fast.engine.artifacts import versions
 from d4m_fast.engine.model import Model, open_model
-from d4m_fast.engine.runtime import device_name, resolve_device
+from d4m_fast.engine.runtime import device_name, processor_name, resolve_device
 from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.export.job import STEPS, STRENGTH
 from d4m_fast.planning.flops import Shapes, trace_model
@@ -59,7 +59,7 @@ class Request:
         return {
             "device": device_name(self.device),
             "driver": driver_version(self.device),
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": os.cpu_count(),
             "threads": self.config.threads,
             "platform": platform.system(),
@@ -119,11 +119,3 @@ def affordable(shapes: Shapes, calls: int) -> int:
     """Images the CPU can make as a reference: 32 of a small model, three of Stable Diffusion 1.5."""
     each = 2 * calls * shapes.parts["unet"].flops + shapes.parts["vae_decoder"].flops
     return max(LEAST_IMAGES, min(MOST_IMAGES, int(REFERENCE_FLOP / each)))
-
-
-def _processor() -> str:
-    """Its name, of Linux; elsewhere its architecture."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

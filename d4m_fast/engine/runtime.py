@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -149,6 +151,18 @@ def device_name(device: torch.device) -> str:
     if device.type == "cpu":
         return "cpu"
     return f"{torch.cuda.get_device_name(device)} ({compute_capability(device)})"
+
+
+def processor_name() -> str:
+    """The CPU's model, where the system tells it; else its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def hardware(device: torch.device) -> str:
+    """The name of what computes: bytes and figures hold on this."""
+    return processor_name() if device.type == "cpu" else device_name(device)
 
 
 def compute_capability(device: torch.device) -> str:

@@ -45,7 +45,9 @@ def export(job: ExportJob, say: Say) -> Stream[str]:
 
     Raises:
         ModelError: it is not near enough to PyTorch; its files stay under a rejected name.
+        PreflightError: no version of what would run it is on record.
     """
+    _run_with(_library(job))  # what would have no version on record is refused before it is built
     engines = 0 if job.api is None else len(COMPONENTS)
     return Stream(len(COMPONENTS) + engines + 3, _export(job, say))
 
@@ -159,6 +161,10 @@ def _metadata(job: ExportJob) -> dict[str, str]:
     return {"model_sha256": job.model.sha256, "resolution": str(job.resolution), **made_with}
 
 
+def _library(job: ExportJob) -> str:
+    return "onnxruntime" if job.api is None else job.api.flavour
+
+
 def _run_with(library: str) -> dict[str, str]:
     """Versions of what runs the set.
 
@@ -215,7 +221,7 @@ def _begin(job: ExportJob, parts: dict[Component, dict[str, Any]]) -> dict[str, 
     names = sorted(f.name for pattern in ("*.onnx", "*.onnx.data", "*.engine") for f in job.path.glob(pattern))
     for name in names:
         files.sync_file(job.path / name)
-    library = "onnxruntime" if job.api is None else job.api.flavour
+    library = _library(job)
     return {
         "status": "unverified",
         "engine": job.key.engine,

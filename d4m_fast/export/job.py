@@ -107,7 +107,7 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     job = ExportJob(config, model, open_source(config.data), schedule, key, artifacts, compared_on, api)
     weights = sum(file.stat().st_size for file in model.path.rglob("*.safetensors"))
     # fp32, from weights that may be stored in half precision
-    files.require_room(files.Need(job.path, 2 * weights, "exports"))
+    files.require_room(files.Need(job.path, max(0, 2 * weights - files.taken(job.path)), "exports"))
     return job
 
 
@@ -149,6 +149,7 @@ def exported(job: ExportJob) -> Artifact | None:
 
 
 def _of_other_options(artifact: Artifact, config: ExportConfig) -> bool:
-    """Whether it was made or compared otherwise; the key has the rest."""
+    """Whether it was made otherwise, or compared on fewer images; the key has the rest."""
     made = artifact.certificate["options"]
-    return any(made.get(name) != getattr(config, name) for name in ("data", "max_batch", "level", "images"))
+    others = any(made[name] != getattr(config, name) for name in ("data", "max_batch", "level"))
+    return others or made["images"] < config.images

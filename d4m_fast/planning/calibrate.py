@@ -38,11 +38,12 @@ def read_profile(file: Path, gpu: Gpu, engine: str, precision: str) -> tuple[dic
     """
     value = _load(file)
     device = _device(value)
-    peak = gpu.flops[precision] if gpu.name.split()[0] in device else None
-    source = f"measured, {file.name}" if peak is not None or not device else f"measured, {file.name}, on {device}"
+    own = gpu.name.split()[0] in device
+    peak = gpu.flops[value.get("precision", precision)] if own else None
+    source = f"measured, {file.name}" if own or not device else f"measured, {file.name}, on {device}"
     shares = {}
     for stage in STAGES:
-        records = [record for record in _records(value["stages"].get(stage)) if _is_of(record, engine)]
+        records = [record for record in _records(value["stages"].get(stage)) if _is_of(record, engine, precision)]
         measured = [_share(file, stage, record, peak) for record in records]
         if measured:
             best = max(measured)
@@ -70,10 +71,10 @@ def _records(found: Any) -> Iterator[Any]:
         yield from found if isinstance(found, list) else (found,)
 
 
-def _is_of(record: Any, engine: str) -> bool:
-    """A certificate's engines have their precision in the name: onnx-fp16."""
-    own = record.get("engine") if isinstance(record, dict) else None
-    return engine == "auto" or own is None or str(own).split("-")[0] == engine
+def _is_of(record: Any, engine: str, precision: str) -> bool:
+    """A certificate's engines have their precision in the name, onnx-fp16; a profile has one precision for all."""
+    name, _, made_in = str(record.get("engine", engine) if isinstance(record, dict) else engine).partition("-")
+    return engine in ("auto", name) and made_in in ("", precision)
 
 
 def _device(value: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from d4m_fast.data import files
 from d4m_fast.data.stream import Stream
 from d4m_fast.data.timing import Event, Stopwatch
 from d4m_fast.engine.artifacts import versions
-from d4m_fast.engine.runtime import device_name, marks
+from d4m_fast.engine.runtime import hardware, marks
 from d4m_fast.planning.flops import Shapes, trace_model
 from d4m_fast.prepare import Job, prepare
 from d4m_fast.profiling.measure import Row, Task, measure
@@ -158,18 +158,11 @@ def open_session(request: ProfileRequest, artifacts: Path) -> Session:
 def machine(device: torch.device) -> dict[str, Any]:
     """What a figure depends on besides the program."""
     return {
-        "device": _cpu_name() if device.type == "cpu" else device_name(device),
+        "device": hardware(device),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "versions": versions(*LIBRARIES),
     }
-
-
-def _cpu_name() -> str:
-    """The CPU's model, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _config(request: ProfileRequest, engine: Any) -> DistillConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,13 @@ import torch
 
 from d4m_fast.config import ExportConfig
 from d4m_fast.engine import ort
+from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.ort import open_ort, require_ort
 from d4m_fast.engine.trt_api import Api, load_trt
 from d4m_fast.errors import ModelError, PreflightError
 from d4m_fast.export import export, to_onnx, to_trt
-from d4m_fast.export.job import ExportJob, prepare_export
+from d4m_fast.export.job import ExportJob, _of_other_options, prepare_export
 from d4m_fast.export.to_onnx import export_onnx
 from d4m_fast.export.to_trt import BuildOptions, Range
 
@@ -138,3 +140,11 @@ def test_no_version_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "versions", lambda *names: dict.fromkeys(names, "not installed"))
     with pytest.raises(PreflightError, match="no version of tensorrt on record: install it from tensorrt-cu13"):
         export._run_with("tensorrt")
+
+
+def test_a_set_compared_on_more_images_serves(tiny_model: Path, tmp_path: Path) -> None:
+    """One compared on fewer, or built otherwise, is made anew."""
+    asked = job(tiny_model, tmp_path, images=8)
+    for changed, anew in (({}, False), ({"images": 32}, False), ({"images": 7}, True), ({"level": 5}, True)):
+        made = Artifact(tmp_path, {"options": {**asdict(asked.config), **changed}})
+        assert _of_other_options(made, asked.config) == anew

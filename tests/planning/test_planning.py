@@ -185,3 +185,12 @@ def test_doctor_says_what_runs() -> None:
     assert ran.json["libraries"]["torch"].startswith(torch.__version__.split("+")[0])
     assert all(engine["reason"] for engine in ran.json["engines"].values())
     assert "engines:" in run_cli("doctor").out
+
+
+def test_rows_of_another_precision_do_not_count(tmp_path: Path) -> None:
+    file = tmp_path / "certify.json"
+    rows = [{"engine": "onnx-fp32", "share_of_peak": 0.8}, {"engine": "onnx-fp16", "share_of_peak": 0.4}]
+    file.write_text(json.dumps({"stages": {"encode": rows}}))
+    for precision, share in (("fp32", "0.8"), ("fp16", "0.4")):
+        found = plan("--calibrate", file, "--precision", precision)["encoding GPU-hours"]
+        assert f"x {share} to {share}" in found["formula"]
