@@ -3,6 +3,7 @@
 D4MError                1  the run failed
 ├── DataError           1  the images cannot be used
 ├── ModelError          1  the model directory cannot be used
+├── NonFiniteError      1  a network returned NaN, infinity, or what cannot be kept
 ├── OutOfMemoryError    1  a batch does not fit the device, or not even one image does
 ├── UsageError          2  an option or a combination of options makes no sense
 ├── RunDirectoryError   4  the run directory belongs to another config, or is in use
@@ -31,6 +32,23 @@ class DataError(D4MError):
 
 class ModelError(D4MError):
     """The model directory cannot be used."""
+
+
+class NonFiniteError(D4MError):
+    """A network returned NaN or infinity, or numbers that cannot be kept.
+
+    Args:
+        network: its name.
+        images: what it was computing, in words.
+        timestep: of the noise schedule, where one is known.
+    """
+
+    def __init__(self, network: str, images: str, timestep: float | None = None) -> None:
+        when = "" if timestep is None else f", at timestep {timestep:g}"
+        super().__init__(
+            f"{network}: no finite number (NaN or infinity) in {images}{when}; nothing of this batch is kept: try"
+            " --precision fp32, another --engine or other weights, and the same command goes on"
+        )
 
 
 class OutOfMemoryError(D4MError):

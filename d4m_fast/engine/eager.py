@@ -11,6 +11,7 @@ from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.engine.modules import load_module
 from d4m_fast.engine.runtime import Runtime, Tensors, place
 from d4m_fast.engine.signature import SIGNATURES, Component
+from d4m_fast.engine.unet import UnetModule, require_equal
 from d4m_fast.errors import PreflightError
 
 
@@ -49,17 +50,29 @@ class EagerRuntime:
 
 
 def open_eager(
-    path: Path, component: Component, device: torch.device, dtype: torch.dtype, *, compiled: bool = False
+    path: Path,
+    component: Component,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    compiled: bool = False,
+    reference: bool = False,
 ) -> Runtime:
-    """Load one network of a checked model directory; `compiled` puts it through torch.compile, shape by shape.
+    """Load one network of a checked model directory.
+
+    Args:
+        compiled: put it through torch.compile, shape by shape.
+        reference: diffusers' own forward pass, whatever ours was proven on.
 
     Raises:
-        ModelError: its weights do not fit its config.
+        ModelError: its weights do not fit its config, or our UNet does not equal diffusers'.
         PreflightError: (when called) torch.compile cannot work here.
     """
     if device.type == "cpu":
         keep_freed_memory()
-    module = load_module(path, component, dtype).to(device=device)
+    module = load_module(path, component, dtype, reference=reference).to(device=device)
+    if isinstance(module, UnetModule):
+        require_equal(module, str(path / "unet"))
     # Channels last for tensor cores. On CPUs diffusers' own layout is no slower and nearer to its bits, except in
     # the encoder, whose bits nothing is compared with.
     if device.type != "cpu" or component == "vae_encoder":

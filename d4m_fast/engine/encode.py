@@ -18,6 +18,7 @@ from d4m_fast.data.latents import EncodedBatch, Failure
 from d4m_fast.data.records import Item, Source
 from d4m_fast.data.stream import Stream
 from d4m_fast.data.workers import Workers
+from d4m_fast.engine.finite import require_half_range
 from d4m_fast.engine.memory import fitting, host_empty, to_device, to_host
 from d4m_fast.engine.networks import VaeEncoder
 from d4m_fast.errors import DataError
@@ -98,6 +99,8 @@ def encode(
 
     Raises (from the stream):
         OutOfMemoryError: a batch does not fit the device.
+        NonFiniteError: a latent is not finite; nothing of its batch comes.
+        ModelError: a latent leaves the range of fp16, in which it would be kept; likewise.
     """
     items, readers = source.items, readers_here()
     load = Loader(source, resolution, draw, vae.runtime.device)
@@ -124,4 +127,6 @@ def _latents(loaded: Loaded, vae: VaeEncoder) -> Callable[[], torch.Tensor]:
 
 def _landed(encoded: tuple[Loaded, Callable[[], torch.Tensor]]) -> EncodedBatch:
     loaded, wait = encoded
-    return EncodedBatch([loaded.items[row] for row in loaded.good], wait().numpy()[loaded.good], loaded.failures)
+    items, latents = [loaded.items[row] for row in loaded.good], wait().numpy()[loaded.good]
+    require_half_range(latents, [f"{item.origin} (class id {item.class_id})" for item in items])
+    return EncodedBatch(items, latents, loaded.failures)

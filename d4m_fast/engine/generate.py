@@ -18,13 +18,16 @@ from PIL import Image
 
 from d4m_fast.config import DistillConfig, derive_seed
 from d4m_fast.data.plan import Group
-from d4m_fast.data.records import Prototypes, Sample
+from d4m_fast.data.records import ClassInfo, Prototypes, Sample
 from d4m_fast.data.stream import Stream
 from d4m_fast.data.timing import Stopwatch
 from d4m_fast.data.workers import Workers
+from d4m_fast.engine.denoise import denoise
+from d4m_fast.engine.finite import FiniteCheck
 from d4m_fast.engine.memory import fitting, host_empty, to_device, to_host
-from d4m_fast.engine.networks import Networks, Unet
+from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.schedule import Schedule
+from d4m_fast.errors import NonFiniteError
 
 AHEAD = 2  # batches of noised prototypes made before they are asked for
 
@@ -37,6 +40,11 @@ class Slot:
     index: int
     seed: int
 
+    @property
+    def name(self) -> tuple[ClassInfo, int]:
+        """Its class, and its index in the class."""
+        return self.prototypes.info, self.index
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -45,14 +53,30 @@ class Batch:
     Attributes:
         slots: padded with the last one, so that every batch of a group has the same shape.
         noised: (B, C, h, w) float32 on the host.
+        generators: of each slot, after its noise was drawn.
         real: how many are no padding.
         decode: of them at most to decode together.
     """
 
     slots: list[Slot]
     noised: torch.Tensor
+    generators: list[torch.Generator]
     real: int
     decode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """A batch's images on their way to the host.
+
+    Attributes:
+        wait: gives them, (B, H, W, 3) uint8, once they are there.
+        verify: waits likewise, and refuses images whose networks returned NaN or infinity.
+    """
+
+    batch: Batch
+    wait: Callable[[], torch.Tensor]
+    verify: Callable[[Sequence[tuple[ClassInfo, int]]], None]
 
 
 class PromptTable:
@@ -63,13 +87,26 @@ class PromptTable:
         self._negative = negative_prompt
         self._states: dict[str, torch.Tensor] = {}
 
-    def __call__(self, prompts: Sequence[str], guidance: float) -> torch.Tensor:
-        """Hidden states (2B, tokens, width), negative prompts first; (B, ...) without guidance."""
-        wanted = [self._negative] * len(prompts) * (guidance > 1) + list(prompts)
-        for prompt in dict.fromkeys(wanted):
+    def __call__(self, images: Sequence[ClassInfo], guidance: float) -> torch.Tensor:
+        """Hidden states (2B, tokens, width), negative prompts first; (B, ...) without guidance.
+
+        Raises:
+            NonFiniteError: the states of a prompt are not finite. This alone waits for the device: once per prompt.
+        """
+        negative = [self._negative] * len(images) * self._networks.unet.doubles(guidance)
+        prompts = [*negative, *(info.prompt for info in images)]
+        for prompt in dict.fromkeys(prompts):
             if prompt not in self._states:
-                self._states[prompt] = self._networks.text_encoder([prompt])[0]
-        return torch.stack([self._states[prompt] for prompt in wanted])
+                self._states[prompt] = self._encode(prompt, images)
+        return torch.stack([self._states[prompt] for prompt in prompts])
+
+    def _encode(self, prompt: str, images: Sequence[ClassInfo]) -> torch.Tensor:
+        states = self._networks.text_encoder([prompt])[0]
+        if not bool(states.isfinite().all()):
+            folders = dict.fromkeys(info.folder for info in images if info.prompt == prompt)
+            whose = f"class {', '.join(folders)}" if folders else "the negative prompt"
+            raise NonFiniteError("text_encoder", f"{whose} ({prompt!r})")
+        return states
 
 
 def generate(
@@ -87,12 +124,13 @@ def generate(
 
     Raises (from the stream):
         OutOfMemoryError: a batch does not fit the device; the samples of the batches before it come first.
+        NonFiniteError: a network returned NaN or infinity; none of that batch's samples comes.
     """
     make = Maker(networks, PromptTable(networks, config.negative_prompt), schedule, config.guidance, watch)
     total = config.ipc * len(prototypes)
     count = sum(math.ceil(len(group.classes) * config.ipc / group.batch_size) for group in groups)
     noised = Stream(count, _batches(iter(prototypes), groups, schedule, config.seed, make.device))
-    made = Stream(count, ((batch, make(batch)) for batch in workers.ahead(noised, AHEAD, "prepare")))
+    made = Stream(count, (make(batch) for batch in workers.ahead(noised, AHEAD, "prepare")))
     finished = workers.map(partial(_finish, image_size), made, threads=1, depth=1, name="resize")
     return Stream(total, (sample for samples in finished for sample in samples))
 
@@ -111,53 +149,25 @@ class Maker:
     def device(self) -> torch.device:
         return self.networks.unet.runtime.device
 
-    def __call__(self, batch: Batch) -> Callable[[], torch.Tensor]:
-        """Pixels (B, H, W, 3) uint8, on their way to the host."""
+    def __call__(self, batch: Batch) -> Pixels:
+        check = FiniteCheck()
         with fitting("denoise"), self.watch("text"):
-            states = self.prompts([slot.prototypes.info.prompt for slot in batch.slots], self.guidance)
+            states = self.prompts([slot.prototypes.info for slot in batch.slots], self.guidance)
         with fitting("denoise"), self.watch("denoise"):
             noised = to_device(batch.noised, self.device)
-            latents = denoise(noised, states, self.networks.unet, self.schedule, self.guidance)
+            latents = denoise(
+                noised,
+                states,
+                self.networks.unet,
+                self.schedule,
+                self.guidance,
+                generators=batch.generators,
+                check=check,
+            )
         with fitting("decode"), self.watch("decode"):
             parts = torch.split(latents, batch.decode)
-            return to_host(torch.cat([_to_bytes(self.networks.vae_decoder(part)) for part in parts]))
-
-
-@torch.inference_mode()
-def denoise(
-    noised: torch.Tensor, states: torch.Tensor, unet: Unet, schedule: Schedule, guidance: float
-) -> torch.Tensor:
-    """Run a schedule's steps on x_0 = `noised` (B, C, h, w); returns x_S, clean and scaled.
-
-    `states` are those of a guided call; a step without guidance runs on their conditional half, `noised`'s size.
-    """
-    samples, outputs = {0: noised}, {}
-    conditional = states[-len(noised) :]
-    sample_uses, output_uses = schedule.last_use()
-    timesteps = _timesteps(schedule, noised.device)
-    for i, step in enumerate(schedule.steps):
-        guided = (states, guidance) if step.guided else (conditional, 1.0)
-        outputs[i] = unet(samples[i], timesteps[i], *guided)
-        terms = [(c, samples[j]) for j, c in step.samples] + [(c, outputs[j]) for j, c in step.outputs]
-        samples[i + 1] = _combine(terms)
-        samples = {j: x for j, x in samples.items() if j == i + 1 or sample_uses.get(j, -1) > i}
-        outputs = {j: e for j, e in outputs.items() if output_uses.get(j, -1) > i}
-    return samples[len(schedule.steps)]
-
-
-def _combine(terms: Sequence[tuple[float, torch.Tensor]]) -> torch.Tensor:
-    total = torch.zeros_like(terms[0][1])
-    for coefficient, tensor in terms:
-        total = torch.add(total, tensor, alpha=coefficient)
-    return total
-
-
-def _timesteps(schedule: Schedule, device: torch.device) -> torch.Tensor:
-    """All at once, so that no step waits for a copy of its own."""
-    timesteps = host_empty((len(schedule.steps),), torch.int64, device)
-    for i, step in enumerate(schedule.steps):
-        timesteps[i] = step.timestep
-    return to_device(timesteps, device)
+            pixels = torch.cat([_to_bytes(self.networks.vae_decoder(part, check)) for part in parts])
+            return Pixels(batch, to_host(pixels), check.read())
 
 
 def _batches(
@@ -169,20 +179,24 @@ def _batches(
         for start in range(0, len(slots), group.batch_size):
             real = slots[start : start + group.batch_size]
             padded = [*real, *[real[-1]] * (group.batch_size - len(real))]
-            yield Batch(padded, _noised(padded, schedule, device), len(real), group.decode_batch)
+            noised, generators = _noised(padded, schedule, device)
+            yield Batch(padded, noised, generators, len(real), group.decode_batch)
 
 
 def _slots(p: Prototypes, seed: int) -> list[Slot]:
     return [Slot(p, index, derive_seed(seed, p.info.id, index, "generate")) for index in range(len(p.centroids))]
 
 
-def _noised(slots: Sequence[Slot], schedule: Schedule, device: torch.device) -> torch.Tensor:
-    """Prototypes sent up the noise schedule, each by its own random stream."""
+def _noised(
+    slots: Sequence[Slot], schedule: Schedule, device: torch.device
+) -> tuple[torch.Tensor, list[torch.Generator]]:
+    """Prototypes sent up the noise schedule, each by its own random stream, and the streams as they are then."""
     clean = torch.from_numpy(np.stack([slot.prototypes.centroids[slot.index] for slot in slots]))
-    noise, generator = host_empty(tuple(clean.shape), torch.float32, device), torch.Generator()
-    for row, slot in zip(noise, slots, strict=True):
-        torch.randn(row.shape, generator=generator.manual_seed(slot.seed), out=row)
-    return noise.mul_(schedule.noise).add_(schedule.signal * clean)
+    noise = host_empty(tuple(clean.shape), torch.float32, device)
+    generators = [torch.Generator().manual_seed(slot.seed) for slot in slots]
+    for row, generator in zip(noise, generators, strict=True):
+        torch.randn(row.shape, generator=generator, out=row)
+    return noise.mul_(schedule.noise).add_(schedule.signal * clean), generators
 
 
 def _to_bytes(pixels: torch.Tensor) -> torch.Tensor:
@@ -190,10 +204,10 @@ def _to_bytes(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).contiguous()
 
 
-def _finish(image_size: int, made: tuple[Batch, Callable[[], torch.Tensor]]) -> list[Sample]:
-    batch, wait = made
-    pixels = wait().numpy()
-    return [_sample(slot, row, image_size) for slot, row in zip(batch.slots[: batch.real], pixels, strict=False)]
+def _finish(image_size: int, pixels: Pixels) -> list[Sample]:
+    slots = pixels.batch.slots[: pixels.batch.real]
+    pixels.verify([slot.name for slot in slots])
+    return [_sample(slot, row, image_size) for slot, row in zip(slots, pixels.wait().numpy(), strict=False)]
 
 
 def _sample(slot: Slot, pixels: np.ndarray, image_size: int) -> Sample:

@@ -5,17 +5,16 @@ They are diffusers' and transformers' own; what is here loads them and hides the
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from d4m_fast.engine.libraries import LIBRARY_ERRORS, one_line, quiet_libraries
 from d4m_fast.engine.signature import Component
-from d4m_fast.engine.unet import UnetModule
+from d4m_fast.engine.unet import DiffusersUnet, UnetModule, unproven
 from d4m_fast.errors import ModelError
 
 _ALWAYS = ("diffusers.schedulers", "transformers.models.clip.tokenization_clip")
@@ -37,8 +36,8 @@ class TextEncoderModule(torch.nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (self.encoder(input_ids).last_hidden_state,)
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        return (self.encoder(input_ids, attention_mask=attention_mask).last_hidden_state,)
 
 
 class VaeEncoderModule(torch.nn.Module):
@@ -64,21 +63,25 @@ class VaeDecoderModule(torch.nn.Module):
         return (self.vae.decode(latents).sample,)
 
 
-def load_module(path: Path, component: Component, dtype: torch.dtype) -> torch.nn.Module:
+def load_module(path: Path, component: Component, dtype: torch.dtype, *, reference: bool = False) -> torch.nn.Module:
     """One network of a checked model directory, on the CPU, for inference.
 
     Its arguments and its results are the tensors of `SIGNATURES[component]`, in that order.
+
+    Args:
+        reference: diffusers' own forward pass, whatever ours was proven on: what others are compared with.
 
     Raises:
         ModelError: its weights do not fit its config.
     """
     try:
-        return _load(path, component, dtype).eval().requires_grad_(False)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{path}: {component} cannot be loaded ({str(error).splitlines()[0].strip()})") from error
+        with quiet_libraries():
+            return _load(path, component, dtype, reference).eval().requires_grad_(False)
+    except (*LIBRARY_ERRORS, SafetensorError) as error:
+        raise ModelError(f"{path}: {component} cannot be loaded ({one_line(error)})") from error
 
 
-def _load(path: Path, component: Component, dtype: torch.dtype) -> torch.nn.Module:
+def _load(path: Path, component: Component, dtype: torch.dtype, reference: bool) -> torch.nn.Module:
     if component == "text_encoder":
         from transformers.models.clip.modeling_clip import CLIPTextModel
 
@@ -86,7 +89,8 @@ def _load(path: Path, component: Component, dtype: torch.dtype) -> torch.nn.Modu
     if component == "unet":
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-        return UnetModule(_from_pretrained(UNet2DConditionModel, path / "unet", "diffusion_pytorch_model", dtype))
+        unet = _from_pretrained(UNet2DConditionModel, path / "unet", "diffusion_pytorch_model", dtype)
+        return DiffusersUnet(unet) if reference or unproven(unet.config) else UnetModule(unet)
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     vae = _from_pretrained(AutoencoderKL, path / "vae", "diffusion_pytorch_model", dtype)
@@ -96,29 +100,14 @@ def _load(path: Path, component: Component, dtype: torch.dtype) -> torch.nn.Modu
 def _from_pretrained(loader: Any, folder: Path, stem: str, dtype: torch.dtype) -> Any:
     """A diffusers or transformers module from safetensors; half-precision files where there are no others."""
     full = (folder / f"{stem}.safetensors").is_file() or not any(folder.glob("*.fp16*"))
-    with _quiet():
-        module, found = loader.from_pretrained(
-            folder,
-            use_safetensors=True,
-            variant=None if full else "fp16",
-            dtype=dtype,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
+    module, found = loader.from_pretrained(
+        folder,
+        use_safetensors=True,
+        variant=None if full else "fp16",
+        dtype=dtype,
+        low_cpu_mem_usage=False,
+        output_loading_info=True,
+    )
     if found["missing_keys"]:  # the libraries would go on with random numbers in their place
         raise ValueError(f"{len(found['missing_keys'])} weights missing, {min(found['missing_keys'])} among them")
     return module
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' loading bars and advice off the user's terminal."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

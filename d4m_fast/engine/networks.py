@@ -13,6 +13,8 @@ import torch
 from d4m_fast.data.files import read_json
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.eager import open_eager
+from d4m_fast.engine.finite import FiniteCheck
+from d4m_fast.engine.libraries import LIBRARY_ERRORS, one_line, quiet_libraries
 from d4m_fast.engine.model import Model
 from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.runtime import Runtime
@@ -26,10 +28,16 @@ Open = Callable[[Component], Runtime]
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Prompts to hidden states; `tokenizer` is transformers' CLIP tokenizer of the model."""
+    """Prompts to hidden states.
+
+    Attributes:
+        tokenizer: transformers' CLIP tokenizer of the model.
+        masked: whether padding is kept out of the attention, which a config asks for by `use_attention_mask`.
+    """
 
     runtime: Runtime
     tokenizer: Any
+    masked: bool = False
 
     def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
         """(N, tokens, width): padded and cut to the tokenizer's length, as diffusers' pipelines do."""
@@ -40,7 +48,8 @@ class TextEncoder:
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         )
-        return self.runtime({"input_ids": encoded.input_ids})["hidden_states"]
+        mask = {"attention_mask": encoded.attention_mask} if self.masked else {}
+        return self.runtime({"input_ids": encoded.input_ids, **mask})["hidden_states"]
 
 
 @dataclass(frozen=True)
@@ -63,31 +72,55 @@ class VaeDecoder:
     runtime: Runtime
     scaling_factor: float
 
-    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        """RGB (N, 3, H, W) in [0, 1], clipped."""
+    def __call__(self, latents: torch.Tensor, check: FiniteCheck | None = None) -> torch.Tensor:
+        """RGB (N, 3, H, W) in [0, 1], clipped; `check` gets it unclipped, with what clipping would hide."""
         pixels = self.runtime({"latents": latents / self.scaling_factor})["pixels"]
+        if check is not None:
+            check.add("vae_decoder", pixels)
         return (pixels / 2 + 0.5).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Unet:
-    """The noise in a sample, with or without classifier-free guidance."""
+    """The noise in a sample, with or without classifier-free guidance.
+
+    Attributes:
+        embedding: values of the guidance scale's embedding, of a distilled UNet that is told the scale instead of
+            being run on both halves (`time_cond_proj_dim`); None for all others.
+    """
 
     runtime: Runtime
+    embedding: int | None = None
+
+    def doubles(self, guidance: float) -> bool:
+        """Whether a call at this scale takes two rows for each sample, the negative prompts' first."""
+        return guidance > 1 and self.embedding is None
 
     def __call__(
         self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, guidance: float
     ) -> torch.Tensor:
         """Predicted noise, shape of `sample` (B, C, h, w), float32 whatever the runtime's dtype.
 
-        With guidance above 1, `states` are (2B, tokens, width), the negative prompts' first, and both halves go
-        through the network as one batch (Ho & Salimans, 2022).
+        Where guidance doubles the batch, `states` are (2B, tokens, width), the negative prompts' first, and both halves
+        go through the network as one batch (Ho & Salimans, 2022).
         """
-        noise = self.runtime({"sample": sample, "timestep": timestep, "hidden_states": states})["noise"].float()
-        if guidance <= 1:
+        inputs = {"sample": sample, "timestep": timestep, "hidden_states": states}
+        if self.embedding is not None:
+            inputs["timestep_cond"] = _guidance_embedding(guidance, len(sample), self.embedding)
+        noise = self.runtime(inputs)["noise"].float()
+        if not self.doubles(guidance):
             return noise
         unconditional, conditional = noise.chunk(2)
         return unconditional + guidance * (conditional - unconditional)
+
+
+def _guidance_embedding(guidance: float, rows: int, dimensions: int) -> torch.Tensor:
+    """diffusers' own, (rows, dimensions), of a scale less one as its pipeline gives it; the method reads no `self`."""
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    scales = torch.tensor(guidance - 1).repeat(rows)
+    embedding: torch.Tensor = StableDiffusionImg2ImgPipeline.get_guidance_scale_embedding(None, scales, dimensions)
+    return embedding
 
 
 class Networks:
@@ -110,7 +143,8 @@ class Networks:
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
-        return TextEncoder(self._open("text_encoder"), _tokenizer(self._path / "tokenizer"))
+        masked = bool(self._config("text_encoder").get("use_attention_mask", False))
+        return TextEncoder(self._open("text_encoder"), _tokenizer(self._path / "tokenizer"), masked)
 
     @cached_property
     def vae_encoder(self) -> VaeEncoder:
@@ -122,22 +156,31 @@ class Networks:
 
     @cached_property
     def unet(self) -> Unet:
-        return Unet(self._open("unet"))
+        return Unet(self._open("unet"), self._config("unet").get("time_cond_proj_dim"))
 
     @cached_property
     def _scaling_factor(self) -> float:
-        factor: float = read_json(self._path / "vae" / "config.json").get("scaling_factor", 0.18215)
+        factor: float = self._config("vae").get("scaling_factor", 0.18215)
         return factor
 
+    def _config(self, part: str) -> dict[str, Any]:
+        config: dict[str, Any] = read_json(self._path / part / "config.json")
+        return config
 
-def open_networks(path: Path, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> Networks:
-    """The networks of a checked model directory on the PyTorch runtime, `compiled` by torch.compile.
 
-    The text encoder never is: it is called once for each prompt.
+def open_networks(
+    path: Path, device: torch.device, dtype: torch.dtype, *, compiled: bool = False, reference: bool = False
+) -> Networks:
+    """The networks of a checked model directory on the PyTorch runtime.
+
+    Args:
+        compiled: by torch.compile, but for the text encoder, which is called once for each prompt.
+        reference: diffusers' own forward pass of each, to compare others with.
     """
 
     def open_runtime(component: Component) -> Runtime:
-        return open_eager(path, component, device, dtype, compiled=compiled and component != "text_encoder")
+        inlined = compiled and component != "text_encoder"
+        return open_eager(path, component, device, dtype, compiled=inlined, reference=reference)
 
     return Networks(path, open_runtime)
 
@@ -176,6 +219,7 @@ def _tokenizer(folder: Path) -> Any:
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     try:
-        return CLIPTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{folder}: tokenizer cannot be loaded ({str(error).splitlines()[0]})") from error
+        with quiet_libraries():
+            return CLIPTokenizer.from_pretrained(folder)
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"{folder}: tokenizer cannot be loaded ({one_line(error)})") from error

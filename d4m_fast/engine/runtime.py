@@ -87,8 +87,8 @@ def _indexed(
     inputs: Mapping[str, torch.Tensor], signature: Signature, samples: torch.Tensor, rows: torch.Tensor
 ) -> Tensors:
     of = {SAMPLES: samples, BATCH: rows}
-    axes = {name: signature.inputs[name][0] for name in signature.batched}
-    return {name: x[of[axes[name]].to(x.device)] if name in axes else x for name, x in inputs.items()}
+    first_axes = {name: axes[0] for name, axes in signature.axes_of(inputs).items() if axes}
+    return {name: x[of[first_axes[name]].to(x.device)] if name in first_axes else x for name, x in inputs.items()}
 
 
 def place(
@@ -96,9 +96,16 @@ def place(
 ) -> Tensors:
     """The inputs in the signature's order, where and as a runtime wants them."""
     return {
-        name: inputs[name].to(device=device, dtype=dtype if inputs[name].is_floating_point() else torch.int64)
-        for name in signature.inputs
+        name: inputs[name].to(device=device, dtype=_dtype(name, inputs[name], dtype))
+        for name in signature.axes_of(inputs)
     }
+
+
+def _dtype(name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The runtime's, or int64; a timestep between two noise levels has digits that half precision has not."""
+    if not x.is_floating_point():
+        return torch.int64
+    return torch.float32 if name == "timestep" else dtype
 
 
 def resolve_device(name: str) -> torch.device:

@@ -22,12 +22,19 @@ class Signature:
     `batch` are the rows that are computed. `samples` is the UNet's: as many as rows, or half of them, and then the
     second half of the rows is for the same samples again: both halves of guidance see the same noise.
 
-    Floating-point tensors have the runtime's dtype. Integers are int64.
+    `optional` are inputs of some models only, after the others; exported networks take none of them.
+
+    Floating-point tensors have the runtime's dtype, but for the timestep. Integers are int64.
     """
 
     inputs: MappingProxyType[str, tuple[str, ...]]
     outputs: MappingProxyType[str, tuple[str, ...]]
     integers: frozenset[str]
+    optional: MappingProxyType[str, tuple[str, ...]]
+
+    def axes_of(self, inputs: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
+        """Axes of the inputs that a call has, by name, in the network's order."""
+        return {**self.inputs, **{name: axes for name, axes in self.optional.items() if name in inputs}}
 
     @property
     def batched(self) -> tuple[str, ...]:
@@ -59,9 +66,14 @@ class Signature:
 
 
 def _signature(
-    inputs: dict[str, tuple[str, ...]], outputs: dict[str, tuple[str, ...]], integers: tuple[str, ...] = ()
+    inputs: dict[str, tuple[str, ...]],
+    outputs: dict[str, tuple[str, ...]],
+    integers: tuple[str, ...] = (),
+    optional: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> Signature:
-    return Signature(MappingProxyType(inputs), MappingProxyType(outputs), frozenset(integers))
+    return Signature(
+        MappingProxyType(inputs), MappingProxyType(outputs), frozenset(integers), MappingProxyType(dict(optional))
+    )
 
 
 _LATENT = (BATCH, "channels", "h", "w")
@@ -70,12 +82,18 @@ _STATES = (BATCH, "tokens", "width_text")
 
 SIGNATURES: MappingProxyType[Component, Signature] = MappingProxyType(
     {
-        "text_encoder": _signature({"input_ids": (BATCH, "tokens")}, {"hidden_states": _STATES}, ("input_ids",)),
+        "text_encoder": _signature(
+            {"input_ids": (BATCH, "tokens")},
+            {"hidden_states": _STATES},
+            ("input_ids",),
+            {"attention_mask": (BATCH, "tokens")},
+        ),
         "vae_encoder": _signature({"pixels": _PIXELS}, {"mean": _LATENT, "logvar": _LATENT}),
         "unet": _signature(
             {"sample": (SAMPLES, *_LATENT[1:]), "timestep": (), "hidden_states": _STATES},
             {"noise": _LATENT},
             ("timestep",),
+            {"timestep_cond": (BATCH, "guidance_embedding")},
         ),
         "vae_decoder": _signature({"latents": _LATENT}, {"pixels": _PIXELS}),
     }

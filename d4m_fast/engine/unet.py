@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x's UNet with nothing computed twice.
+"""Stable Diffusion's UNet with nothing computed twice, where that was proven; else diffusers' own forward.
 
 diffusers' own layers in diffusers' own order, but: both halves of guidance are one network on the same noise until the
 first cross-attention tells them apart, so up to there each sample is computed once; and all rows have one timestep, so
@@ -7,24 +7,140 @@ its embedding is computed once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D"}
-_ABSENT = ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type", "dual_cross_attention")
+from d4m_fast.errors import ModelError
+
+EQUAL: Mapping[torch.dtype, float] = MappingProxyType({torch.float32: 1e-4, torch.float16: 2e-2})
+"""Relative L2 between two forward passes of one UNet: 100 times what another order of sums changes in either dtype, and
+far below what a missing condition does."""
+_ANY = None
+_BLOCKS = frozenset({"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"})
+PROVEN: Mapping[str, tuple[object, ...] | None] = MappingProxyType(
+    {
+        # Sizes and choices inside diffusers' own layers, which `UnetModule` calls: any value.
+        **dict.fromkeys(
+            (
+                *("sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block"),
+                *("flip_sin_to_cos", "freq_shift", "downsample_padding", "mid_block_scale_factor", "dropout", "act_fn"),
+                *("norm_num_groups", "norm_eps", "cross_attention_dim", "transformer_layers_per_block"),
+                *("attention_head_dim", "num_attention_heads", "use_linear_projection", "upcast_attention"),
+                *("resnet_time_scale_shift", "time_embedding_dim", "conv_in_kernel", "conv_out_kernel"),
+                *("addition_time_embed_dim", "addition_embed_type_num_heads", "projection_class_embeddings_input_dim"),
+                *("down_block_types", "up_block_types"),  # their members are checked against `_BLOCKS`
+            ),
+            _ANY,
+        ),
+        # What changes the forward pass itself, which `UnetModule` writes anew: these values.
+        "center_input_sample": (False,),
+        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+        "only_cross_attention": (False,),
+        "mid_block_only_cross_attention": (None, False),
+        "reverse_transformer_layers_per_block": (None,),
+        "encoder_hid_dim": (None,),
+        "encoder_hid_dim_type": (None,),
+        "dual_cross_attention": (False,),
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "class_embeddings_concat": (False,),
+        "addition_embed_type": (None,),
+        "resnet_skip_time_act": (False,),
+        "resnet_out_scale_factor": (1.0,),
+        "time_embedding_type": ("positional",),
+        "time_embedding_act_fn": (None,),
+        "timestep_post_act": (None,),
+        "time_cond_proj_dim": (None,),
+        "attention_type": ("default",),
+        "cross_attention_norm": (None,),
+    }
+)
+"""Config keys of `UNet2DConditionModel` (diffusers 0.42.1) and the values that `UnetModule` equals diffusers with."""
 
 
-class UnetModule(torch.nn.Module):
-    """The UNet of `SIGNATURES["unet"]`, from diffusers' UNet2DConditionModel.
+def unproven(config: Mapping[str, Any]) -> list[str]:
+    """Return "key=value" for each entry of a UNet's config that `UnetModule` was not proven on, unknown keys too."""
+    entries = [
+        f"{key}={value}" for key, value in config.items() if not key.startswith("_") and not _is_proven(key, value)
+    ]
+    blocks = {*config["down_block_types"], *config["up_block_types"]} - _BLOCKS
+    return entries + sorted(str(block) for block in blocks)
+
+
+def _is_proven(key: str, value: object) -> bool:
+    if key not in PROVEN:
+        return False
+    values = PROVEN[key]
+    return values is _ANY or value in values
+
+
+def require_equal(module: UnetModule, where: str) -> None:
+    """Compare our forward pass with diffusers' own, on one small random sample with both halves of guidance.
+
+    Args:
+        where: begins the line of a refusal.
 
     Raises:
-        ValueError: it has blocks or conditions that Stable Diffusion 1.x has not.
+        ModelError: they differ by more than rounding.
     """
+    unet = module.unet
+    weight = unet.conv_in.weight
+    generator, side = torch.Generator().manual_seed(0), 2 ** len(unet.config.block_out_channels)
+    width = unet.config.cross_attention_dim
+    sample = torch.randn(1, unet.config.in_channels, side, side, generator=generator).to(weight)
+    states = torch.randn(2, 3, width if isinstance(width, int) else width[0], generator=generator).to(weight)
+    timestep = torch.tensor(421, device=weight.device)
+    with torch.inference_mode():
+        (ours,) = module(sample, timestep, states)
+        (theirs,) = DiffusersUnet(unet)(sample, timestep, states)
+    distance = float((ours - theirs).float().norm() / theirs.float().norm())
+    if not distance <= EQUAL[weight.dtype]:
+        raise ModelError(
+            f"{where}: our forward pass is {distance:.2g} (relative L2) from diffusers' own; this config needs a"
+            " condition that ours does not have: please report it"
+        )
+
+
+class DiffusersUnet(torch.nn.Module):
+    """The UNet of `SIGNATURES["unet"]` by diffusers' own forward: every row computed whole."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
-        _check(unet)
+        self.unet = unet
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        hidden_states: torch.Tensor,
+        timestep_cond: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        rows = _sample_of_row(sample, hidden_states)
+        noise = self.unet(
+            sample[rows],
+            timestep,
+            encoder_hidden_states=hidden_states,
+            timestep_cond=timestep_cond,
+            return_dict=False,
+        )[0]
+        return (noise,)
+
+
+def _sample_of_row(sample: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Index of the sample that each row of the hidden states is for; the halves of guidance share them."""
+    row = torch.arange(states.shape[0], device=states.device)
+    # By comparison, not modulo: what the exporter takes with a free batch.
+    return torch.where(row < sample.shape[0], row, row - sample.shape[0])
+
+
+class UnetModule(torch.nn.Module):
+    """The UNet of `SIGNATURES["unet"]`, from a diffusers UNet2DConditionModel whose config is not `unproven`."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
         self.unet = unet
 
     def forward(
@@ -60,9 +176,7 @@ class _Halves:
     def __init__(self, sample: torch.Tensor, states: torch.Tensor) -> None:
         self.apart = False
         self._states = states
-        row = torch.arange(states.shape[0], device=states.device)
-        # By comparison, not modulo: what the exporter takes with a free batch.
-        self._sample_of = torch.where(row < sample.shape[0], row, row - sample.shape[0])
+        self._sample_of = _sample_of_row(sample, states)
 
     def rows(self, x: torch.Tensor, apart: bool) -> torch.Tensor:
         return x if apart else x[self._sample_of]
@@ -83,13 +197,6 @@ class _Halves:
             tokens, x, tokens.shape[0], height, width, inner
         )
         return result
-
-
-def _check(unet: Any) -> None:
-    blocks = {type(block).__name__ for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks)}
-    foreign = sorted(blocks - _BLOCKS) + [name for name in _ABSENT if unet.config.get(name)]
-    if foreign:
-        raise ValueError(f"not a Stable Diffusion 1.x UNet: {', '.join(foreign)}")
 
 
 def _layers(block: Any) -> list[tuple[Any, Any]]:

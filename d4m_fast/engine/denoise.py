@@ -1,0 +1,84 @@
+"""The denoising loop: a schedule's steps on one batch, from the noised prototypes to clean latents."""
+
+from __future__ import annotations
+
+import torch
+
+from d4m_fast.engine.finite import FiniteCheck
+from d4m_fast.engine.memory import host_empty, to_device
+from d4m_fast.engine.networks import Unet
+from d4m_fast.engine.schedule import Schedule, Stepper, combine
+
+
+@torch.inference_mode()
+def denoise(
+    noised: torch.Tensor,
+    states: torch.Tensor,
+    unet: Unet,
+    schedule: Schedule,
+    guidance: float,
+    *,
+    generators: list[torch.Generator] | None = None,
+    check: FiniteCheck | None = None,
+) -> torch.Tensor:
+    """Run a schedule's steps on x_0 = `noised` (B, C, h, w); returns x_S, clean and scaled.
+
+    Args:
+        states: those of a guided call; a step without guidance runs on their conditional half, `noised`'s size.
+        generators: of each image, as they are once x_0 is drawn; for schedulers that add noise of their own.
+        check: gets what the UNet returns in every step.
+    """
+    predict = _Prediction(noised, states, unet, schedule, guidance, FiniteCheck() if check is None else check)
+    if schedule.stepper is None:
+        return _by_table(noised, schedule, predict)
+    return _by_scheduler(noised, schedule.stepper, generators, predict)
+
+
+class _Prediction:
+    """The guided UNet in step i of a schedule."""
+
+    def __init__(
+        self,
+        noised: torch.Tensor,
+        states: torch.Tensor,
+        unet: Unet,
+        schedule: Schedule,
+        guidance: float,
+        check: FiniteCheck,
+    ) -> None:
+        self._guided = states, guidance
+        self._conditional = states[-len(noised) :], 1.0
+        self._unet, self._steps, self._check = unet, schedule.steps, check
+        # All at once, so that no step waits for a copy of its own.
+        timesteps = schedule.timesteps
+        self._timesteps = to_device(
+            host_empty(tuple(timesteps.shape), timesteps.dtype, noised.device).copy_(timesteps), noised.device
+        )
+
+    def __call__(self, scaled: torch.Tensor, i: int) -> torch.Tensor:
+        step = self._steps[i]
+        output = self._unet(scaled, self._timesteps[i], *(self._guided if step.guided else self._conditional))
+        self._check.add("unet", output, step.timestep)
+        return output
+
+
+def _by_table(noised: torch.Tensor, schedule: Schedule, predict: _Prediction) -> torch.Tensor:
+    samples, outputs = {0: noised}, dict[int, torch.Tensor]()
+    sample_uses, output_uses = schedule.last_use()
+    for i, step in enumerate(schedule.steps):
+        scaled = samples[i] if step.input_scale == 1 else samples[i] * step.input_scale
+        outputs[i] = predict(scaled, i)
+        samples[i + 1] = combine(step, samples, outputs)
+        samples = {j: x for j, x in samples.items() if j == i + 1 or sample_uses.get(j, -1) > i}
+        outputs = {j: e for j, e in outputs.items() if output_uses.get(j, -1) > i}
+    return samples[len(schedule.steps)]
+
+
+def _by_scheduler(
+    noised: torch.Tensor, stepper: Stepper, generators: list[torch.Generator] | None, predict: _Prediction
+) -> torch.Tensor:
+    stepping, sample = stepper.begin(generators), noised
+    for i in range(len(stepper.timesteps)):
+        output = predict(stepping.scale(sample, i), i)
+        sample = stepping.step(output, i, sample)
+    return sample
