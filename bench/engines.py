@@ -30,7 +30,10 @@ import torch
 
 from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.config import NEGATIVE_PROMPT
-from d4m_fast.engine.generate import PromptTable, denoise
+from d4m_fast.data.records import ClassInfo
+from d4m_fast.engine.denoise import denoise
+from d4m_fast.engine.finite import FiniteCheck
+from d4m_fast.engine.generate import PromptTable
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.ort import open_ort
@@ -70,9 +73,12 @@ def by_diffusers(pipeline: Any, latents: torch.Tensor, prompts: list[str], steps
 def by_us(
     networks: Networks, schedule: Schedule, table: PromptTable, latents: torch.Tensor, prompts: list[str]
 ) -> object:
-    states = table(prompts, 8.0)
+    check, classes = FiniteCheck(), [ClassInfo(i, str(i), prompt) for i, prompt in enumerate(prompts)]
     noised = schedule.signal * latents + schedule.noise * torch.randn_like(latents)
-    return networks.vae_decoder(denoise(noised, states, networks.unet, schedule, 8.0))
+    clean = denoise(noised, table(classes, 8.0), networks.unet, schedule, 8.0, check=check)
+    pixels = networks.vae_decoder(clean, check)
+    check.read()([(info, 0) for info in classes])
+    return pixels
 
 
 def exported(model: Model, folder: Path) -> Networks:

@@ -33,7 +33,9 @@ from d4m_fast.cli import cli as d4m_fast
 from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, Preset, PresetName, Scheduler
 from d4m_fast.data import files
 from d4m_fast.data.dataset import BUNDLED, open_source
-from d4m_fast.engine.generate import PromptTable, denoise
+from d4m_fast.data.records import ClassInfo
+from d4m_fast.engine.denoise import denoise
+from d4m_fast.engine.generate import PromptTable
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.networks import open_networks
 from d4m_fast.engine.schedule import Schedule, open_schedule
@@ -206,7 +208,7 @@ def speed(out: Path, batch: int, rounds: int) -> None:
     model = open_model(BUNDLED)
     networks = open_networks(model.path, torch.device("cpu"), torch.float32)
     latents = torch.randn(batch, *model.latent_shape(model.resolution))
-    states = PromptTable(networks, NEGATIVE_PROMPT)(["shirt"] * batch, Preset.guidance)
+    states = PromptTable(networks, NEGATIVE_PROMPT)([ClassInfo(0, "shirt", "shirt")] * batch, Preset.guidance)
 
     def seconds(schedule: Schedule) -> float:
         start = time.perf_counter()

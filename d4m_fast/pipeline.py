@@ -76,6 +76,7 @@ class _Distillation:
             self.job.import_libraries()
         with self.watch("open"):
             networks = self.job.open_networks()
+        self.run.begin()
         if plan is None:
             with self.watch("plan"):
                 plan = self._new_plan(networks)

@@ -27,10 +27,11 @@ from d4m_fast.engine.modules import import_libraries
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
 from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.runtime import device_name, hardware, resolve_device, resolve_precision
-from d4m_fast.engine.schedule import Schedule, open_schedule
+from d4m_fast.engine.schedule import WHOLE, Schedule, open_schedule
+from d4m_fast.engine.trial import trial_resolution, try_networks
 from d4m_fast.engine.trt import require_gpu
 from d4m_fast.engine.trt_api import load_trt
-from d4m_fast.errors import D4MError, DamageError, DataError, ModelError, PreflightError
+from d4m_fast.errors import D4MError, DamageError, DataError, ModelError, PreflightError, UsageError
 from d4m_fast.kernels.cuda import require_cupy
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
@@ -60,10 +61,18 @@ class Job:
     engine_reason: str = ""
 
     def open_networks(self) -> Networks:
-        """On the engine that was chosen."""
+        """All of them, on the engine that was chosen, each tried once.
+
+        Raises:
+            ModelError: one cannot be loaded, does not run, or does not fit the others.
+        """
         if self.artifact is None:
-            return open_networks(self.model.path, self.device, self.dtype, compiled=self.config.compile)
-        return open_exported(self.model, self.resolution, self.artifact, self.device)
+            networks = open_networks(self.model.path, self.device, self.dtype, compiled=self.config.compile)
+            try_networks(self.model, networks, trial_resolution(self.model), compiled=self.config.compile)
+        else:
+            networks = open_exported(self.model, self.resolution, self.artifact, self.device)
+            try_networks(self.model, networks, self.resolution)
+        return networks
 
     def import_libraries(self) -> None:
         """Import what `open_networks` and the schedule need, so that this time is not booked on the first stages."""
@@ -73,8 +82,11 @@ class Job:
     def preset_line(self) -> str:
         """What a log says of the preset."""
         calls, guided = len(self.schedule.steps), self.schedule.guided_calls(self.config.guidance)
+        guided = 0 if self.model.embeds_guidance else guided
         proof = f"; {UNPROVEN}" if self.config.unproven else ""
-        return f"{self.config.preset}, {calls} UNet calls per image, {guided} of them guided{proof}"
+        stepper = self.schedule.stepper
+        stepped = f"; {stepper.name} is stepped itself, slower than a table ({stepper.reason})" if stepper else ""
+        return f"{self.config.preset}, {calls} UNet calls per image, {guided} of them guided{proof}{stepped}"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -166,12 +178,15 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     schedule = open_schedule(
         model.path, config.steps, config.strength, scheduler=config.scheduler, interval=config.interval
     )
+    _require_guidance(config, model)
     precision: FloatType = "fp32" if dtype == torch.float32 else "fp16"
     exports = partial(exports_of, model.sha256, precision, resolution, artifacts)
     if config.compile:
         artifact, reason = None, "torch, through torch.compile"
     else:
         artifact, reason = choose_engine(config.engine, exports, model, device, begun.get("engine"))
+    if artifact is not None and not schedule.whole_timesteps:
+        artifact, reason = None, _without_export(config.engine, schedule)
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),
@@ -250,6 +265,27 @@ def _usable(sets: Sequence[Artifact], model: Model, device: torch.device) -> tup
         except (ModelError, PreflightError, DamageError) as error:
             refusals.append(error)
     return usable, refusals
+
+
+def _without_export(engine: Engine, schedule: Schedule) -> str:
+    """Why PyTorch computes a schedule that exported networks cannot.
+
+    Raises:
+        ModelError: the engine was asked for by name.
+    """
+    first = next(step.timestep for step in schedule.steps if not isinstance(step.timestep, int))
+    cause = f"the schedule has timestep {first:g}, between two noise levels, and exported networks take whole ones"
+    if engine != "auto":
+        raise ModelError(f"--engine {engine}: {cause}; use --engine torch or another --scheduler")
+    return f"torch; {cause}"
+
+
+def _require_guidance(config: DistillConfig, model: Model) -> None:
+    if model.embeds_guidance and config.interval != WHOLE:
+        raise UsageError(
+            "--guidance-interval: this model's UNet is told the guidance scale (time_cond_proj_dim in"
+            " unet/config.json) and has no step without; leave it out"
+        )
 
 
 def _absolute(name: str) -> str:

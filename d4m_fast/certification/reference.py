@@ -1,4 +1,4 @@
-"""The reference: fp32 PyTorch on the CPU, asked once, its answers kept in a file for every later comparison."""
+"""The reference: diffusers' own networks, fp32, on the CPU, asked once, their answers kept for every comparison."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from d4m_fast.data.records import ClassInfo, Prototypes
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.signature import COMPONENTS, Component
+from d4m_fast.engine.trial import trial_resolution, try_networks
 from d4m_fast.errors import ModelError
 from d4m_fast.export import parity
 from d4m_fast.export.judge import GUIDANCE
@@ -71,6 +72,7 @@ def make_reference(request: Request) -> Reference:
     """
     answers: dict[str, torch.Tensor] = {}
     networks = _memorised(request, answers)
+    try_networks(request.model, networks, trial_resolution(request.model))
     sizes = {"resolution": request.resolution, "count": request.images, "batch": request.images}
     found = probe(request.source, networks, request.schedule, guidance=GUIDANCE, **sizes)
     for component in COMPONENTS:
@@ -99,7 +101,7 @@ def read_reference(request: Request) -> Reference:
 
 
 def _memorised(request: Request, answers: dict[str, torch.Tensor]) -> Networks:
-    eager = open_networks(request.model.path, CPU, torch.float32)
+    eager = open_networks(request.model.path, CPU, torch.float32, reference=True)
     return eager.with_runtimes(lambda c: Memo(c, answers, lambda: eager.runtime(c)))
 
 

@@ -150,7 +150,8 @@ def make_call(stage: Stage, networks: Networks, request: Request, batch: int) ->
     latents = random(sizes["channels"], sizes["h"], sizes["w"])
     if stage == "decode":
         return lambda: networks.vae_decoder(latents)
-    states = torch.cat([random(sizes["tokens"], sizes["width_text"]) for _ in range(2)])
+    halves = 2 if networks.unet.doubles(GUIDANCE) else 1
+    states = torch.cat([random(sizes["tokens"], sizes["width_text"]) for _ in range(halves)])
     timestep = torch.tensor(request.schedule.steps[0].timestep, device=request.device)
     return lambda: networks.unet(latents, timestep, states, GUIDANCE)
 

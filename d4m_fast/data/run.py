@@ -39,7 +39,7 @@ QUEUED = 128  # images that may wait for them
 
 
 class RunDirectory:
-    """Opened once per process, under the run's lock (`files.locked`).
+    """Opened once per process, under the run's lock (`files.locked`); nothing is written before `begin`.
 
     Raises:
         RunDirectoryError: the directory holds a run of another config; the message names the differences.
@@ -55,10 +55,20 @@ class RunDirectory:
             _refuse_other(path, essence(files.read_json(config)), essence(identity))
         else:
             _refuse_foreign(path)
-            files.write_json(config, identity)
-        files.sweep(path)
+        self._identity = identity
+
+    def begin(self) -> None:
+        """Write what the run is, and make its directories, as far as they are not there.
+
+        Only once the networks were tried: a directory that holds the config of a model that did not load could not be
+        used for the same model, repaired.
+        """
+        config = self.path / "config.json"
+        if not config.exists():
+            files.write_json(config, self._identity)
+        files.sweep(self.path)
         for name in ("images", "prototypes", "groups"):
-            files.make_directory(path / name)
+            files.make_directory(self.path / name)
 
     def plan(self) -> dict[str, Any] | None:
         """The plan this run was started with; None if it starts now."""

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from d4m_fast.config import require
 from d4m_fast.data.dataset import BUNDLED
+from d4m_fast.engine.compatibility import CONFIGS, INDEX, read_configs, require_vocabulary
 from d4m_fast.engine.hub import fetch, is_hub_id
 from d4m_fast.errors import ModelError
 
 WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
-CONFIGS = {
-    "vae": "config.json",
-    "unet": "config.json",
-    "text_encoder": "config.json",
-    "scheduler": "scheduler_config.json",
-    "tokenizer": "tokenizer_config.json",
-}
-_NEEDED = {
-    "vae": ("block_out_channels", "latent_channels"),
-    "unet": ("block_out_channels", "sample_size", "cross_attention_dim"),
-    "tokenizer": ("model_max_length",),
-}
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
@@ -42,6 +29,10 @@ class Model:
         resolution: side of the images the model was trained on, in pixels.
         train_timesteps: length of the noise schedule it was trained with.
         tokens, width_text: shape of a prompt's hidden states.
+        vocabulary: number of tokens the text encoder knows.
+        unet_factor: how often the UNet halves a latent, as a factor.
+        embeds_guidance: whether the UNet is told the guidance scale, and then never run on both halves of guidance.
+        export_hindrance: why the model cannot be exported; None if it can.
     """
 
     name: str
@@ -54,6 +45,10 @@ class Model:
     train_timesteps: int
     tokens: int
     width_text: int
+    vocabulary: int
+    unet_factor: int
+    embeds_guidance: bool
+    export_hindrance: str | None
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(C, h, w) of an image's latent.
@@ -61,7 +56,7 @@ class Model:
         Raises:
             UsageError: the resolution does not fit the networks.
         """
-        step = self.factor * self._unet_factor
+        step = self.factor * self.unet_factor
         require(resolution % step == 0, f"--resolution must be a multiple of {step} with this model, not {resolution}")
         return self.channels, resolution // self.factor, resolution // self.factor
 
@@ -70,11 +65,6 @@ class Model:
         channels, h, w = self.latent_shape(resolution)
         pixels = {"3": 3, "height": resolution, "width": resolution}
         return {"channels": channels, "h": h, "w": w, "tokens": self.tokens, "width_text": self.width_text, **pixels}
-
-    @property
-    def _unet_factor(self) -> int:
-        blocks: int = 2 ** (len(_config(self.path, "unet")["block_out_channels"]) - 1)
-        return blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,33 +106,32 @@ def open_model(name: str, revision: str | None = None) -> Model:
         name, revision: as `locate` takes them.
 
     Raises:
-        ModelError: no such model, missing parts, pickled weights only, or another architecture.
+        ModelError: no such model, missing parts, pickled weights only, or one that diffusers' image-to-image pipeline
+            would not run as this engine does.
         UsageError: a revision of something that has none.
     """
     place = locate(name, revision)
     path = place.path
-    missing = [f"{part}/{file}" for part, file in CONFIGS.items() if not (path / part / file).is_file()]
-    if missing:
-        raise ModelError(f"{path}: parts missing ({', '.join(missing)}); a Stable Diffusion 1.x directory has them all")
+    configs = read_configs(path)
+    require_vocabulary(path / "tokenizer")
     weights = [_weights(path, part, stem) for part, stem in WEIGHTS.items()]
-    configs = {part: _config(path, part) for part in CONFIGS}
-    vae, unet = configs["vae"], configs["unet"]
-    if (path / "text_encoder_2").exists() or unet.get("addition_embed_type") is not None:
-        raise ModelError(f"{path}: not of Stable Diffusion 1.x shape (it conditions on more than one text encoder)")
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
     files = {path / part / file for part, file in CONFIGS.items()} | {file for shards in weights for file in shards}
-    files |= {file for file in (path / "tokenizer").iterdir() if file.is_file()}
+    files |= {file for file in (path / "tokenizer").iterdir() if file.is_file()} | {path / INDEX}
     return Model(
         name=place.name,
         revision=place.revision,
         path=path,
         sha256=_digest(path, files),
-        factor=factor,
-        channels=vae["latent_channels"],
-        resolution=unet["sample_size"] * factor,
-        train_timesteps=configs["scheduler"].get("num_train_timesteps", 1000),
-        tokens=configs["tokenizer"]["model_max_length"],
-        width_text=unet["cross_attention_dim"],
+        factor=configs.factor,
+        channels=configs.vae["latent_channels"],
+        resolution=configs.resolution,
+        train_timesteps=configs.train_timesteps,
+        tokens=configs.tokenizer["model_max_length"],
+        width_text=configs.text_encoder["hidden_size"],
+        vocabulary=configs.text_encoder["vocab_size"],
+        unet_factor=2 ** (len(configs.unet["block_out_channels"]) - 1),
+        embeds_guidance=configs.unet.get("time_cond_proj_dim") is not None,
+        export_hindrance=configs.export_hindrance,
     )
 
 
@@ -157,18 +146,6 @@ def _weights(path: Path, part: str, stem: str) -> list[Path]:
     raise ModelError(
         f"{path}: parts missing ({part}/{stem}.safetensors); a Stable Diffusion 1.x directory has them all"
     )
-
-
-def _config(path: Path, part: str) -> dict[str, Any]:
-    file = path / part / CONFIGS[part]
-    try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file}: not JSON ({error})") from error
-    missing = [key for key in _NEEDED.get(part, ()) if key not in config] if isinstance(config, dict) else ["{}"]
-    if missing:
-        raise ModelError(f"{file}: not a {part}'s config (no {', '.join(missing)})")
-    return config
 
 
 def _digest(root: Path, files: set[Path]) -> str:

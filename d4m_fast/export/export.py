@@ -21,6 +21,7 @@ from d4m_fast.engine.artifacts import CERTIFICATE, REJECTED, Artifact, digests, 
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Tensors, device_name, full_fp32
 from d4m_fast.engine.signature import COMPONENTS, Component
+from d4m_fast.engine.trial import trial_resolution, try_networks
 from d4m_fast.engine.trt import inspect
 from d4m_fast.errors import ModelError, PreflightError
 from d4m_fast.export.hoist import hoist_context
@@ -107,10 +108,11 @@ def _certify(job: ExportJob, certificate: dict[str, Any]) -> Iterator[str]:
 
 
 def _reference(job: ExportJob) -> tuple[Networks, Probe]:
-    """fp32 PyTorch, and what it was asked on real images."""
+    """diffusers' own networks in fp32 PyTorch, and what they were asked on real images."""
     torch.set_num_threads(job.config.threads)
     full_fp32()
-    networks = open_networks(job.model.path, job.device, torch.float32)
+    networks = open_networks(job.model.path, job.device, torch.float32, reference=True)
+    try_networks(job.model, networks, trial_resolution(job.model))
     sizes = {"resolution": job.resolution, "count": job.config.images, "batch": job.config.images}
     return networks, probe(job.source, networks, job.schedule, guidance=GUIDANCE, **sizes)
 

@@ -101,6 +101,8 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     resolution = model.resolution if config.resolution is None else config.resolution
     model.latent_shape(resolution)
     schedule = open_schedule(model.path, STEPS, STRENGTH)
+    if (hindrance := hindrance_of_export(model, schedule)) is not None:
+        raise ModelError(f"{hindrance}; use --engine torch")
     targets = _targets(config, device) if config.engine == "tensorrt" else ()
     key = Key(model.sha256, config.engine, config.precision, resolution, config.static_batch, targets)
     compared_on = _compared_on(config, device)
@@ -109,6 +111,15 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     # fp32, from weights that may be stored in half precision
     files.require_room(files.Need(job.path, max(0, 2 * weights - files.taken(job.path)), "exports"))
     return job
+
+
+def hindrance_of_export(model: Model, schedule: Schedule) -> str | None:
+    """Return why a model cannot be exported: its networks take more than exported ones; None if it can."""
+    if model.export_hindrance is not None:
+        return f"{model.export_hindrance}, which exported networks do not take"
+    if not schedule.whole_timesteps:
+        return f"{model.path / 'scheduler'}: timesteps between two noise levels, which exported networks do not take"
+    return None
 
 
 def _api(config: ExportConfig, device: torch.device) -> Api:

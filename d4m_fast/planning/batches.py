@@ -55,7 +55,7 @@ def choose_batches(job: Job, networks: Networks, schedule: Schedule, encoded_wit
     """
     shapes = cache(partial(trace_model, str(job.model.path), job.resolution))
     free, size = ROOM * free_memory(job.device), job.dtype.itemsize
-    made, halves = len(job.source.classes) * job.config.ipc, 2 if job.config.guidance > 1 else 1
+    made, halves = len(job.source.classes) * job.config.ipc, 2 if networks.unet.doubles(job.config.guidance) else 1
     rough = free / size / most_activations(job.model.path, job.resolution)
 
     def stage(part: str, images: int, calls: int, usual: int, rows: int, call: Callable[[int], object]) -> Stage:
@@ -145,7 +145,8 @@ class _Calls:
     def unet(self, batch: int) -> object:
         guidance = self.job.config.guidance
         sample = self._zeros(batch, *self.job.latent_shape)
-        states = self._zeros(batch * (2 if guidance > 1 else 1), self.job.model.tokens, self.job.model.width_text)
+        rows = batch * (2 if self.networks.unet.doubles(guidance) else 1)
+        states = self._zeros(rows, self.job.model.tokens, self.job.model.width_text)
         timestep = torch.tensor(self.schedule.steps[0].timestep, device=self.job.device)
         return self._wait("denoise", lambda: self.networks.unet(sample, timestep, states, guidance))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from d4m_fast.engine.model import CONFIGS, locate
+from d4m_fast.engine.compatibility import ModelConfigs, read_configs
+from d4m_fast.engine.model import locate
 from d4m_fast.errors import ModelError
 
 ROUGHLY = 8  # tracing finds 0.1 to 0.8 in networks of this family
@@ -120,9 +120,9 @@ def trace_model(name: str, resolution: int | None = None, revision: str | None =
         ModelError: no such model, a part without config, or networks these configs do not describe.
     """
     path = model_path(name, revision)
-    configs = {part: _read(path / part / file) for part, file in CONFIGS.items()}
+    configs = read_configs(path)
     try:
-        return _trace(path, configs, resolution)
+        return _trace(configs, resolution)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path}: its configs describe no Stable Diffusion 1.x model that runs ({error})") from error
 
@@ -132,7 +132,8 @@ def most_activations(model: Path, resolution: int) -> int:
 
     As many as `ROUGHLY` feature maps of the widest layer would have at the size of the image.
     """
-    widths = [w for part in ("unet", "vae") for w in _read(model / part / CONFIGS[part])["block_out_channels"]]
+    configs = read_configs(model)
+    widths = (*configs.unet["block_out_channels"], *configs.vae["block_out_channels"])
     return int(ROUGHLY * max(widths) * resolution**2)
 
 
@@ -157,31 +158,21 @@ def trace(module: nn.Module, call: Callable[[], object]) -> Traced:
     return Traced(parameters, int(counter.get_total_flops()), live.peak, live.largest)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{file}: not there; a Stable Diffusion 1.x directory has it") from error
-    except ValueError as error:
-        raise ModelError(f"{file}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{file}: not a config")
-    return value
-
-
-def _trace(path: Path, configs: dict[str, dict[str, Any]], resolution: int | None) -> Shapes:
-    vae, unet, text = configs["vae"], configs["unet"], configs["text_encoder"]
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    side = unet["sample_size"] * factor if resolution is None else resolution
+def _trace(configs: ModelConfigs, resolution: int | None) -> Shapes:
+    vae, unet, factor = configs.vae, configs.unet, configs.factor
+    side = configs.resolution if resolution is None else resolution
     step = factor * 2 ** (len(unet["block_out_channels"]) - 1)
     if side % step:
         raise ModelError(f"--resolution must be a multiple of {step} with this model, not {side}")
     latent = (vae["latent_channels"], side // factor, side // factor)
-    tokens = configs["tokenizer"]["model_max_length"]
-    width = unet["cross_attention_dim"]
+    tokens, width = configs.tokenizer["model_max_length"], configs.text_encoder["hidden_size"]
     with torch.device("meta"), torch.inference_mode():
-        parts = {**_unet(unet, latent, tokens, width), **_vae(vae, latent, side), **_text(text, tokens)}
-    return Shapes(path, side, latent, tokens, width, {name: parts[name] for name in PARTS})
+        parts = {
+            **_unet(unet, latent, tokens, width),
+            **_vae(vae, latent, side),
+            **_text(configs.text_encoder, tokens),
+        }
+    return Shapes(configs.path, side, latent, tokens, width, {name: parts[name] for name in PARTS})
 
 
 def _unet(config: dict[str, Any], latent: tuple[int, int, int], tokens: int, width: int) -> dict[str, Traced]:

@@ -61,7 +61,8 @@ def _text(job: Job, networks: Networks, batch: int) -> Call:
 def _unet(job: Job, networks: Networks, batch: int) -> Call:
     runtime, model, guidance = networks.unet.runtime, job.model, job.config.guidance
     sample = torch.randn(batch, *job.latent_shape, device=runtime.device)
-    states = torch.randn(2 * batch, model.tokens, model.width_text, device=runtime.device)
+    rows = 2 * batch if networks.unet.doubles(guidance) else batch
+    states = torch.randn(rows, model.tokens, model.width_text, device=runtime.device)
     timestep = torch.tensor(TIMESTEP, device=runtime.device)
     return lambda _: networks.unet(sample, timestep, states, guidance)
 
@@ -95,6 +96,7 @@ def write_tasks(job: Job, batches: Sequence[int], folder: Path) -> Iterator[Task
         path = folder / f"write-{batch}"
         path.mkdir()
         run = RunDirectory(path, {})
+        run.begin()
         pixels = [_pixels(job, item, job.image_size) for item in islice(cycle(job.source.items), batch)]
         yield Task("write", HOST, batch, None, _write(run, pixels))
 

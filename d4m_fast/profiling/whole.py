@@ -9,7 +9,6 @@ from d4m_fast.config import DistillConfig
 from d4m_fast.console import Progress
 from d4m_fast.data.records import Source, by_class
 from d4m_fast.data.timing import Stopwatch
-from d4m_fast.engine.schedule import open_schedule
 from d4m_fast.pipeline import distill
 from d4m_fast.planning.flops import Shapes
 from d4m_fast.prepare import Job, prepare
@@ -66,4 +65,4 @@ def run_flops(job: Job, shapes: Shapes) -> int:
 
 def calls_per_image(job: Job) -> int:
     """Of the UNet."""
-    return len(open_schedule(job.model.path, job.config.steps, job.config.strength).steps)
+    return len(job.schedule.steps)

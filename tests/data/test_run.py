@@ -51,6 +51,7 @@ def write(
 def written(path: Path) -> RunDirectory:
     path.mkdir(exist_ok=True)
     run = RunDirectory(path, IDENTITY)
+    run.begin()
     assert len(write(run, samples(GROUPS))) == 6
     return run
 
@@ -72,6 +73,7 @@ def broken_off(after: int, error: BaseException) -> Stream[Sample]:
 def test_groups_are_committed_once_all_their_images_are_there(tmp_path: Path, after: int, committed: list[int]) -> None:
     """What was made before a failure is written, and committed if its group is whole."""
     run = RunDirectory(tmp_path, IDENTITY)
+    run.begin()
     with pytest.raises(DataError, match="enough"):
         write(run, broken_off(after, DataError("enough")))
     assert sorted(RunDirectory(tmp_path, IDENTITY).committed()) == committed
@@ -80,6 +82,7 @@ def test_groups_are_committed_once_all_their_images_are_there(tmp_path: Path, af
 
 def test_interrupted_group_is_not_committed(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, IDENTITY)
+    run.begin()
     assert len(write(run, samples(GROUPS), stop_after=5)) == 5
     assert sorted(RunDirectory(tmp_path, IDENTITY).committed()) == [0]
 
@@ -99,6 +102,7 @@ def test_all_images_and_their_names_are_durable_before_the_record(
         done.append(("renamed", f"{new.parent.name}/{new.name}"))
 
     run = RunDirectory(tmp_path, IDENTITY)
+    run.begin()
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
     write(run, samples(GROUPS[:1]), plan=Plan(32, 1, GROUPS[:1], {}))
@@ -121,6 +125,7 @@ def test_a_writer_that_fails_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mo
         return opened(self, mode, *args, **named)
 
     run = RunDirectory(tmp_path, IDENTITY)
+    run.begin()
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(PreflightError, match=r"c1/.*00001\.png: no space left"):
         write(run, samples(GROUPS))
@@ -130,6 +135,7 @@ def test_a_writer_that_fails_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_record_says_what_did_not_fit(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, IDENTITY)
+    run.begin()
     plan = PLAN.after(OutOfMemoryError("decode", "no room"), {0})
     write(run, samples(plan.groups), plan=plan)
     first, second = (record(tmp_path, group) for group in (0, 1))
@@ -141,6 +147,7 @@ def test_the_record_says_what_did_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("form", "suffix", "pillow"), [("jpeg", "jpg", "JPEG"), ("webp", "webp", "WEBP")])
 def test_other_formats(tmp_path: Path, form: ImageFormat, suffix: str, pillow: str) -> None:
     run = RunDirectory(tmp_path, IDENTITY)
+    run.begin()
     rows = write(run, samples(GROUPS), form=form)
     assert [row["file"] for row in rows[:2]] == [f"images/c0/0000{i}.{suffix}" for i in (0, 1)]
     with Image.open(tmp_path / rows[-1]["file"]) as image:
@@ -180,6 +187,7 @@ def test_finish_derives_the_rest(tmp_path: Path) -> None:
 
 def test_the_plan_is_kept(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, IDENTITY)
+    run.begin()
     assert (run.plan(), run.whole()) == (None, False)
     plan = make_plan(range(3), 2, Batches(generate=4), threads=1)
     run.keep_plan(plan.to_json())
@@ -188,22 +196,22 @@ def test_the_plan_is_kept(tmp_path: Path) -> None:
 
 
 def test_another_config_is_refused_and_the_difference_named(tmp_path: Path) -> None:
-    RunDirectory(tmp_path, IDENTITY)
+    RunDirectory(tmp_path, IDENTITY).begin()
     other = {"options": {**IDENTITY["options"], "seed": 1, "new": "x"}, "model": "m"}
     with pytest.raises(RunDirectoryError, match='new: null there, "x" now; seed: 0 there, 1 now'):
         RunDirectory(tmp_path, other)
 
 
 def test_the_budget_for_damaged_images_may_change(tmp_path: Path) -> None:
-    RunDirectory(tmp_path, IDENTITY)
+    RunDirectory(tmp_path, IDENTITY).begin()
     RunDirectory(tmp_path, {**IDENTITY, "options": {**IDENTITY["options"], "max_bad_fraction": 0.5}})
 
 
 def test_half_written_files_are_removed_but_only_from_our_runs(tmp_path: Path) -> None:
     (tmp_path / ".tmp-1-config.json").write_text("{")
-    RunDirectory(tmp_path, IDENTITY)
+    RunDirectory(tmp_path, IDENTITY).begin()
     (tmp_path / "images" / ".tmp-1-00000.png").write_text("")
-    RunDirectory(tmp_path, IDENTITY)
+    RunDirectory(tmp_path, IDENTITY).begin()
     assert list(tmp_path.rglob(".tmp-*")) == []
 
 

@@ -1,0 +1,261 @@
+"""What a model directory must be so that diffusers' image-to-image pipeline makes the same images of it as this engine.
+
+Everything here is read off the configs, before a weight is loaded; `engine.trial` then runs the networks once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d4m_fast.errors import ModelError
+
+INDEX = "model_index.json"
+CONFIGS: Mapping[str, str] = {
+    "vae": "config.json",
+    "unet": "config.json",
+    "text_encoder": "config.json",
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+}
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+"""Those that diffusers' AutoPipelineForImage2Image opens as StableDiffusionImg2ImgPipeline, which ours is equal to."""
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "vae": ("AutoencoderKL",),
+    "unet": ("UNet2DConditionModel",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+LFS_POINTER = b"version https://git-lfs"
+_CHANNELS = {
+    5: "a depth model, whose fifth channel is a depth map",
+    7: "an upscaler, whose last three channels are a small image",
+    8: "an editing model, whose last channels are the image to edit",
+    9: "an inpainting model, whose last five channels are a mask and the masked image",
+}
+_NEEDED_CONDITIONS = {
+    "addition_embed_type": (None, "text"),
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+    "encoder_hid_dim_type": (None, "text_proj"),
+}
+"""Fields of a UNet's config and the values with which it needs nothing that the pipeline does not give it."""
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfigs:
+    """The configs of a model directory, checked against one another.
+
+    Attributes:
+        path: of the directory.
+    """
+
+    path: Path
+    vae: Config
+    unet: Config
+    text_encoder: Config
+    scheduler: Config
+    tokenizer: Config
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell along each side."""
+        return int(2 ** (len(self.vae["block_out_channels"]) - 1))
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the images the model was trained on."""
+        side = int(self.unet["sample_size"])
+        # The pipeline's constructor: configs of before 0.9 say 32 where the model was trained on 64.
+        outdated = _version(self.unet.get("_diffusers_version")) < (0, 9) and side < 64
+        return (64 if outdated else side) * self.factor
+
+    @property
+    def train_timesteps(self) -> int:
+        """Length of the noise schedule the model was trained with."""
+        return int(self.scheduler.get("num_train_timesteps", 1000))
+
+    @property
+    def export_hindrance(self) -> str | None:
+        """Why an exported set cannot take what these networks need beside the usual inputs; None if it can."""
+        if self.unet.get("time_cond_proj_dim") is not None:
+            return f"{self.path / 'unet' / 'config.json'}: time_cond_proj_dim, an embedding of the guidance scale"
+        if self.text_encoder.get("use_attention_mask"):
+            return f"{self.path / 'text_encoder' / 'config.json'}: use_attention_mask, a mask of the padding"
+        return None
+
+
+def read_configs(path: Path) -> ModelConfigs:
+    """Read a model directory's configs and refuse what diffusers' pipeline would not run as this engine does.
+
+    Raises:
+        ModelError: a part is missing, is of another class, or does not fit the others; names the file and the field.
+    """
+    names = [INDEX, *(f"{part}/{file}" for part, file in CONFIGS.items())]
+    index = _read(path, INDEX) if _present(path / INDEX) else {}
+    _require_pipeline(path, index)
+    missing = [name for name in names if not _present(path / name)]
+    if missing:
+        raise ModelError(f"{path}: parts missing ({', '.join(missing)}); a Stable Diffusion 1.x directory has them all")
+    parts = {part: _read(path, f"{part}/{file}") for part, file in CONFIGS.items()}
+    _require_classes(path, index, parts)
+    configs = ModelConfigs(path, **parts)
+    _require_vae(_Fields(path / "vae" / "config.json", configs.vae))
+    _require_text(configs)
+    _require_unet(_Fields(path / "unet" / "config.json", configs.unet), configs)
+    timesteps = _Fields(path / "scheduler" / "scheduler_config.json", configs.scheduler)
+    timesteps.require_count("num_train_timesteps", default=1000)
+    return configs
+
+
+def require_vocabulary(folder: Path) -> None:
+    """Refuse a tokenizer's folder without a vocabulary, of which transformers makes a tokenizer of nothing.
+
+    Raises:
+        ModelError: neither of the two kinds of vocabulary is there.
+    """
+    if not any(all(_present(folder / name) for name in names) for names in VOCABULARIES):
+        kinds = " or ".join(" and ".join(names) for names in VOCABULARIES)
+        raise ModelError(f"{folder}: the tokenizer has no vocabulary; {kinds} must be there")
+
+
+def _present(file: Path) -> bool:
+    """Whether a regular file is there.
+
+    Raises:
+        ModelError: a link leads nowhere, or a git-lfs pointer stands in the file's place.
+    """
+    if file.is_symlink() and not file.exists():
+        raise ModelError(f"{file}: a link that leads nowhere; fetch what it should lead to")
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ModelError(f"{file}: a git-lfs pointer, not the file itself; run git lfs pull")
+    return True
+
+
+def _read(path: Path, name: str) -> Config:
+    file = path / name
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: not a config (no table of fields)")
+    return config
+
+
+def _require_pipeline(path: Path, index: Config) -> None:
+    """First of all, because it says best what a foreign model is: XL, PixArt and the like lack parts, too."""
+    name = index.get("_class_name", PIPELINES[0])
+    if name not in PIPELINES:
+        raise ModelError(
+            f"{path / INDEX}: _class_name is {name}; this engine equals diffusers' StableDiffusionImg2ImgPipeline, and"
+            f" diffusers runs only {', '.join(PIPELINES)} with it"
+        )
+
+
+def _require_classes(path: Path, index: Config, parts: Mapping[str, Config]) -> None:
+    """The index decides which class diffusers loads; a config of another class means that the two do not fit."""
+    fields = _Fields(path / INDEX, index)
+    for part in CONFIGS:
+        entry = index.get(part)
+        pair = isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
+        fields.require(part, pair, 'must be ["library", "class"]')
+        library, name = index[part]
+        expected = CLASSES.get(part)
+        if expected is None:
+            fields.require(part, library == "diffusers", "must be one of diffusers' schedulers")
+            continue
+        fields.require(part, name in expected, f"must be {' or '.join(expected)}")
+        own = "tokenizer_class" if part == "tokenizer" else "_class_name"
+        said = _Fields(path / part / CONFIGS[part], parts[part])
+        said.require(own, parts[part].get(own, name) in expected, f"{INDEX} says {name}; one of the two is wrong")
+
+
+def _require_vae(vae: _Fields) -> None:
+    vae.require_widths("block_out_channels")
+    vae.require_count("latent_channels")
+    for name in ("in_channels", "out_channels"):
+        vae.require(name, vae.config.get(name, 3) == 3, "must be 3: images are RGB")
+    factor = vae.config.get("scaling_factor", 0.18215)
+    positive = _is_number(factor) and math.isfinite(factor) and factor > 0
+    vae.require("scaling_factor", positive, "must be a number above 0")
+    for name in ("shift_factor", "latents_mean", "latents_std"):
+        advice = "must be null: diffusers' Stable Diffusion pipelines do not apply it, so the latents would be off"
+        vae.require(name, vae.config.get(name) in (None, 0), advice)
+
+
+def _require_text(configs: ModelConfigs) -> None:
+    text = _Fields(configs.path / "text_encoder" / "config.json", configs.text_encoder)
+    kind = configs.text_encoder.get("model_type", "clip_text_model")
+    text.require("model_type", kind == "clip_text_model", "must be clip_text_model")
+    for name in ("hidden_size", "max_position_embeddings", "vocab_size"):
+        text.require_count(name)
+    tokenizer = _Fields(configs.path / "tokenizer" / "tokenizer_config.json", configs.tokenizer)
+    tokenizer.require_count("model_max_length")
+    positions = configs.text_encoder["max_position_embeddings"]
+    advice = f"must be at most the text encoder's max_position_embeddings, {positions}: prompts are padded to it"
+    tokenizer.require("model_max_length", configs.tokenizer["model_max_length"] <= positions, advice)
+
+
+def _require_unet(unet: _Fields, configs: ModelConfigs) -> None:
+    unet.require_widths("block_out_channels")
+    for name in ("sample_size", "in_channels"):
+        unet.require_count(name, default=4 if name == "in_channels" else None)
+    for name, values in _NEEDED_CONDITIONS.items():
+        advice = "the UNet needs more than prompt and timestep, which is all that diffusers' pipeline gives it"
+        unet.require(name, unet.config.get(name) in values, advice)
+    latent, channels = configs.vae["latent_channels"], unet.config.get("in_channels", 4)
+    kind = f" (this is {_CHANNELS[channels]})" if latent == 4 and channels in _CHANNELS else ""
+    unet.require("in_channels", channels == latent, f"must be the VAE's latent_channels, {latent}{kind}")
+    unet.require("out_channels", unet.config.get("out_channels", 4) == latent, f"must be in_channels, {latent}")
+    width = configs.text_encoder["hidden_size"]
+    projected = unet.config.get("encoder_hid_dim") is not None
+    name = "encoder_hid_dim" if projected else "cross_attention_dim"
+    dims = unet.config.get(name)
+    fits = set(dims) == {width} if isinstance(dims, list) else dims == width
+    unet.require(name, fits, f"must be the text encoder's hidden_size, {width}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """A config and the file it was read from, which every refusal names."""
+
+    file: Path
+    config: Config
+
+    def require(self, name: str, condition: object, advice: str) -> None:
+        """Refuse the file unless the condition holds."""
+        if not condition:
+            said = json.dumps(self.config[name]) if name in self.config else "missing"
+            raise ModelError(f"{self.file}: {name} is {said}; {advice}")
+
+    def require_count(self, name: str, *, default: int | None = None) -> None:
+        """Refuse what is no whole number above 0; `default` is the library's where the field is missing."""
+        value = self.config.get(name, default)
+        whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+        self.require(name, whole, "must be a whole number above 0")
+
+    def require_widths(self, name: str) -> None:
+        """Refuse what is no list of whole numbers above 0."""
+        value = self.config.get(name)
+        whole = isinstance(value, list) and value and all(isinstance(width, int) and width > 0 for width in value)
+        self.require(name, whole, "must be a list of whole numbers above 0")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _version(text: object) -> tuple[int, ...]:
+    """Major and minor of "0.8.1"; of what is no version, a version that is not outdated."""
+    words = str(text).split(".")[:2]
+    return tuple(int(word) for word in words) if len(words) == 2 and all(w.isdigit() for w in words) else (1, 0)

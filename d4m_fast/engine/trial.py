@@ -1,0 +1,117 @@
+"""One tiny pass through all networks, before the first image is encoded: what cannot work is found in a second."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from d4m_fast.engine.libraries import LIBRARY_ERRORS, one_line, quiet_libraries
+from d4m_fast.engine.memory import fitting
+from d4m_fast.engine.model import Model
+from d4m_fast.engine.networks import Networks, TextEncoder
+from d4m_fast.engine.signature import SIGNATURES, Component
+from d4m_fast.errors import D4MError, ModelError, NonFiniteError
+
+TIMESTEP = 1  # of any noise schedule
+GUIDANCE = 8.0
+
+
+def try_networks(model: Model, networks: Networks, resolution: int, *, compiled: bool = False) -> None:
+    """Open all networks and run each once, on random inputs of one image.
+
+    Args:
+        resolution: side of the image; exported networks take no other than their own.
+        compiled: the networks are compiled for each shape, which is left out here.
+
+    Raises:
+        ModelError: a part cannot be loaded, does not run, or returns what does not fit the next one.
+        NonFiniteError: it returns NaN or infinity.
+        OutOfMemoryError: not even one image fits.
+    """
+    with _uncompiled(compiled), fitting("open"), torch.inference_mode():
+        _Trial(model, networks, resolution).run()
+
+
+def trial_resolution(model: Model) -> int:
+    """Return the side of the smallest image that all levels of the networks can halve, and one level more."""
+    return 2 * model.factor * model.unet_factor
+
+
+@contextlib.contextmanager
+def _uncompiled(compiled: bool) -> Iterator[None]:
+    """Keep torch.compile from compiling; to ask for that imports its whole front end, so only where it is used."""
+    if not compiled:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+class _Trial:
+    """One image's way through the networks."""
+
+    def __init__(self, model: Model, networks: Networks, resolution: int) -> None:
+        self._model, self._networks = model, networks
+        self._sizes = model.sizes(resolution)
+        self._random = torch.Generator().manual_seed(0)
+
+    def run(self) -> None:
+        networks, guided = self._networks, self._networks.unet.doubles(GUIDANCE)
+        with self._trying("text_encoder"):
+            _require_known_tokens(self._model, networks.text_encoder)
+            states = networks.text_encoder([""])
+            self._require("text_encoder", {"hidden_states": states})
+        with self._trying("vae_encoder"):
+            mean, deviation = networks.vae_encoder(self._drawn("vae_encoder", "pixels").tanh())
+            self._require("vae_encoder", {"mean": mean, "logvar": deviation})
+        with self._trying("unet"):
+            sample = self._drawn("unet", "sample")
+            noise = networks.unet(sample, torch.tensor(TIMESTEP), states.repeat(2 if guided else 1, 1, 1), GUIDANCE)
+            self._require("unet", {"noise": noise})
+        with self._trying("vae_decoder"):
+            self._require("vae_decoder", {"pixels": networks.vae_decoder(self._drawn("vae_decoder", "latents"))})
+
+    def _drawn(self, component: Component, name: str) -> torch.Tensor:
+        shape = SIGNATURES[component].shape(name, self._sizes, 1)
+        drawn = torch.randn(shape, generator=self._random)
+        return drawn.to(self._networks.runtime(component).device)
+
+    def _require(self, component: Component, outputs: Mapping[str, torch.Tensor]) -> None:
+        for name, x in outputs.items():
+            shape = SIGNATURES[component].shape(name, self._sizes, 1)
+            if tuple(x.shape) != shape:
+                raise ModelError(f"{self._model.path}: {component} returns {tuple(x.shape)}, expected was {shape}")
+            if not bool(x.isfinite().all()):
+                raise NonFiniteError(component, "a trial on random numbers")
+
+    @contextlib.contextmanager
+    def _trying(self, component: Component) -> Iterator[None]:
+        """Turn what a library raises into one line; errors that are ours pass."""
+        try:
+            with quiet_libraries():
+                yield
+        except (D4MError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except LIBRARY_ERRORS as error:
+            raise ModelError(f"{self._model.path}: {component} does not run ({one_line(error)})") from error
+
+
+def _require_known_tokens(model: Model, encoder: TextEncoder) -> None:
+    """Refuse a tokenizer that is not the text encoder's: of more tokens, or that replaces a token by several."""
+    vocabulary = encoder.tokenizer.get_vocab()
+    last = max(vocabulary.values(), default=-1)
+    if not 0 <= last < model.vocabulary:
+        raise ModelError(
+            f"{model.path / 'tokenizer'}: token ids go up to {last}, the text encoder has {model.vocabulary}"
+            " (vocab_size in text_encoder/config.json)"
+        )
+    # diffusers' `maybe_convert_prompt` writes <word> as <word> <word>_1 where both are added tokens.
+    added = encoder.tokenizer.get_added_vocab()
+    several = [token for token in added if f"{token}_1" in added]
+    if several:
+        raise ModelError(
+            f"{model.path / 'tokenizer'}: {several[0]} stands for several tokens (textual inversion), which diffusers"
+            " puts in its place and this engine does not"
+        )
