@@ -67,7 +67,8 @@ class Job:
             ModelError: one cannot be loaded, does not run, or does not fit the others.
         """
         if self.artifact is None:
-            networks = open_networks(self.model.path, self.device, self.dtype, compiled=self.config.compile)
+            compiled, reference = self.config.compile, self.schedule.sensitive
+            networks = open_networks(self.model.path, self.device, self.dtype, compiled=compiled, reference=reference)
             try_networks(self.model, networks, trial_resolution(self.model), compiled=self.config.compile)
         else:
             networks = open_exported(self.model, self.resolution, self.artifact, self.device)

@@ -30,9 +30,9 @@ class FiniteCheck:
         self._calls: list[tuple[Component, float | None]] = []
 
     def add(self, network: Component, outputs: torch.Tensor, timestep: float | None = None) -> None:
-        """Note what a network returned for all images of the batch, (B, ...), or for some of them after others."""
+        """Note what a network returned for all images of the batch, (B, ...); the decoder may have them in parts."""
         sums = outputs.flatten(1).sum(1, dtype=torch.float32)
-        if self._calls and self._calls[-1] == (network, timestep):  # the decoder's batch may be a part of the UNet's
+        if network == "vae_decoder" and self._calls[-1][0] == network:
             self._sums[-1] = torch.cat([self._sums[-1], sums])
         else:
             self._sums.append(sums)

@@ -27,6 +27,7 @@ Tensors = Sequence[torch.Tensor] | Mapping[int, torch.Tensor]
 WHOLE = (0.0, 1.0)
 STEP_TOLERANCE = 1e-6
 """Of the largest number in a step's result, float32: what another order of a sum's terms may change."""
+ADDS_NOISE = "it adds noise of its own"
 GAINS = (1.0, 3.0, -3.0)
 """Steepness of the stand-ins for the UNet: guidance makes it steep in either direction."""
 RUN_TOLERANCE = 2e-6
@@ -62,12 +63,14 @@ class Stepper:
         timesteps: those of the run, as the scheduler has them.
         draws_noise: whether its step takes generators.
         reason: why no table does it, in a few words.
+        sensitive: whether it clips or amplifies rounding, so that only diffusers' own networks give diffusers' images.
     """
 
     scheduler: Any
     timesteps: torch.Tensor
     draws_noise: bool
     reason: str = ""
+    sensitive: bool = False
 
     @property
     def name(self) -> str:
@@ -126,6 +129,11 @@ class Schedule:
         samples = {j: i for i, step in enumerate(self.steps) for j, _ in step.samples}
         outputs = {j: i for i, step in enumerate(self.steps) for j, _ in step.outputs}
         return samples, outputs
+
+    @property
+    def sensitive(self) -> bool:
+        """Whether only diffusers' own forward passes give diffusers' images: the scheduler clips or amplifies."""
+        return self.stepper is not None and self.stepper.sensitive
 
     @property
     def whole_timesteps(self) -> bool:
@@ -213,7 +221,8 @@ def tabulate(scheduler: Any, steps: int, strength: float, *, where: str | None =
             return table
         _require_reproducible(stepper)
         timesteps = tuple(Step(step.timestep) for step in table.steps)
-        return Schedule(signal, noise, timesteps, dataclasses.replace(stepper, reason=reason))
+        stepper = dataclasses.replace(stepper, reason=reason, sensitive=reason != ADDS_NOISE)
+        return Schedule(signal, noise, timesteps, stepper)
 
 
 def _cut(scheduler: Any, steps: int, strength: float) -> Stepper:
@@ -287,7 +296,7 @@ def _nonlinearity(table: Schedule, stepper: Stepper) -> str | None:
             if not is_finite(scaled, samples[-1]):
                 raise ValueError(f"its step at timestep {step.timestep:g} is not finite")
             if any(j > i for j, _ in (*step.samples, *step.outputs)):  # a probe saw what is not there yet: noise
-                return "it adds noise of its own"
+                return ADDS_NOISE
             same_input = _near(step.input_scale * samples[i], scaled)
             if not same_input or not _near(combine(step, samples, outputs), samples[-1]):
                 return f"its step at timestep {step.timestep:g} is no fixed sum of samples and predictions"

@@ -51,7 +51,7 @@ def test_a_run_keeps_to_it_and_says_so(
     """With the compilation left out: what is asked of it, not what it does."""
     asked: list[bool] = []
 
-    def open_plain(*args: object, compiled: bool) -> object:
+    def open_plain(*args: object, compiled: bool, reference: bool) -> object:
         asked.append(compiled)
         return open_eager(*args)  # type: ignore[arg-type]
 
