@@ -26,7 +26,7 @@ LAYERS = (
     ("engine.eager", "engine.ort", "engine.trt"),
     ("engine.runtime", "engine.modules", "engine.artifacts", "engine.memory"),
     ("engine.model", "engine.hub", "engine.trt_api", "engine.unet"),
-    ("engine.signature", "engine.schedule", "kernels", "data"),
+    ("engine.weights", "engine.signature", "engine.schedule", "kernels", "data"),
     ("config",),
     ("errors", "allocator"),
 )

@@ -12,9 +12,9 @@ from typing import Any
 from d4m_fast.config import require
 from d4m_fast.data.dataset import BUNDLED
 from d4m_fast.engine.hub import fetch, is_hub_id
+from d4m_fast.engine.weights import WEIGHTS, WeightFiles, choose_weights
 from d4m_fast.errors import ModelError
 
-WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
 CONFIGS = {
     "vae": "config.json",
     "unet": "config.json",
@@ -27,7 +27,6 @@ _NEEDED = {
     "unet": ("block_out_channels", "sample_size", "cross_attention_dim"),
     "tokenizer": ("model_max_length",),
 }
-_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,7 @@ class Model:
         resolution: side of the images the model was trained on, in pixels.
         train_timesteps: length of the noise schedule it was trained with.
         tokens, width_text: shape of a prompt's hidden states.
+        weights: the files that each part is loaded from.
     """
 
     name: str
@@ -54,6 +54,12 @@ class Model:
     train_timesteps: int
     tokens: int
     width_text: int
+    weights: tuple[WeightFiles, ...]
+
+    @property
+    def weights_line(self) -> str:
+        """What a log says of the weight files; empty where nothing but full precision is there."""
+        return "; ".join(part.line for part in self.weights if part.line)
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(C, h, w) of an image's latent.
@@ -116,7 +122,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         name, revision: as `locate` takes them.
 
     Raises:
-        ModelError: no such model, missing parts, pickled weights only, or another architecture.
+        ModelError: no such model, missing parts, weights that `choose_weights` refuses, or another architecture.
         UsageError: a revision of something that has none.
     """
     place = locate(name, revision)
@@ -124,13 +130,13 @@ def open_model(name: str, revision: str | None = None) -> Model:
     missing = [f"{part}/{file}" for part, file in CONFIGS.items() if not (path / part / file).is_file()]
     if missing:
         raise ModelError(f"{path}: parts missing ({', '.join(missing)}); a Stable Diffusion 1.x directory has them all")
-    weights = [_weights(path, part, stem) for part, stem in WEIGHTS.items()]
+    weights = tuple(choose_weights(path / part, stem) for part, stem in WEIGHTS.items())
     configs = {part: _config(path, part) for part in CONFIGS}
     vae, unet = configs["vae"], configs["unet"]
     if (path / "text_encoder_2").exists() or unet.get("addition_embed_type") is not None:
         raise ModelError(f"{path}: not of Stable Diffusion 1.x shape (it conditions on more than one text encoder)")
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    files = {path / part / file for part, file in CONFIGS.items()} | {file for shards in weights for file in shards}
+    files = {path / part / file for part, file in CONFIGS.items()} | {file for part in weights for file in part.tensors}
     files |= {file for file in (path / "tokenizer").iterdir() if file.is_file()}
     return Model(
         name=place.name,
@@ -143,19 +149,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         train_timesteps=configs["scheduler"].get("num_train_timesteps", 1000),
         tokens=configs["tokenizer"]["model_max_length"],
         width_text=unet["cross_attention_dim"],
-    )
-
-
-def _weights(path: Path, part: str, stem: str) -> list[Path]:
-    found = sorted((path / part).glob(f"{stem}*.safetensors"))
-    if found:
-        return found
-    if any(file for pattern in _PICKLES for file in (path / part).glob(pattern)):
-        raise ModelError(
-            f"{path / part}: only pickled weights, which can run code when opened; save the model with safetensors"
-        )
-    raise ModelError(
-        f"{path}: parts missing ({part}/{stem}.safetensors); a Stable Diffusion 1.x directory has them all"
+        weights=weights,
     )
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from d4m_fast.engine.signature import Component
 from d4m_fast.engine.unet import UnetModule
+from d4m_fast.engine.weights import choose_weights
 from d4m_fast.errors import ModelError
 
 _ALWAYS = ("diffusers.schedulers", "transformers.models.clip.tokenization_clip")
@@ -94,13 +95,13 @@ def _load(path: Path, component: Component, dtype: torch.dtype) -> torch.nn.Modu
 
 
 def _from_pretrained(loader: Any, folder: Path, stem: str, dtype: torch.dtype) -> Any:
-    """A diffusers or transformers module from safetensors; half-precision files where there are no others."""
-    full = (folder / f"{stem}.safetensors").is_file() or not any(folder.glob("*.fp16*"))
+    """A diffusers or transformers module from the weight files that `choose_weights` names."""
+    variant = choose_weights(folder, stem).variant
     with _quiet():
         module, found = loader.from_pretrained(
             folder,
             use_safetensors=True,
-            variant=None if full else "fp16",
+            variant=variant,
             dtype=dtype,
             low_cpu_mem_usage=False,
             output_loading_info=True,
