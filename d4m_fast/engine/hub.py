@@ -32,9 +32,9 @@ def is_hub_id(name: str) -> bool:
 
 
 def fetch(name: str, revision: str | None, *, weights: bool = True) -> Snapshot:
-    """What is missing of a commit, downloaded into huggingface_hub's cache; no pickles, no code.
+    """Download what is missing of a commit into huggingface_hub's cache; no pickles, no code.
 
-    Parts that have no weights of full precision are fetched in half precision.
+    Weights are of full precision; in half precision come the parts that have no others.
 
     Args:
         revision: a commit, tag or branch; None is "main" as it is now, or, without network, as the cache has it.
