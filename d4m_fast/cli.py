@@ -19,7 +19,7 @@ from d4m_fast.commands.plan import plan as plan_command
 from d4m_fast.commands.profile import profile
 from d4m_fast.commands.verify import verify
 from d4m_fast.config import DistillConfig
-from d4m_fast.console import Progress, Sized, distilled_text, say_result, text, track
+from d4m_fast.console import Progress, Sized, distilled_text, say_result, say_weights, text, track
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
 from d4m_fast.options import auto_or_number, chosen, generation, of_config, shared
 
@@ -97,6 +97,7 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
     if not quiet:
         click.echo(f"engine: {job.engine_reason}", err=True)
         click.echo(f"preset: {job.preset_line}", err=True)
+    say_weights(job.model.weights_line, quiet)
     run = job.default_run() if out is None else out
     require_disk(job, run, cache)
     summary = pipeline.distill(job, run, cache, watch, Progress(quiet))

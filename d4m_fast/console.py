@@ -87,6 +87,12 @@ def now_and_then(quiet: bool) -> Callable[[str], None]:
     return listen
 
 
+def say_weights(line: str, quiet: bool) -> None:
+    """Show, on stderr, which weight files of a model are loaded, where there is something to say of them."""
+    if line and not quiet:
+        click.echo(f"weights: {line}", err=True)
+
+
 def say_result(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
     click.echo(json.dumps(result, ensure_ascii=False) if as_json else text())
 

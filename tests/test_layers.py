@@ -27,7 +27,15 @@ LAYERS = (
     ("engine.eager", "engine.ort", "engine.trt"),
     ("engine.runtime", "engine.modules", "engine.artifacts", "engine.memory", "engine.finite"),
     ("engine.model", "engine.hub", "engine.trt_api", "engine.unet", "engine.compatibility"),
-    ("engine.signature", "engine.schedule", "engine.scheduler", "engine.libraries", "kernels", "data"),
+    (
+        "engine.weights",
+        "engine.signature",
+        "engine.schedule",
+        "engine.scheduler",
+        "engine.libraries",
+        "kernels",
+        "data",
+    ),
     ("config",),
     ("errors", "allocator"),
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from d4m_fast.config import CertifyConfig
-from d4m_fast.console import now_and_then, say_result, track
+from d4m_fast.console import now_and_then, say_result, say_weights, track
 from d4m_fast.options import shared
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def certify(
     require(into is None, "--into is for --render")
     config = CertifyConfig(**options, threads=torch.get_num_threads() if threads is None else threads)
     request = prepare_certification(config, default_artifacts() if artifacts is None else artifacts, out)
+    say_weights(request.model.weights_line, quiet)
     known, missing = all_steps(request, now_and_then(quiet))
     chosen = choose(known, steps)
     if list_only:

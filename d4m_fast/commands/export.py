@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from d4m_fast.config import ExportConfig
-from d4m_fast.console import exported_text, now_and_then, say_result, text, track
+from d4m_fast.console import exported_text, now_and_then, say_result, say_weights, text, track
 from d4m_fast.options import shared
 
 
@@ -79,6 +79,7 @@ def _export(
 
     config = ExportConfig(**options, threads=torch.get_num_threads() if threads is None else threads)
     job = prepare_export(config, cache)
+    say_weights(job.model.weights_line, quiet)
     if certify_only or exported(job) is None:
         steps = certify(job) if certify_only else run(job, now_and_then(quiet))
         for _ in track("export", steps, quiet):

@@ -11,10 +11,8 @@ from d4m_fast.config import require
 from d4m_fast.data.dataset import BUNDLED
 from d4m_fast.engine.compatibility import CONFIGS, INDEX, read_configs, require_vocabulary
 from d4m_fast.engine.hub import fetch, is_hub_id
+from d4m_fast.engine.weights import WEIGHTS, WeightFiles, choose_weights
 from d4m_fast.errors import ModelError
-
-WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
-_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +31,7 @@ class Model:
         unet_factor: how often the UNet halves a latent, as a factor.
         embeds_guidance: whether the UNet is told the guidance scale, and then never run on both halves of guidance.
         export_hindrance: why the model cannot be exported; None if it can.
+        weights: the files that each part is loaded from.
     """
 
     name: str
@@ -49,6 +48,12 @@ class Model:
     unet_factor: int
     embeds_guidance: bool
     export_hindrance: str | None
+    weights: tuple[WeightFiles, ...]
+
+    @property
+    def weights_line(self) -> str:
+        """What a log says of the weight files; empty where nothing but full precision is there."""
+        return "; ".join(part.line for part in self.weights if part.line)
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(C, h, w) of an image's latent.
@@ -106,16 +111,16 @@ def open_model(name: str, revision: str | None = None) -> Model:
         name, revision: as `locate` takes them.
 
     Raises:
-        ModelError: no such model, missing parts, pickled weights only, or one that diffusers' image-to-image pipeline
-            would not run as this engine does.
+        ModelError: no such model, missing parts, weights that `choose_weights` refuses, or one that diffusers'
+            image-to-image pipeline would not run as this engine does.
         UsageError: a revision of something that has none.
     """
     place = locate(name, revision)
     path = place.path
     configs = read_configs(path)
     require_vocabulary(path / "tokenizer")
-    weights = [_weights(path, part, stem) for part, stem in WEIGHTS.items()]
-    files = {path / part / file for part, file in CONFIGS.items()} | {file for shards in weights for file in shards}
+    weights = tuple(choose_weights(path / part, stem) for part, stem in WEIGHTS.items())
+    files = {path / part / file for part, file in CONFIGS.items()} | {file for part in weights for file in part.tensors}
     files |= {file for file in (path / "tokenizer").iterdir() if file.is_file()} | {path / INDEX}
     return Model(
         name=place.name,
@@ -132,19 +137,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         unet_factor=2 ** (len(configs.unet["block_out_channels"]) - 1),
         embeds_guidance=configs.unet.get("time_cond_proj_dim") is not None,
         export_hindrance=configs.export_hindrance,
-    )
-
-
-def _weights(path: Path, part: str, stem: str) -> list[Path]:
-    found = sorted((path / part).glob(f"{stem}*.safetensors"))
-    if found:
-        return found
-    if any(file for pattern in _PICKLES for file in (path / part).glob(pattern)):
-        raise ModelError(
-            f"{path / part}: only pickled weights, which can run code when opened; save the model with safetensors"
-        )
-    raise ModelError(
-        f"{path}: parts missing ({part}/{stem}.safetensors); a Stable Diffusion 1.x directory has them all"
+        weights=weights,
     )
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from d4m_fast.engine.libraries import LIBRARY_ERRORS, one_line, quiet_libraries
 from d4m_fast.engine.signature import Component
 from d4m_fast.engine.unet import DiffusersUnet, UnetModule, unproven
+from d4m_fast.engine.weights import choose_weights
 from d4m_fast.errors import ModelError
 
 _ALWAYS = ("diffusers.schedulers", "transformers.models.clip.tokenization_clip")
@@ -98,16 +99,16 @@ def _load(path: Path, component: Component, dtype: torch.dtype, reference: bool)
 
 
 def _from_pretrained(loader: Any, folder: Path, stem: str, dtype: torch.dtype) -> Any:
-    """A diffusers or transformers module from safetensors; half-precision files where there are no others."""
-    full = (folder / f"{stem}.safetensors").is_file() or not any(folder.glob("*.fp16*"))
-    module, found = loader.from_pretrained(
+    """A diffusers or transformers module from the weight files that `choose_weights` names."""
+    module, report = loader.from_pretrained(
         folder,
         use_safetensors=True,
-        variant=None if full else "fp16",
+        variant=choose_weights(folder, stem).variant,
         dtype=dtype,
         low_cpu_mem_usage=False,
         output_loading_info=True,
     )
-    if found["missing_keys"]:  # the libraries would go on with random numbers in their place
-        raise ValueError(f"{len(found['missing_keys'])} weights missing, {min(found['missing_keys'])} among them")
+    missing = report["missing_keys"]
+    if missing:  # the libraries would go on with random numbers in their place
+        raise ValueError(f"{len(missing)} weights missing, {min(missing)} among them")
     return module

@@ -1,0 +1,286 @@
+"""Weight files of a model's parts: those that diffusers' and transformers' `from_pretrained` would load.
+
+    STEM.safetensors                  STEM.fp16.safetensors                 in one file
+    STEM.safetensors.index.json       STEM.safetensors.index.fp16.json      or in the shards that an index names:
+    STEM-00001-of-00002.safetensors   STEM.fp16-00001-of-00002.safetensors  called so, or otherwise
+
+Full precision goes before half. Weights that may be meant as well must agree with those that are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from d4m_fast.errors import ModelError
+
+WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
+HALF = "fp16"
+_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_SAMPLE = 64
+_CAUSE = 300
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The files that one part of a model is loaded from.
+
+    Attributes:
+        variant: as `from_pretrained` takes it; None is full precision.
+        files: all that is read, an index included, sorted.
+        unread: weights of this part that lie beside them, sorted.
+    """
+
+    folder: Path
+    variant: str | None
+    files: tuple[Path, ...]
+    unread: tuple[Path, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[Path, ...]:
+        """The files without an index, which says nothing that they do not."""
+        return tuple(file for file in self.files if file.suffix == ".safetensors")
+
+    @property
+    def line(self) -> str:
+        """What a log says of them; empty where they are of full precision and nothing lies beside them."""
+        if self.variant is None and not self.unread:
+            return ""
+        kind = "full-precision" if self.variant is None else self.variant
+        beside = f", not {_names(self.unread)}" if self.unread else ""
+        return f"{self.folder.name}: {kind} files ({_names(self.files)}){beside}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """Weights that are whole: `name` is the one file or the index, `tensors` the one file or the shards."""
+
+    name: Path
+    tensors: tuple[Path, ...]
+
+
+class _PointerError(ModelError):
+    """A file's content has not been fetched."""
+
+
+def choose_weights(folder: Path, stem: str) -> WeightFiles:
+    """Return the files that a part of a model is loaded from.
+
+    Args:
+        folder: of the part, below the model's.
+        stem: of the files' names, as in `WEIGHTS`.
+
+    Raises:
+        ModelError: there are none, they are damaged or incomplete, or there are two sets that differ.
+    """
+    full = _candidate(folder, stem, None)
+    try:
+        half = _candidate(folder, stem, HALF)
+    except _PointerError:
+        if full is None:
+            raise
+        half = None  # a clone without all of its large files; these are not needed
+    if full is not None and half is not None:
+        _require_agreement(full, half, rounded=True)
+    candidate, variant = (half, HALF) if full is None else (full, None)
+    if candidate is None:
+        raise _absence(folder, stem)
+    files = {candidate.name, *candidate.tensors}
+    unread = set(folder.glob(f"{stem}*.safetensors")) - files
+    return WeightFiles(folder, variant, tuple(sorted(files)), tuple(sorted(unread)))
+
+
+def has_full_precision(folder: Path, stem: str) -> bool:
+    """Return whether any file of full precision is there, whole or not."""
+    names = (_file(stem, None), _index(stem, None))
+    return any(os.path.lexists(folder / name) for name in names) or bool(_shards(folder, stem, None))
+
+
+def _candidate(folder: Path, stem: str, variant: str | None) -> _Candidate | None:
+    """Return what `from_pretrained` loads of a variant; None where it is not there."""
+    single, sharded = _single(folder, stem, variant), _sharded(folder, stem, variant)
+    if single is None or sharded is None:
+        return sharded if single is None else single
+    _require_agreement(single, sharded, rounded=False)
+    return single if stem == WEIGHTS["text_encoder"] else sharded  # transformers and diffusers differ in this
+
+
+def _single(folder: Path, stem: str, variant: str | None) -> _Candidate | None:
+    file = folder / _file(stem, variant)
+    if not os.path.lexists(file):
+        return None
+    with _open(file):
+        return _Candidate(file, (file,))
+
+
+def _sharded(folder: Path, stem: str, variant: str | None) -> _Candidate | None:
+    index = folder / _index(stem, variant)
+    if not os.path.lexists(index):
+        _refuse_strays(folder, stem, variant)
+        return None
+    places = _read_index(index)
+    shards = tuple(sorted({folder / name for name in places.values()}))
+    for shard in shards:
+        if not os.path.lexists(shard):
+            raise ModelError(f"{index}: names {shard.name}, which is not there; add it or save the model again")
+        with _open(shard) as opened:
+            differing = {name for name, place in places.items() if place == shard.name} ^ set(opened.keys())
+        if differing:
+            raise ModelError(
+                f"{index}: does not fit {shard.name} ({min(differing)} is in one of them only); save the model again"
+            )
+    return _Candidate(index, shards)
+
+
+def _file(stem: str, variant: str | None) -> str:
+    return f"{stem}.safetensors" if variant is None else f"{stem}.{variant}.safetensors"
+
+
+def _index(stem: str, variant: str | None) -> str:
+    return f"{stem}.safetensors.index.json" if variant is None else f"{stem}.safetensors.index.{variant}.json"
+
+
+def _shards(folder: Path, stem: str, variant: str | None) -> list[Path]:
+    """Return a variant's shards by their names, those of old versions of diffusers included."""
+    part, stem = r"-\d+-of-\d+", re.escape(stem)
+    names = f"{stem}{part}" if variant is None else f"{stem}(\\.{variant}{part}|{part}\\.{variant})"
+    return sorted(f for f in folder.glob("*.safetensors") if re.fullmatch(rf"{names}\.safetensors", f.name))
+
+
+def _refuse_strays(folder: Path, stem: str, variant: str | None) -> None:
+    """Refuse what `from_pretrained` would pass over, or find or not by the dots in a path, where there is no index."""
+    index = _index(stem, variant)
+    for name in (f"{stem}.safetensors.{variant}.index.json", f"{stem}.{variant}.safetensors.index.json"):
+        if os.path.lexists(folder / name):
+            raise ModelError(f"{folder / name}: an index under the name of old versions; rename it to {index}")
+    strays = _shards(folder, stem, variant)
+    if strays:
+        raise ModelError(f"{strays[0]}: a shard without an index; add {index}, or save the model again")
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    """Return the name of the shard that holds each tensor."""
+    _require_content(file)
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: not JSON ({_cause(error)}); save the model again") from error
+    places = value.get("weight_map") if isinstance(value, dict) and isinstance(value.get("metadata"), dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ModelError(f"{file}: not an index (no metadata, or no weight_map of file names); save the model again")
+    for name in places.values():
+        # Anything else would be looked for elsewhere, or opened as a pickle.
+        if Path(name).name != name or "\0" in name or not name.endswith(".safetensors"):
+            raise ModelError(f"{file}: names {name!r}, which is no safetensors file beside it; save the model again")
+    return places
+
+
+def _open(file: Path) -> safe_open:
+    """Return a file whose header has been read, and fits its length."""
+    _require_content(file)
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{file}: cannot be loaded as safetensors ({_cause(error)}); get it or save the model again"
+        ) from error
+
+
+def _require_content(file: Path) -> None:
+    """Refuse what is no file that can be read; a pipe is never opened."""
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise ModelError(f"{file}: not a regular file; put the weights in its place")
+        with file.open("rb") as opened:
+            start = opened.read(len(_POINTER))
+    except FileNotFoundError as error:
+        raise ModelError(f"{file}: a link to nothing; put the weights in its place") from error
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
+    if start == _POINTER:
+        raise _PointerError(f"{file}: is a git-lfs pointer, not weights: run git lfs pull")
+
+
+def _require_agreement(one: _Candidate, other: _Candidate, *, rounded: bool) -> None:
+    difference = _difference(one, other, rounded)
+    if difference is not None:
+        raise ModelError(
+            f"{one.name} and {other.name.name}: either may be meant, and {difference}; remove the one that is not"
+        )
+
+
+def _difference(one: _Candidate, other: _Candidate, rounded: bool) -> str | None:
+    """Say how the first tensor differs that does, by names, shapes and the first values of each.
+
+    Args:
+        rounded: whether one of them may be the other in half precision.
+    """
+    with _slices(one) as ones, _slices(other) as others:
+        for name in sorted(ones.keys() | others.keys()):
+            if name not in ones or name not in others:
+                return f"{name} is in one of them only"
+            if ones[name].get_shape() != others[name].get_shape():
+                return f"{name} has another shape"
+            kinds = {ones[name].get_dtype(), others[name].get_dtype()}
+            if len(kinds) > 1 and not rounded:
+                return f"{name} is of another type"
+            first, second = _sample(ones[name]), _sample(others[name])
+            if len(kinds) > 1:
+                first, second = first.half(), second.half()
+            if not first.float().allclose(second.float(), rtol=0, atol=0, equal_nan=True):
+                return f"{name} has other values"
+    return None
+
+
+@contextmanager
+def _slices(candidate: _Candidate) -> Iterator[dict[str, Any]]:
+    """Yield the tensors of floating-point numbers by their names, unread.
+
+    Others are no weights: old text encoders were saved with the numbers of their positions, new ones are not.
+    """
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_open(file)) for file in candidate.tensors]
+        slices = {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118
+        yield {name: tensor for name, tensor in slices.items() if "F" in tensor.get_dtype()}
+
+
+def _sample(tensor: Any) -> Any:
+    """Return the first elements, read with the rows that hold them."""
+    shape = tensor.get_shape()
+    rows = slice(1 + _SAMPLE // max(1, math.prod(shape[1:])))
+    return tensor[rows if shape else ...].flatten()[:_SAMPLE]
+
+
+def _absence(folder: Path, stem: str) -> ModelError:
+    others = sorted(folder.glob(f"{stem}*.safetensors"))
+    if not others and any(file for pattern in _PICKLES for file in folder.glob(pattern)):
+        return ModelError(
+            f"{folder}: only pickled weights, which can run code when opened; save the model with safetensors"
+        )
+    beside = f"; {_names(others)} is another variant" if others else ""
+    return ModelError(
+        f"{folder.parent}: parts missing ({folder.name}/{_file(stem, None)}); a Stable Diffusion 1.x directory has them"
+        f" all{beside}"
+    )
+
+
+def _names(files: tuple[Path, ...] | list[Path]) -> str:
+    """Return the name of the one file, or of the index or the first, and how many there are besides."""
+    first = min(files, key=lambda file: (file.suffix, file.name))
+    return first.name if len(files) == 1 else f"{first.name} and {len(files) - 1} more"
+
+
+def _cause(error: Exception) -> str:
+    """Return a library's words, on one line."""
+    return " ".join(str(error).split())[:_CAUSE]
