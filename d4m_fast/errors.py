@@ -15,6 +15,9 @@ Exit code 0 is success, 3 a finished run with quarantined images, 130 and 143 an
 
 from __future__ import annotations
 
+TRIAL = "a trial on random numbers, before anything is encoded"
+"""What a NonFiniteError says of networks that were only tried."""
+
 EXIT_QUARANTINED = 3
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143

@@ -27,15 +27,8 @@ LAYERS = (
     ("engine.eager", "engine.ort", "engine.trt"),
     ("engine.runtime", "engine.modules", "engine.artifacts", "engine.memory", "engine.finite"),
     ("engine.model", "engine.hub", "engine.trt_api", "engine.unet", "engine.compatibility"),
-    (
-        "engine.weights",
-        "engine.signature",
-        "engine.schedule",
-        "engine.scheduler",
-        "engine.libraries",
-        "kernels",
-        "data",
-    ),
+    ("engine.schedule", "engine.scheduler", "engine.weights"),
+    ("engine.signature", "engine.libraries", "kernels", "data"),
     ("config",),
     ("errors", "allocator"),
 )

@@ -198,9 +198,7 @@ def _require_text(configs: ModelConfigs) -> None:
     kind = configs.text_encoder.get("model_type", "clip_text_model")
     text.require("model_type", kind == "clip_text_model", "must be clip_text_model")
     other = configs.text_encoder.get("transformers_weights")
-    text.require(
-        "transformers_weights", other is None, "must be null: it names other weights than those that are there"
-    )
+    text.require("transformers_weights", other is None, "must be null: it names other weights")
     for name in ("hidden_size", "max_position_embeddings", "vocab_size"):
         text.require_count(name)
     tokenizer = _Fields(configs.path / "tokenizer" / "tokenizer_config.json", configs.tokenizer)

@@ -12,7 +12,7 @@ from d4m_fast.engine.memory import fitting
 from d4m_fast.engine.model import Model
 from d4m_fast.engine.networks import Networks, TextEncoder
 from d4m_fast.engine.signature import SIGNATURES, Component
-from d4m_fast.errors import D4MError, ModelError, NonFiniteError
+from d4m_fast.errors import TRIAL, D4MError, ModelError, NonFiniteError
 
 TIMESTEP = 1  # of any noise schedule
 GUIDANCE = 8.0
@@ -84,7 +84,7 @@ class _Trial:
             if tuple(x.shape) != shape:
                 raise ModelError(f"{self._model.path}: {component} returns {tuple(x.shape)}, expected was {shape}")
             if not bool(x.isfinite().all()):
-                raise NonFiniteError(component, "a trial on random numbers")
+                raise NonFiniteError(component, TRIAL)
 
     @contextlib.contextmanager
     def _trying(self, component: Component) -> Iterator[None]:

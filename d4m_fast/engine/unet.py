@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from d4m_fast.errors import ModelError
+from d4m_fast.errors import TRIAL, ModelError, NonFiniteError
 
 EQUAL: Mapping[torch.dtype, float] = MappingProxyType({torch.float32: 1e-4, torch.float16: 2e-2})
 """Relative L2 between two forward passes of one UNet: 100 times what another order of sums changes in either dtype, and
@@ -96,6 +96,8 @@ def require_equal(module: UnetModule, where: str) -> None:
     with torch.inference_mode():
         (ours,) = module(sample, timestep, states)
         (theirs,) = DiffusersUnet(unet)(sample, timestep, states)
+    if not bool(theirs.isfinite().all()):
+        raise NonFiniteError("unet", TRIAL)
     distance = float((ours - theirs).float().norm() / theirs.float().norm())
     if not distance <= EQUAL[weight.dtype]:
         raise ModelError(

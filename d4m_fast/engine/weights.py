@@ -22,6 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from d4m_fast.engine.libraries import one_line
 from d4m_fast.errors import ModelError
 
 WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -29,7 +30,6 @@ HALF = "fp16"
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SAMPLE = 64
-_CAUSE = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def _read_index(file: Path) -> dict[str, str]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: not JSON ({_cause(error)}); save the model again") from error
+        raise ModelError(f"{file}: not JSON ({one_line(error)}); save the model again") from error
     places = value.get("weight_map") if isinstance(value, dict) and isinstance(value.get("metadata"), dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise ModelError(f"{file}: not an index (no metadata, or no weight_map of file names); save the model again")
@@ -193,7 +193,7 @@ def _open(file: Path) -> safe_open:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{file}: cannot be loaded as safetensors ({_cause(error)}); get it or save the model again"
+            f"{file}: cannot be loaded as safetensors ({one_line(error)}); get it or save the model again"
         ) from error
 
 
@@ -279,8 +279,3 @@ def _names(files: tuple[Path, ...] | list[Path]) -> str:
     """Return the name of the one file, or of the index or the first, and how many there are besides."""
     first = min(files, key=lambda file: (file.suffix, file.name))
     return first.name if len(files) == 1 else f"{first.name} and {len(files) - 1} more"
-
-
-def _cause(error: Exception) -> str:
-    """Return a library's words, on one line."""
-    return " ".join(str(error).split())[:_CAUSE]

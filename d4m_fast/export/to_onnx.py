@@ -16,6 +16,7 @@ import torch
 
 from d4m_fast.engine.modules import load_module
 from d4m_fast.engine.signature import BATCH, COMPONENTS, SAMPLES, SIGNATURES, Component
+from d4m_fast.engine.unet import UnetModule
 from d4m_fast.errors import ModelError, PreflightError
 from d4m_fast.export.attention import use_ort_attention
 from d4m_fast.export.fold import fold_upsampling
@@ -80,7 +81,7 @@ def export_onnx(
     """
     require_onnx()
     module = load_module(model, component, torch.float32)
-    if for_ort and component == "unet":
+    if for_ort and isinstance(module, UnetModule):  # diffusers' other blocks have attention that does more
         use_ort_attention(module.unet)
     program = _trace(module, component, sizes, opset, static_batch)
     graph = program.model.graph

@@ -33,6 +33,7 @@ from d4m_fast.engine.unet import UnetModule, unproven
 EQUAL = 1e-5  # of pixels from 0 to 1, before they are rounded to bytes
 CPU = torch.device("cpu")
 IPC = 2
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
 CLASSES = (ClassInfo(0, "cat", "a cat"), ClassInfo(1, "dog", "the dog on a mat"))
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 ZERO_SNR = {**BETAS, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
@@ -149,7 +150,6 @@ EQUALS: dict[str, Callable[[Path], Path]] = {
         down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2
     ),
 }
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
 SETTINGS: dict[str, dict[str, Any]] = {
     "LCM-like, told the guidance scale": {"steps": 8, "strength": 0.5},
     "turbo-like, trailing Euler": {"steps": 2, "strength": 0.5, "guidance": 0.0},
