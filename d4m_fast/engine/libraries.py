@@ -6,10 +6,17 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+from d4m_fast.errors import ModelError
+
 LONGEST_CAUSE = 400  # characters; PyTorch names every weight that does not fit, on a line each
 LIBRARY_ERRORS = (
-    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError),
     *(OSError, RuntimeError, TypeError, ValueError),
+    *(SafetensorError, StrictDataclassError),
 )
 """What diffusers and transformers raise at what they cannot work with; their errors have no base of their own."""
 
@@ -19,6 +26,29 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     said = text if text.count(" ") > 1 else f"{type(error).__name__}: {text}".removesuffix(": ")
     return said if len(said) <= LONGEST_CAUSE else f"{said[:LONGEST_CAUSE]}..."
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn what a library raises into one line, `what` and the cause in brackets, and keep its advice quiet.
+
+    Our own errors and a want of memory pass.
+
+    Raises:
+        ModelError: the library raised something.
+    """
+    try:
+        with quiet_libraries():
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"{what} ({one_line(error)})") from error
+    except BaseException as error:
+        if type(error) is not Exception:
+            raise
+        # The tokenizers library, written in Rust, raises Exception itself at a file that it cannot read.
+        raise ModelError(f"{what} ({one_line(error)})") from error
 
 
 @contextlib.contextmanager

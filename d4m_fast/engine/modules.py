@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from d4m_fast.engine.libraries import LIBRARY_ERRORS, one_line, quiet_libraries
+from d4m_fast.engine.libraries import refusing
 from d4m_fast.engine.signature import Component
 from d4m_fast.engine.unet import DiffusersUnet, UnetModule, unproven
 from d4m_fast.engine.weights import choose_weights
-from d4m_fast.errors import ModelError
 
 _ALWAYS = ("diffusers.schedulers", "transformers.models.clip.tokenization_clip")
 _NETWORKS = (
@@ -75,11 +73,8 @@ def load_module(path: Path, component: Component, dtype: torch.dtype, *, referen
     Raises:
         ModelError: its weights do not fit its config.
     """
-    try:
-        with quiet_libraries():
-            return _load(path, component, dtype, reference).eval().requires_grad_(False)
-    except (*LIBRARY_ERRORS, SafetensorError) as error:
-        raise ModelError(f"{path}: {component} cannot be loaded ({one_line(error)})") from error
+    with refusing(f"{path}: {component} cannot be loaded"):
+        return _load(path, component, dtype, reference).eval().requires_grad_(False)
 
 
 def _load(path: Path, component: Component, dtype: torch.dtype, reference: bool) -> torch.nn.Module:
@@ -106,9 +101,17 @@ def _from_pretrained(loader: Any, folder: Path, stem: str, dtype: torch.dtype) -
         variant=choose_weights(folder, stem).variant,
         dtype=dtype,
         low_cpu_mem_usage=False,
+        ignore_mismatched_sizes=True,  # else transformers names them in a table of its own, and not in its error
         output_loading_info=True,
     )
-    missing = report["missing_keys"]
-    if missing:  # the libraries would go on with random numbers in their place
+    missing, others = report["missing_keys"], report["mismatched_keys"]
+    # The libraries would go on with random numbers in place of either.
+    if missing:
         raise ValueError(f"{len(missing)} weights missing, {min(missing)} among them")
+    if others:
+        name, there, expected = min(others)
+        raise ValueError(
+            f"{len(others)} weights of another size than the config says, {name} among them: {list(there)} in the file,"
+            f" {list(expected)} by config.json"
+        )
     return module

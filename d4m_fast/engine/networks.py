@@ -14,14 +14,13 @@ from d4m_fast.data.files import read_json
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.finite import FiniteCheck
-from d4m_fast.engine.libraries import LIBRARY_ERRORS, one_line, quiet_libraries
+from d4m_fast.engine.libraries import refusing
 from d4m_fast.engine.model import Model
 from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.runtime import Runtime
 from d4m_fast.engine.signature import Component
 from d4m_fast.engine.trt import TorchDevice, open_trt, require_gpu
 from d4m_fast.engine.trt_api import load_trt
-from d4m_fast.errors import ModelError
 
 Open = Callable[[Component], Runtime]
 
@@ -41,15 +40,20 @@ class TextEncoder:
 
     def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
         """(N, tokens, width): padded and cut to the tokenizer's length, as diffusers' pipelines do."""
-        encoded = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        )
+        encoded = self._tokenized(prompts)
         mask = {"attention_mask": encoded.attention_mask} if self.masked else {}
         return self.runtime({"input_ids": encoded.input_ids, **mask})["hidden_states"]
+
+    def token_ids(self, prompts: Sequence[str]) -> torch.Tensor:
+        """(N, tokens) int64, padded and cut."""
+        ids: torch.Tensor = self._tokenized(prompts).input_ids
+        return ids
+
+    def _tokenized(self, prompts: Sequence[str]) -> Any:
+        length = self.tokenizer.model_max_length
+        return self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
 
 
 @dataclass(frozen=True)
@@ -218,8 +222,5 @@ def _on_trt(sizes: Mapping[str, int], artifact: Artifact, device: torch.device) 
 def _tokenizer(folder: Path) -> Any:
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-    try:
-        with quiet_libraries():
-            return CLIPTokenizer.from_pretrained(folder)
-    except LIBRARY_ERRORS as error:
-        raise ModelError(f"{folder}: tokenizer cannot be loaded ({one_line(error)})") from error
+    with refusing(f"{folder}: tokenizer cannot be loaded"):
+        return CLIPTokenizer.from_pretrained(folder)

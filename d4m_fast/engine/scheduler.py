@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from d4m_fast.config import Scheduler
-from d4m_fast.engine.libraries import LIBRARY_ERRORS, one_line, quiet_libraries
-from d4m_fast.errors import ModelError, PreflightError
+from d4m_fast.engine.libraries import one_line, refusing
+from d4m_fast.errors import PreflightError
 
 CONFIG = Path("scheduler", "scheduler_config.json")
 _PRESETS: dict[Scheduler, str] = {"dpmpp": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler"}
@@ -90,13 +90,11 @@ def even_steps(sampler: Any, own: Any, strength: float) -> Any:
 @contextlib.contextmanager
 def refusing_scheduler(where: str) -> Iterator[None]:
     """Turn what diffusers' schedulers raise into one line that begins with `where`, and keep their warnings quiet."""
-    try:
-        with quiet_libraries():
+    with refusing(f"{where}: cannot run in diffusers' image-to-image pipeline"):
+        try:
             yield
-    except ImportError as error:
-        raise PreflightError(f"{where}: needs a package that is not installed ({one_line(error)})") from error
-    except LIBRARY_ERRORS as error:
-        raise ModelError(f"{where}: cannot run in diffusers' image-to-image pipeline ({one_line(error)})") from error
+        except ImportError as error:
+            raise PreflightError(f"{where}: needs a package that is not installed ({one_line(error)})") from error
 
 
 def _class(name: str) -> Any:

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from d4m_fast.engine.libraries import LIBRARY_ERRORS, one_line, quiet_libraries
+from d4m_fast.engine.libraries import refusing
 from d4m_fast.engine.memory import fitting
 from d4m_fast.engine.model import Model
 from d4m_fast.engine.networks import Networks, TextEncoder
 from d4m_fast.engine.signature import SIGNATURES, Component
-from d4m_fast.errors import TRIAL, D4MError, ModelError, NonFiniteError
+from d4m_fast.errors import TRIAL, ModelError, NonFiniteError
 
 TIMESTEP = 1  # of any noise schedule
 GUIDANCE = 8.0
+PROMPTS = ("a photo of a cat", "a photo of a dog")
 
 
 def try_networks(model: Model, networks: Networks, resolution: int, *, compiled: bool = False) -> None:
@@ -61,7 +62,7 @@ class _Trial:
         networks, guided = self._networks, self._networks.unet.doubles(GUIDANCE)
         with self._trying("text_encoder"):
             _require_known_tokens(self._model, networks.text_encoder)
-            states = networks.text_encoder([""])
+            states = networks.text_encoder(PROMPTS[:1])
             self._require("text_encoder", {"hidden_states": states})
         with self._trying("vae_encoder"):
             mean, deviation = networks.vae_encoder(self._drawn("vae_encoder", "pixels").tanh())
@@ -86,20 +87,14 @@ class _Trial:
             if not bool(x.isfinite().all()):
                 raise NonFiniteError(component, TRIAL)
 
-    @contextlib.contextmanager
-    def _trying(self, component: Component) -> Iterator[None]:
-        """Turn what a library raises into one line; errors that are ours pass."""
-        try:
-            with quiet_libraries():
-                yield
-        except (D4MError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except LIBRARY_ERRORS as error:
-            raise ModelError(f"{self._model.path}: {component} does not run ({one_line(error)})") from error
+    def _trying(self, component: Component) -> contextlib.AbstractContextManager[None]:
+        return refusing(f"{self._model.path}: {component} does not run")
 
 
 def _require_known_tokens(model: Model, encoder: TextEncoder) -> None:
-    """Refuse a tokenizer that is not the text encoder's: of more tokens, or that replaces a token by several."""
+    """Refuse a tokenizer that knows no words, or more of them than the text encoder, or one word as several."""
+    if encoder.token_ids(PROMPTS[:1]).equal(encoder.token_ids(PROMPTS[1:])):
+        raise ModelError(f"{model.path / 'tokenizer'}: the tokenizer tells no words apart; it lacks a vocabulary")
     vocabulary = encoder.tokenizer.get_vocab()
     last = max(vocabulary.values(), default=-1)
     if not 0 <= last < model.vocabulary:

@@ -49,6 +49,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 EQUAL = 1e-5  # of the largest number in diffusers' latents, or of 1
 GUIDANCE, SEEDS = 8.0, [3, 4]
 CPU = torch.device("cpu")
+# NumPy 2 about diffusers: schedulers hand it tensors the old way, in every step.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 UNET = smallest_unet(down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
 OURS = Unet(EagerRuntime(DiffusersUnet(UNET), "unet", CPU, torch.float32))
 GENERATOR = torch.Generator().manual_seed(0)
