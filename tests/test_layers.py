@@ -27,7 +27,7 @@ LAYERS = (
     ("engine.eager", "engine.ort", "engine.trt"),
     ("engine.runtime", "engine.modules", "engine.artifacts", "engine.memory", "engine.finite"),
     ("engine.model", "engine.hub", "engine.trt_api", "engine.unet", "engine.compatibility"),
-    ("engine.schedule", "engine.scheduler", "engine.weights"),
+    ("engine.schedule", "engine.scheduler", "engine.linearity", "engine.stepping", "engine.weights"),
     ("engine.signature", "engine.libraries", "kernels", "data"),
     ("config",),
     ("errors", "allocator"),

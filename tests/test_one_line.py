@@ -62,7 +62,7 @@ def _overwrite(file: Path, text: str) -> None:
     file.write_text(text)
 
 
-WORDS = {"type": "WordLevel", "vocab": {"a": 1, "<|endoftext|>": 2, "<|startoftext|>": 0}, "unk_token": "<|endoftext|>"}
+WORDS = {"type": "WordLevel", "vocab": {"<|endoftext|>": 1, "<|startoftext|>": 0}, "unk_token": "<|endoftext|>"}
 # How the model is written, and what its line must say; nothing for a model that runs in silence.
 CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights missing (diffusers)": (reweighted("unet", without("attn1")), "weights missing"),

@@ -129,15 +129,19 @@ def _present(file: Path) -> bool:
     """Whether a regular file is there.
 
     Raises:
-        ModelError: a link leads nowhere, or a git-lfs pointer stands in the file's place.
+        ModelError: a link leads nowhere, a git-lfs pointer stands in the file's place, or it cannot be read.
     """
-    if file.is_symlink() and not file.exists():
-        raise ModelError(f"{file}: a link that leads nowhere; fetch what it should lead to")
-    if not file.is_file():
-        return False
-    with file.open("rb") as opened:
-        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ModelError(f"{file}: a git-lfs pointer, not the file itself; run git lfs pull")
+    try:
+        if file.is_symlink() and not file.exists():
+            raise ModelError(f"{file}: a link that leads nowhere; fetch what it should lead to")
+        if not file.is_file():
+            return False
+        with file.open("rb") as opened:
+            start = opened.read(len(LFS_POINTER))
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
+    if start == LFS_POINTER:
+        raise ModelError(f"{file}: a git-lfs pointer, not the file itself; run git lfs pull")
     return True
 
 
@@ -145,7 +149,7 @@ def _read(path: Path, name: str) -> Config:
     file = path / name
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not JSON ({error})") from error
     if not isinstance(config, dict):
         raise ModelError(f"{file}: not a config (no table of fields)")
@@ -222,7 +226,7 @@ def _require_unet(unet: _Fields, configs: ModelConfigs) -> None:
     width = configs.text_encoder["hidden_size"]
     projected = unet.config.get("encoder_hid_dim") is not None
     name = "encoder_hid_dim" if projected else "cross_attention_dim"
-    dims = unet.config.get(name)
+    dims = unet.config.get(name, 1280)  # diffusers' default
     fits = set(dims) == {width} if isinstance(dims, list) else dims == width
     unet.require(name, fits, f"must be the text encoder's hidden_size, {width}")
 

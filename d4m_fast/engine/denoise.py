@@ -7,7 +7,8 @@ import torch
 from d4m_fast.engine.finite import FiniteCheck
 from d4m_fast.engine.memory import host_empty, to_device
 from d4m_fast.engine.networks import Unet
-from d4m_fast.engine.schedule import Schedule, Stepper, combine
+from d4m_fast.engine.schedule import Schedule
+from d4m_fast.engine.stepping import Stepper, combine
 
 
 @torch.inference_mode()

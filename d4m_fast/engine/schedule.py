@@ -8,10 +8,7 @@ tensors; where the two differ (it clips, thresholds or adds noise) the scheduler
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import inspect
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,92 +16,12 @@ from typing import Any
 import torch
 
 from d4m_fast.config import Scheduler
-from d4m_fast.engine.scheduler import is_finite, open_scheduler, refusing_scheduler, scheduler_class, train_timesteps
+from d4m_fast.engine.linearity import ADDS_NOISE, difference, is_finite, near, require_reproducible
+from d4m_fast.engine.scheduler import open_scheduler, refusing_scheduler, scheduler_class, train_timesteps
+from d4m_fast.engine.stepping import Step, Stepper, Terms, parameters
 from d4m_fast.errors import UsageError
 
-Terms = tuple[tuple[int, float], ...]
-Tensors = Sequence[torch.Tensor] | Mapping[int, torch.Tensor]
 WHOLE = (0.0, 1.0)
-STEP_TOLERANCE = 1e-6
-"""Of the largest number in a step's result, float32: what another order of a sum's terms may change."""
-ADDS_NOISE = "it adds noise of its own"
-GAINS = (1.0, 3.0, -3.0)
-"""Steepness of the stand-ins for the UNet: guidance makes it steep in either direction."""
-RUN_TOLERANCE = 2e-6
-"""Of the largest number in a run's result: rounding of up to 50 steps, of more by the square root of their number.
-Stable Diffusion 1.5's PNDM has 6e-7, sigmas of 80 have up to 2e-5."""
-SCALES = (1.0, 1e6)
-"""Of the random tensors: of a latent's size, and so large that whatever clips, clips."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One call of the UNet and the update after it.
-
-    With x_0 the noised start, x_i the sample before step i and e_i the noise predicted in step i, the UNet sees
-    `input_scale` * x_i, and this step's result is the sum of c * x_j over `samples` plus the sum of c * e_j over
-    `outputs`. A step that is not `guided` needs the conditional noise only. Of a scheduler that is stepped itself only
-    `timestep` and `guided` count.
-    """
-
-    timestep: float
-    samples: Terms = ()
-    outputs: Terms = ()
-    guided: bool = True
-    input_scale: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Stepper:
-    """A diffusers scheduler that no table equals, called as its pipeline calls it.
-
-    Attributes:
-        scheduler: after `set_timesteps` and `set_begin_index`; never stepped itself, each batch steps a copy.
-        timesteps: those of the run, as the scheduler has them.
-        draws_noise: whether its step takes generators.
-        reason: why no table does it, in a few words.
-        sensitive: whether it clips or amplifies rounding, so that only diffusers' own networks give diffusers' images.
-    """
-
-    scheduler: Any
-    timesteps: torch.Tensor
-    draws_noise: bool
-    reason: str = ""
-    sensitive: bool = False
-
-    @property
-    def name(self) -> str:
-        return type(self.scheduler).__name__
-
-    def begin(self, generators: list[torch.Generator] | None) -> Stepping:
-        """Start a batch; `generators` has one for each row, where `draws_noise`."""
-        return Stepping(copy.deepcopy(self.scheduler), self.timesteps, self._options(generators))
-
-    def _options(self, generators: list[torch.Generator] | None) -> dict[str, Any]:
-        """What the pipeline's `prepare_extra_step_kwargs` gives: eta is its default, 0, whatever the scheduler's is."""
-        options: dict[str, Any] = {"eta": 0.0} if "eta" in _parameters(self.scheduler) else {}
-        return {**options, "generator": generators} if self.draws_noise else options
-
-
-@dataclass(frozen=True, slots=True)
-class Stepping:
-    """A scheduler on its way through one batch."""
-
-    scheduler: Any
-    timesteps: torch.Tensor
-    options: dict[str, Any]
-
-    def scale(self, sample: torch.Tensor, i: int) -> torch.Tensor:
-        """Return what the UNet sees of x_i."""
-        scaled: torch.Tensor = self.scheduler.scale_model_input(sample, self.timesteps[i])
-        return scaled
-
-    def step(self, output: torch.Tensor, i: int, sample: torch.Tensor) -> torch.Tensor:
-        """Return x_(i+1) from e_i and x_i."""
-        following: torch.Tensor = self.scheduler.step(
-            output, self.timesteps[i], sample, **self.options, return_dict=False
-        )[0]
-        return following
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,14 +130,12 @@ def tabulate(scheduler: Any, steps: int, strength: float, *, where: str | None =
     with refusing_scheduler(type(scheduler).__name__ if where is None else where):
         stepper = _cut(scheduler, steps, strength)
         signal, noise = _start(stepper)
-        table = Schedule(signal, noise, _probe(stepper))
-        reason = _nonlinearity(table, stepper)
+        table = _probe(stepper)
+        reason = difference(table, stepper, signal, noise)
         if reason is None:
-            reason = _rounding(table, stepper)
-        if reason is None:
-            return table
-        _require_reproducible(stepper)
-        timesteps = tuple(Step(step.timestep) for step in table.steps)
+            return Schedule(signal, noise, table)
+        require_reproducible(stepper)
+        timesteps = tuple(Step(step.timestep) for step in table)
         stepper = dataclasses.replace(stepper, reason=reason, sensitive=reason != ADDS_NOISE)
         return Schedule(signal, noise, timesteps, stepper)
 
@@ -234,12 +149,7 @@ def _cut(scheduler: Any, steps: int, strength: float) -> Stepper:
         scheduler.set_begin_index(start)
     if len(timesteps) == 0:
         raise ValueError(f"no timestep is left of {steps} steps at strength {strength:g}")
-    return Stepper(scheduler, timesteps, "generator" in _parameters(scheduler))
-
-
-def _parameters(scheduler: Any) -> frozenset[str]:
-    """Names of what a scheduler's step takes."""
-    return frozenset(inspect.signature(scheduler.step).parameters)
+    return Stepper(scheduler, timesteps, "generator" in parameters(scheduler))
 
 
 def _start(stepper: Stepper) -> tuple[float, float]:
@@ -250,7 +160,7 @@ def _start(stepper: Stepper) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(0)
     clean, drawn = torch.randn(2, 2, 4, 4, 4, generator=generator)
     started = stepper.scheduler.add_noise(clean, drawn, first.repeat(2))
-    if not is_finite(started) or not _near(signal * clean + noise * drawn, started):
+    if not is_finite(started) or not near(signal * clean + noise * drawn, started):
         raise ValueError(f"its start at timestep {first.item():g} is not a sum of prototype and noise")
     return signal, noise
 
@@ -276,90 +186,3 @@ def _number(timestep: torch.Tensor) -> float:
 
 def _terms(row: torch.Tensor) -> Terms:
     return tuple((int(j), row[j].item()) for j in row.nonzero().flatten())
-
-
-def _nonlinearity(table: Schedule, stepper: Stepper) -> str | None:
-    """Step the real scheduler beside the table, on random tensors; returns where they part, None if nowhere.
-
-    Raises:
-        ValueError: the scheduler's own result is not finite.
-    """
-    for scale in SCALES:
-        generator = torch.Generator().manual_seed(1)
-        stepping = stepper.begin([torch.Generator().manual_seed(i) for i in range(2)])
-        samples = [scale * torch.randn(2, 4, 4, 4, generator=generator)]
-        outputs: list[torch.Tensor] = []
-        for i, step in enumerate(table.steps):
-            outputs.append(scale * torch.randn(2, 4, 4, 4, generator=generator))
-            scaled = stepping.scale(samples[i], i)
-            samples.append(stepping.step(outputs[i], i, samples[i]))
-            if not is_finite(scaled, samples[-1]):
-                raise ValueError(f"its step at timestep {step.timestep:g} is not finite")
-            if any(j > i for j, _ in (*step.samples, *step.outputs)):  # a probe saw what is not there yet: noise
-                return ADDS_NOISE
-            same_input = _near(step.input_scale * samples[i], scaled)
-            if not same_input or not _near(combine(step, samples, outputs), samples[-1]):
-                return f"its step at timestep {step.timestep:g} is no fixed sum of samples and predictions"
-    return None
-
-
-def _rounding(table: Schedule, stepper: Stepper) -> str | None:
-    """Run table and scheduler with stand-ins for the UNet; returns why they end apart, None if they do not.
-
-    Two kinds amplify what no stand-in shows but steep networks do: inversions, which go up the noise levels, and
-    networks that predict the sample, whose small differences are divided by small noise levels.
-    """
-    first, last = table.steps[0].timestep, table.steps[-1].timestep
-    steep = last > first or stepper.scheduler.config.get("prediction_type") == "sample"
-    tolerance = RUN_TOLERANCE * max(1.0, len(table.steps) / 50) ** 0.5
-    if steep or any(_run_difference(table, stepper, gain) > tolerance for gain in GAINS):
-        return "it amplifies rounding"
-    return None
-
-
-def _run_difference(table: Schedule, stepper: Stepper, gain: float) -> float:
-    """Largest difference between the ends of two runs from one start, in parts of the largest number or of 1."""
-
-    def predict(scaled: torch.Tensor, step: Step) -> torch.Tensor:
-        return torch.tanh(gain * scaled.roll(1, -1) * (1 + step.timestep / 1000))
-
-    clean, drawn = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    samples, outputs = [table.signal * clean + table.noise * drawn], list[torch.Tensor]()
-    stepping, sample = stepper.begin([torch.Generator()]), samples[0]
-    for i, step in enumerate(table.steps):
-        sample = stepping.step(predict(stepping.scale(sample, i), step), i, sample)
-        outputs.append(predict(step.input_scale * samples[i], step))
-        samples.append(combine(step, samples, outputs))
-    return float((samples[-1] - sample).abs().max() / sample.abs().max().clamp(min=1))
-
-
-def combine(step: Step, samples: Tensors, outputs: Tensors) -> torch.Tensor:
-    """Return a step's result from the samples x_j and the outputs e_j that it reads."""
-    terms = [(c, samples[j]) for j, c in step.samples] + [(c, outputs[j]) for j, c in step.outputs]
-    total = torch.zeros_like(terms[0][1])
-    for coefficient, tensor in terms:
-        total = torch.add(total, tensor, alpha=coefficient)
-    return total
-
-
-def _near(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    return bool((ours - theirs).abs().max() <= STEP_TOLERANCE * theirs.abs().max())
-
-
-def _require_reproducible(stepper: Stepper) -> None:
-    """Refuse a scheduler whose noise comes from elsewhere than the generators it is given.
-
-    Raises:
-        ValueError: two passes with equal generators differ.
-    """
-    passes = []
-    for seed in range(2):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            stepping = stepper.begin([torch.Generator().manual_seed(5)])
-            sample = torch.ones(1, 4, 4, 4)
-            for i in range(len(stepper.timesteps)):
-                sample = stepping.step(torch.full_like(sample, 0.5), i, sample)
-        passes.append(sample)
-    if not torch.equal(*passes):
-        raise ValueError("it draws noise that no generator of an image fixes")

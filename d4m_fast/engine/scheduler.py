@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from d4m_fast.config import Scheduler
 from d4m_fast.engine.libraries import one_line, refusing
 from d4m_fast.errors import PreflightError
@@ -114,8 +112,3 @@ def _config(model: Path) -> dict[str, Any]:
 def train_timesteps(scheduler: Any) -> int:
     """Return the number of noise levels the model was trained with."""
     return int(scheduler.config.get("num_train_timesteps", 1000))
-
-
-def is_finite(*tensors: torch.Tensor) -> bool:
-    """Tell whether no number of these tensors is NaN or infinite."""
-    return all(bool(x.isfinite().all()) for x in tensors)

@@ -187,6 +187,22 @@ def test_presets_take_the_noise_levels_of_any_scheduler_once(
     torch.testing.assert_close(by_table(schedule, start, noise), want, rtol=0, atol=1e-6 * want.abs().max().item())
 
 
+@pytest.mark.parametrize("name", CHANGED_LEVELS)
+def test_pndm_of_any_scheduler_is_what_a_user_of_diffusers_would_make(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """`pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config)`, corrections of the first included."""
+    model = of_scheduler(tiny_model, tmp_path, steps_offset=0, **CHANGED_LEVELS[name])
+    with quiet_libraries():
+        pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(model, safety_checker=None)
+        theirs = PNDMScheduler.from_config(pipeline.scheduler.config)
+    assert theirs.config.steps_offset == 1 or not hasattr(pipeline.scheduler.config, "steps_offset")
+    start, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    want = by_diffusers(theirs, start, noise, 20, 0.7)
+    got = by_table(open_schedule(model, 20, 0.7, scheduler="pndm"), start, noise)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6 * want.abs().max().item())
+
+
 def test_zero_snr_starts_where_the_issue_says(tiny_model: Path, tmp_path: Path) -> None:
     model = of_scheduler(tiny_model, tmp_path, **CHANGED_LEVELS["zero SNR"])
     for preset in EVEN:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from driving import Ran, json_lines, refused, run_cli, write_photos
+from foreign import edit
 from models import write_model
 from PIL import Image
 
@@ -94,6 +95,27 @@ def test_what_is_not_proven_is_exported_through_diffusers_forward(
         images = [Image.open(run / row["file"]) for row in json_lines(run / "manifest.jsonl")]
         pixels[engine] = np.stack([np.asarray(image, int) for image in images])
     assert np.abs(pixels["torch"] - pixels["onnx"]).max() <= 1
+
+
+def scheduled(model: Path, name: str, **fields: Any) -> Path:
+    edit(model / "model_index.json", scheduler=["diffusers", name])
+    edit(model / "scheduler" / "scheduler_config.json", _class_name=name, **fields)
+    return model
+
+
+def test_an_export_of_another_schedule_than_it_can_run(tmp_path: Path, many: Path, distill: Callable[..., Ran]) -> None:
+    """By the model's own scheduler the export runs; other schedules of the same networks may need PyTorch."""
+    model = scheduled(write_model(tmp_path / "model"), "DDIMScheduler", thresholding=True)
+    assert export(model, many, tmp_path).code == 0
+    ran = distill("--model", model, "--data", many)
+    assert ran.code == 0
+    assert "engine: torch; the scheduler clips, or amplifies" in ran.err
+    assert "DDIMScheduler is stepped itself" in ran.err
+    ran = distill("--model", model, "--data", many, "--engine", "onnx", "--out", tmp_path / "onnx")
+    assert "engine: onnx, certified" in ran.err
+    between = scheduled(model, "EulerDiscreteScheduler", thresholding=None)
+    refused(export(between, many, tmp_path), 1, "timesteps between two noise levels", "--engine torch")
+    assert distill("--model", between, "--data", many, "--out", tmp_path / "euler").code == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""Does a table equal the scheduler it was read off: step by step on random tensors, and over a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from d4m_fast.engine.stepping import Step, Stepper, combine
+
+STEP_TOLERANCE = 1e-6
+"""Of the largest number in a step's result, float32: what another order of a sum's terms may change."""
+ADDS_NOISE = "it adds noise of its own"
+GAINS = (1.0, 3.0, -3.0)
+"""Steepness of the stand-ins for the UNet: guidance makes it steep in either direction."""
+RUN_TOLERANCE = 2e-6
+"""Of the largest number in a run's result: rounding of up to 50 steps, of more by the square root of their number.
+Stable Diffusion 1.5's PNDM has 6e-7, sigmas of 80 have up to 2e-5."""
+SCALES = (1.0, 1e6)
+"""Of the random tensors: of a latent's size, and so large that whatever clips, clips."""
+
+
+def difference(steps: Sequence[Step], stepper: Stepper, signal: float, noise: float) -> str | None:
+    """Return why a table does not give the scheduler's results, in a few words; None where it does.
+
+    Args:
+        signal, noise: coefficients of the start.
+
+    Raises:
+        ValueError: the scheduler's own result is not finite.
+    """
+    reason = _nonlinearity(steps, stepper)
+    return _rounding(steps, stepper, signal, noise) if reason is None else reason
+
+
+def _nonlinearity(steps: Sequence[Step], stepper: Stepper) -> str | None:
+    """Step the real scheduler beside the table, on random tensors; returns where they part, None if nowhere.
+
+    Raises:
+        ValueError: the scheduler's own result is not finite.
+    """
+    for scale in SCALES:
+        generator = torch.Generator().manual_seed(1)
+        stepping = stepper.begin([torch.Generator().manual_seed(i) for i in range(2)])
+        samples = [scale * torch.randn(2, 4, 4, 4, generator=generator)]
+        outputs: list[torch.Tensor] = []
+        for i, step in enumerate(steps):
+            outputs.append(scale * torch.randn(2, 4, 4, 4, generator=generator))
+            scaled = stepping.scale(samples[i], i)
+            samples.append(stepping.step(outputs[i], i, samples[i]))
+            if not is_finite(scaled, samples[-1]):
+                raise ValueError(f"its step at timestep {step.timestep:g} is not finite")
+            if any(j > i for j, _ in (*step.samples, *step.outputs)):  # a probe saw what is not there yet: noise
+                return ADDS_NOISE
+            same_input = near(step.input_scale * samples[i], scaled)
+            if not same_input or not near(combine(step, samples, outputs), samples[-1]):
+                return f"its step at timestep {step.timestep:g} is no fixed sum of samples and predictions"
+    return None
+
+
+def _rounding(steps: Sequence[Step], stepper: Stepper, signal: float, noise: float) -> str | None:
+    """Run table and scheduler with stand-ins for the UNet; returns why they end apart, None if they do not.
+
+    Two kinds amplify what no stand-in shows but steep networks do: inversions, which go up the noise levels, and
+    networks that predict the sample, whose small differences are divided by small noise levels.
+    """
+    first, last = steps[0].timestep, steps[-1].timestep
+    steep = last > first or stepper.scheduler.config.get("prediction_type") == "sample"
+    clean, drawn = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    start = signal * clean + noise * drawn
+    tolerance = RUN_TOLERANCE * max(1.0, len(steps) / 50) ** 0.5
+    if steep or any(_run_difference(steps, stepper, start, gain) > tolerance for gain in GAINS):
+        return "it amplifies rounding"
+    return None
+
+
+def _run_difference(steps: Sequence[Step], stepper: Stepper, start: torch.Tensor, gain: float) -> float:
+    """Largest difference between the ends of two runs from one start, in parts of the largest number or of 1."""
+
+    def predict(scaled: torch.Tensor, step: Step) -> torch.Tensor:
+        return torch.tanh(gain * scaled.roll(1, -1) * (1 + step.timestep / 1000))
+
+    samples, outputs = [start], list[torch.Tensor]()
+    stepping, sample = stepper.begin([torch.Generator()]), start
+    for i, step in enumerate(steps):
+        sample = stepping.step(predict(stepping.scale(sample, i), step), i, sample)
+        outputs.append(predict(step.input_scale * samples[i], step))
+        samples.append(combine(step, samples, outputs))
+    return float((samples[-1] - sample).abs().max() / sample.abs().max().clamp(min=1))
+
+
+def require_reproducible(stepper: Stepper) -> None:
+    """Refuse a scheduler whose noise comes from elsewhere than the generators it is given.
+
+    Raises:
+        ValueError: two passes with equal generators differ.
+    """
+    passes = []
+    for seed in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            stepping = stepper.begin([torch.Generator().manual_seed(5)])
+            sample = torch.ones(1, 4, 4, 4)
+            for i in range(len(stepper.timesteps)):
+                sample = stepping.step(torch.full_like(sample, 0.5), i, sample)
+        passes.append(sample)
+    if not torch.equal(*passes):
+        raise ValueError("it draws noise that no generator of an image fixes")
+
+
+def near(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Whether two results of one step differ by no more than another order of its sums changes."""
+    return bool((ours - theirs).abs().max() <= STEP_TOLERANCE * theirs.abs().max())
+
+
+def is_finite(*tensors: torch.Tensor) -> bool:
+    """Whether no number of these tensors is NaN or infinite."""
+    return all(bool(x.isfinite().all()) for x in tensors)
