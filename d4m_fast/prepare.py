@@ -186,8 +186,8 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
         artifact, reason = None, "torch, through torch.compile"
     else:
         artifact, reason = choose_engine(config.engine, exports, model, device, begun.get("engine"))
-    if artifact is not None and (hindrance := _hindrance(schedule, config.engine, begun.get("engine"))) is not None:
-        artifact, reason = None, f"torch; {hindrance}"
+    if artifact is not None and not schedule.whole_timesteps:
+        artifact, reason = None, f"torch; {_hindrance(schedule, config.engine)}"
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),
@@ -268,21 +268,17 @@ def _usable(sets: Sequence[Artifact], model: Model, device: torch.device) -> tup
     return usable, refusals
 
 
-def _hindrance(schedule: Schedule, engine: Engine, begun_with: Engine | None) -> str | None:
-    """Why PyTorch must compute a schedule though an export is there; None if the export can.
+def _hindrance(schedule: Schedule, engine: Engine) -> str:
+    """Why PyTorch computes a schedule that exported networks cannot.
 
     Raises:
-        ModelError: the engine was asked for by name, and cannot.
+        ModelError: the engine was asked for by name.
     """
-    if not schedule.whole_timesteps:
-        first = next(step.timestep for step in schedule.steps if not isinstance(step.timestep, int))
-        cause = f"the schedule has timestep {first:g}, between two noise levels, and exported networks take whole ones"
-        if engine != "auto":
-            raise ModelError(f"--engine {engine}: {cause}; use --engine torch or another --scheduler")
-        return cause
-    if schedule.sensitive and engine == "auto" and begun_with is None:
-        return "the scheduler clips, or amplifies what other engines round otherwise"
-    return None
+    first = next(step.timestep for step in schedule.steps if not isinstance(step.timestep, int))
+    cause = f"the schedule has timestep {first:g}, between two noise levels, and exported networks take whole ones"
+    if engine != "auto":
+        raise ModelError(f"--engine {engine}: {cause}; use --engine torch or another --scheduler")
+    return cause
 
 
 def _require_guidance(config: DistillConfig, model: Model) -> None:

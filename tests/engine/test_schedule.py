@@ -191,7 +191,7 @@ def test_presets_take_the_noise_levels_of_any_scheduler_once(
 def test_pndm_of_any_scheduler_is_what_a_user_of_diffusers_would_make(
     name: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """`pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config)`, corrections of the first included."""
+    """`PNDMScheduler.from_config(pipeline.scheduler.config)`, corrections of the pipeline included."""
     model = of_scheduler(tiny_model, tmp_path, steps_offset=0, **CHANGED_LEVELS[name])
     with quiet_libraries():
         pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(model, safety_checker=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from d4m_fast.engine import eager
 from d4m_fast.engine.networks import open_networks
+from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.unet import PROVEN, unproven
 from d4m_fast.errors import ModelError
 
@@ -103,19 +105,26 @@ def scheduled(model: Path, name: str, **fields: Any) -> Path:
     return model
 
 
-def test_an_export_of_another_schedule_than_it_can_run(tmp_path: Path, many: Path, distill: Callable[..., Ran]) -> None:
-    """By the model's own scheduler the export runs; other schedules of the same networks may need PyTorch."""
-    model = scheduled(write_model(tmp_path / "model"), "DDIMScheduler", thresholding=True)
+def test_timesteps_between_two_levels_are_not_exported(
+    tmp_path: Path, many: Path, distill: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exported networks take whole ones: none is made for others, and one that is there is not taken for them."""
+    model = scheduled(write_model(tmp_path / "model"), "EulerDiscreteScheduler", timestep_spacing="linspace")
+    refused(export(model, many, tmp_path), 1, "timesteps between two noise levels", "--engine torch")
+    scheduled(model, "PNDMScheduler", timestep_spacing="leading")
     assert export(model, many, tmp_path).code == 0
-    ran = distill("--model", model, "--data", many)
+
+    def between(*args: Any, **options: Any) -> Schedule:
+        schedule = open_schedule(*args, **options)
+        steps = [replace(step, timestep=step.timestep + 0.5) for step in schedule.steps]
+        return replace(schedule, steps=tuple(steps))
+
+    monkeypatch.setattr("d4m_fast.prepare.open_schedule", between)
+    options = ("--model", model, "--data", many)
+    refused(distill(*options, "--engine", "onnx"), 1, "--engine onnx: the schedule has timestep", "--engine torch")
+    ran = distill(*options)
     assert ran.code == 0
-    assert "engine: torch; the scheduler clips, or amplifies" in ran.err
-    assert "DDIMScheduler is stepped itself" in ran.err
-    ran = distill("--model", model, "--data", many, "--engine", "onnx", "--out", tmp_path / "onnx")
-    assert "engine: onnx, certified" in ran.err
-    between = scheduled(model, "EulerDiscreteScheduler", thresholding=None)
-    refused(export(between, many, tmp_path), 1, "timesteps between two noise levels", "--engine torch")
-    assert distill("--model", between, "--data", many, "--out", tmp_path / "euler").code == 0
+    assert "engine: torch; the schedule has timestep" in ran.err
 
 
 @pytest.mark.parametrize(
