@@ -38,7 +38,7 @@ _CHANNELS = {
     8: "an editing model, whose last channels are the image to edit",
     9: "an inpainting model, whose last five channels are a mask and the masked image",
 }
-_NEEDED_CONDITIONS = {
+_PLAIN_CONDITIONS = {
     "addition_embed_type": (None, "text"),
     "class_embed_type": (None,),
     "num_class_embeds": (None,),
@@ -136,8 +136,8 @@ def _present(file: Path) -> bool:
             raise ModelError(f"{file}: a link that leads nowhere; fetch what it should lead to")
         if not file.is_file():
             return False
-        with file.open("rb") as opened:
-            start = opened.read(len(LFS_POINTER))
+        with file.open("rb") as stream:
+            start = stream.read(len(LFS_POINTER))
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
     if start == LFS_POINTER:
@@ -179,9 +179,10 @@ def _require_classes(path: Path, index: Config, parts: Mapping[str, Config]) -> 
             fields.require(part, library == "diffusers", "must be one of diffusers' schedulers")
             continue
         fields.require(part, name in expected, f"must be {' or '.join(expected)}")
-        own = "tokenizer_class" if part == "tokenizer" else "_class_name"
-        said = _Fields(path / part / CONFIGS[part], parts[part])
-        said.require(own, parts[part].get(own, name) in expected, f"{INDEX} says {name}; one of the two is wrong")
+        class_field = "tokenizer_class" if part == "tokenizer" else "_class_name"
+        agrees = parts[part].get(class_field, name) in expected
+        config = _Fields(path / part / CONFIGS[part], parts[part])
+        config.require(class_field, agrees, f"{INDEX} says {name}; one of the two is wrong")
 
 
 def _require_vae(vae: _Fields) -> None:
@@ -201,8 +202,8 @@ def _require_text(configs: ModelConfigs) -> None:
     text = _Fields(configs.path / "text_encoder" / "config.json", configs.text_encoder)
     kind = configs.text_encoder.get("model_type", "clip_text_model")
     text.require("model_type", kind == "clip_text_model", "must be clip_text_model")
-    other = configs.text_encoder.get("transformers_weights")
-    text.require("transformers_weights", other is None, "must be null: it names other weights")
+    elsewhere = configs.text_encoder.get("transformers_weights")  # the library would load these in place of ours
+    text.require("transformers_weights", elsewhere is None, "must be null: it names other weights")
     for name in ("hidden_size", "max_position_embeddings", "vocab_size"):
         text.require_count(name)
     tokenizer = _Fields(configs.path / "tokenizer" / "tokenizer_config.json", configs.tokenizer)
@@ -216,7 +217,7 @@ def _require_unet(unet: _Fields, configs: ModelConfigs) -> None:
     unet.require_widths("block_out_channels")
     for name in ("sample_size", "in_channels"):
         unet.require_count(name, default=4 if name == "in_channels" else None)
-    for name, values in _NEEDED_CONDITIONS.items():
+    for name, values in _PLAIN_CONDITIONS.items():
         advice = "the UNet needs more than prompt and timestep, which is all that diffusers' pipeline gives it"
         unet.require(name, unet.config.get(name) in values, advice)
     latent, channels = configs.vae["latent_channels"], unet.config.get("in_channels", 4)
@@ -227,7 +228,7 @@ def _require_unet(unet: _Fields, configs: ModelConfigs) -> None:
     projected = unet.config.get("encoder_hid_dim") is not None
     name = "encoder_hid_dim" if projected else "cross_attention_dim"
     dims = unet.config.get(name, 1280)  # diffusers' default
-    fits = set(dims) == {width} if isinstance(dims, list) else dims == width
+    fits = bool(dims) and all(dim == width for dim in (dims if isinstance(dims, list) else [dims]))
     unet.require(name, fits, f"must be the text encoder's hidden_size, {width}")
 
 
@@ -241,20 +242,23 @@ class _Fields:
     def require(self, name: str, condition: object, advice: str) -> None:
         """Refuse the file unless the condition holds."""
         if not condition:
-            said = json.dumps(self.config[name]) if name in self.config else "missing"
-            raise ModelError(f"{self.file}: {name} is {said}; {advice}")
+            value = json.dumps(self.config[name]) if name in self.config else "missing"
+            raise ModelError(f"{self.file}: {name} is {value}; {advice}")
 
     def require_count(self, name: str, *, default: int | None = None) -> None:
         """Refuse what is no whole number above 0; `default` is the library's where the field is missing."""
         value = self.config.get(name, default)
-        whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-        self.require(name, whole, "must be a whole number above 0")
+        self.require(name, _is_count(value), "must be a whole number above 0")
 
     def require_widths(self, name: str) -> None:
         """Refuse what is no list of whole numbers above 0."""
         value = self.config.get(name)
-        whole = isinstance(value, list) and value and all(isinstance(width, int) and width > 0 for width in value)
-        self.require(name, whole, "must be a list of whole numbers above 0")
+        are_counts = isinstance(value, list) and value and all(map(_is_count, value))
+        self.require(name, are_counts, "must be a list of whole numbers above 0")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
 def _is_number(value: object) -> bool:

@@ -24,13 +24,13 @@ LIBRARY_ERRORS = (
 def one_line(error: BaseException) -> str:
     """Return all that an error says, on one line; the cause often stands on its second or third."""
     text = " ".join(str(error).split())
-    said = text if text.count(" ") > 1 else f"{type(error).__name__}: {text}".removesuffix(": ")
-    return said if len(said) <= LONGEST_CAUSE else f"{said[:LONGEST_CAUSE]}..."
+    message = text if text.count(" ") > 1 else f"{type(error).__name__}: {text}".removesuffix(": ")
+    return message if len(message) <= LONGEST_CAUSE else f"{message[:LONGEST_CAUSE]}..."
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Turn what a library raises into one line, `what` and the cause in brackets, and keep its advice quiet.
+def refusing(subject: str) -> Iterator[None]:
+    """Turn what a library raises into one line, `subject` and the cause in brackets, and keep its advice quiet.
 
     Our own errors and a want of memory pass.
 
@@ -43,12 +43,12 @@ def refusing(what: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except LIBRARY_ERRORS as error:
-        raise ModelError(f"{what} ({one_line(error)})") from error
+        raise ModelError(f"{subject} ({one_line(error)})") from error
     except BaseException as error:
         if type(error) is not Exception:
             raise
         # The tokenizers library, written in Rust, raises Exception itself at a file that it cannot read.
-        raise ModelError(f"{what} ({one_line(error)})") from error
+        raise ModelError(f"{subject} ({one_line(error)})") from error
 
 
 @contextlib.contextmanager

@@ -66,8 +66,8 @@ def _rounding(steps: Sequence[Step], stepper: Stepper, signal: float, noise: flo
     """
     first, last = steps[0].timestep, steps[-1].timestep
     steep = last > first or stepper.scheduler.config.get("prediction_type") == "sample"
-    clean, drawn = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    start = signal * clean + noise * drawn
+    clean, gaussian = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    start = signal * clean + noise * gaussian
     tolerance = RUN_TOLERANCE * max(1.0, len(steps) / 50) ** 0.5
     if steep or any(_run_difference(steps, stepper, start, gain) > tolerance for gain in GAINS):
         return "it amplifies rounding"

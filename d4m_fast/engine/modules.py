@@ -104,14 +104,14 @@ def _from_pretrained(loader: Any, folder: Path, stem: str, dtype: torch.dtype) -
         ignore_mismatched_sizes=True,  # else transformers names them in a table of its own, and not in its error
         output_loading_info=True,
     )
-    missing, others = report["missing_keys"], report["mismatched_keys"]
+    missing, mismatched = report["missing_keys"], report["mismatched_keys"]
     # The libraries would go on with random numbers in place of either.
     if missing:
         raise ValueError(f"{len(missing)} weights missing, {min(missing)} among them")
-    if others:
-        name, there, expected = min(others)
+    if mismatched:
+        name, stored_shape, config_shape = min(mismatched)
         raise ValueError(
-            f"{len(others)} weights of another size than the config says, {name} among them: {list(there)} in the file,"
-            f" {list(expected)} by config.json"
+            f"{len(mismatched)} weights of another size than the config says, {name} among them:"
+            f" {list(stored_shape)} in the file, {list(config_shape)} by config.json"
         )
     return module

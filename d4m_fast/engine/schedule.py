@@ -17,11 +17,12 @@ import torch
 
 from d4m_fast.config import Scheduler
 from d4m_fast.engine.linearity import ADDS_NOISE, difference, is_finite, near, require_reproducible
-from d4m_fast.engine.scheduler import open_scheduler, refusing_scheduler, scheduler_class, train_timesteps
+from d4m_fast.engine.scheduler import open_scheduler, refusing_scheduler, train_timesteps
 from d4m_fast.engine.stepping import Step, Stepper, Terms, parameters
 from d4m_fast.errors import UsageError
 
 WHOLE = (0.0, 1.0)
+"""The guidance interval of every step, even where timesteps are no noise levels (EDM's are logarithms of sigmas)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +86,13 @@ def open_schedule(
         PreflightError: the scheduler needs a package that is not installed.
         UsageError: no step lies in the interval.
     """
-    opened = open_scheduler(model, scheduler, strength)
-    where = f"{model / 'scheduler'}: {scheduler_class(model) if scheduler == 'model' else type(opened).__name__}"
-    if scheduler in ("dpmpp", "unipc"):
-        schedule = tabulate(opened, max(int(steps * strength), 1), 1.0, where=where)
+    sampler = open_scheduler(model, scheduler, strength)
+    where = f"{model / 'scheduler'}: {type(sampler).__name__}"
+    if scheduler in ("dpmpp", "unipc"):  # over the first `strength` of the levels only: all of their steps are run
+        schedule = tabulate(sampler, max(int(steps * strength), 1), 1.0, where=where)
     else:
-        schedule = tabulate(opened, steps, strength, where=where)
-    return guided_in(schedule, interval, train_timesteps(open_scheduler(model, "model", strength)))
+        schedule = tabulate(sampler, steps, strength, where=where)
+    return schedule if interval == WHOLE else guided_in(schedule, interval, train_timesteps(model))
 
 
 def guided_in(schedule: Schedule, interval: tuple[float, float], levels: int) -> Schedule:
@@ -100,14 +101,12 @@ def guided_in(schedule: Schedule, interval: tuple[float, float], levels: int) ->
     Raises:
         UsageError: no step does.
     """
-    if interval == WHOLE:  # also of schedules whose timesteps are no noise levels: EDM's are logarithms of sigmas
-        return schedule
     low, high = interval
     steps = [dataclasses.replace(s, guided=low <= s.timestep / levels <= high) for s in schedule.steps]
     if not any(step.guided for step in steps):
-        parts = ", ".join(f"{step.timestep / levels:.3g}" for step in steps)
+        positions = ", ".join(f"{step.timestep / levels:.3g}" for step in steps)
         raise UsageError(
-            f"--guidance-interval {low:g}:{high:g}: no step lies in it ({parts}); use --guidance 1 for none"
+            f"--guidance-interval {low:g}:{high:g}: no step lies in it ({positions}); use --guidance 1 for none"
         )
     return dataclasses.replace(schedule, steps=tuple(steps))
 
@@ -158,9 +157,9 @@ def _start(stepper: Stepper) -> tuple[float, float]:
     one, zero = torch.ones(1, 1), torch.zeros(1, 1)
     signal, noise = (stepper.scheduler.add_noise(a, b, first).item() for a, b in ((one, zero), (zero, one)))
     generator = torch.Generator().manual_seed(0)
-    clean, drawn = torch.randn(2, 2, 4, 4, 4, generator=generator)
-    started = stepper.scheduler.add_noise(clean, drawn, first.repeat(2))
-    if not is_finite(started) or not near(signal * clean + noise * drawn, started):
+    clean, gaussian = torch.randn(2, 2, 4, 4, 4, generator=generator)
+    started = stepper.scheduler.add_noise(clean, gaussian, first.repeat(2))
+    if not is_finite(started) or not near(signal * clean + noise * gaussian, started):
         raise ValueError(f"its start at timestep {first.item():g} is not a sum of prototype and noise")
     return signal, noise
 

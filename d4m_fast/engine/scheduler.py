@@ -109,6 +109,6 @@ def _config(model: Path) -> dict[str, Any]:
     return config
 
 
-def train_timesteps(scheduler: Any) -> int:
-    """Return the number of noise levels the model was trained with."""
-    return int(scheduler.config.get("num_train_timesteps", 1000))
+def train_timesteps(model: Path) -> int:
+    """Return the number of noise levels that a model was trained with."""
+    return int(_config(model).get("num_train_timesteps", 1000))

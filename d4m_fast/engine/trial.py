@@ -59,7 +59,7 @@ class _Trial:
         self._random = torch.Generator().manual_seed(0)
 
     def run(self) -> None:
-        networks, guided = self._networks, self._networks.unet.doubles(GUIDANCE)
+        networks = self._networks
         with self._trying("text_encoder"):
             _require_known_tokens(self._model, networks.text_encoder)
             states = networks.text_encoder(PROMPTS[:1])
@@ -68,8 +68,8 @@ class _Trial:
             mean, deviation = networks.vae_encoder(self._drawn("vae_encoder", "pixels").tanh())
             self._require("vae_encoder", {"mean": mean, "logvar": deviation})
         with self._trying("unet"):
-            sample = self._drawn("unet", "sample")
-            noise = networks.unet(sample, torch.tensor(TIMESTEP), states.repeat(2 if guided else 1, 1, 1), GUIDANCE)
+            rows = states.repeat(2 if networks.unet.doubles(GUIDANCE) else 1, 1, 1)
+            noise = networks.unet(self._drawn("unet", "sample"), torch.tensor(TIMESTEP), rows, GUIDANCE)
             self._require("unet", {"noise": noise})
         with self._trying("vae_decoder"):
             self._require("vae_decoder", {"pixels": networks.vae_decoder(self._drawn("vae_decoder", "latents"))})

@@ -21,7 +21,7 @@ from d4m_fast.data.records import ClassInfo, Prototypes
 from d4m_fast.data.stream import Stream
 from d4m_fast.data.timing import Stopwatch
 from d4m_fast.data.workers import Workers
-from d4m_fast.engine import generate
+from d4m_fast.engine import compatibility, generate
 from d4m_fast.engine.eager import EagerRuntime
 from d4m_fast.engine.libraries import quiet_libraries
 from d4m_fast.engine.model import Model, open_model
@@ -389,6 +389,17 @@ def distance_of(path: Path, *, steps: int, strength: float, guidance: float) -> 
     }
     assert expected.std() > 1e-3
     return float(np.abs(by_us(networks, schedule, batch, guidance) - expected).max()), how
+
+
+def test_the_pipelines_are_those_that_diffusers_itself_would_open_so() -> None:
+    from diffusers.pipelines import auto_pipeline
+
+    groups = (auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING, auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING)
+    ours = diffusers.StableDiffusionImg2ImgPipeline
+    kinds = [kind for kind, p in auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.items() if p is ours]
+    assert {group[kind].__name__ for group in groups for kind in kinds} | {ours.__name__} == set(
+        compatibility.PIPELINES
+    )
 
 
 @pytest.mark.parametrize("name", REFUSED)
