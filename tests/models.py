@@ -20,17 +20,20 @@ def write_model(
     unet_channels: tuple[int, ...] = (16, 32),
     sample_size: int = 8,
     width_text: int = WIDTH_TEXT,
+    layers: int = 1,
+    seed: int = 0,
 ) -> Path:
     """Save a diffusers directory; the VAE halves the image once per entry of `vae_channels` after the first.
 
-    Two attention heads everywhere: each half of `width_text` and of the UNet's channels wide.
+    Two attention heads everywhere: each half of `width_text` and of the UNet's channels wide. `layers` are those of
+    the text encoder and of each block of the others.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     tokens = _tokenizer()
     parts = {
-        "vae": _vae(vae_channels),
-        "unet": _unet(unet_channels, sample_size, width_text),
-        "text_encoder": _text_encoder(tokens, width_text),
+        "vae": _vae(vae_channels, layers),
+        "unet": _unet(unet_channels, sample_size, width_text, layers),
+        "text_encoder": _text_encoder(tokens, width_text, layers),
         "tokenizer": tokens,
         "scheduler": _scheduler(),
     }
@@ -43,24 +46,24 @@ def write_model(
     return path
 
 
-def _vae(channels: tuple[int, ...]) -> AutoencoderKL:
+def _vae(channels: tuple[int, ...], layers: int) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         block_out_channels=channels,
-        layers_per_block=1,
+        layers_per_block=layers,
         latent_channels=4,
         norm_num_groups=8,
     )
 
 
-def _unet(channels: tuple[int, ...], sample_size: int, width_text: int) -> UNet2DConditionModel:
+def _unet(channels: tuple[int, ...], sample_size: int, width_text: int, layers: int) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=sample_size,
         down_block_types=("CrossAttnDownBlock2D",) + ("DownBlock2D",) * (len(channels) - 1),
         up_block_types=("UpBlock2D",) * (len(channels) - 1) + ("CrossAttnUpBlock2D",),
         block_out_channels=channels,
-        layers_per_block=1,
+        layers_per_block=layers,
         cross_attention_dim=width_text,
         attention_head_dim=2,
         norm_num_groups=8,
@@ -73,13 +76,13 @@ def _tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer({name: i for i, name in enumerate(names)}, [], model_max_length=TOKENS)
 
 
-def _text_encoder(tokens: CLIPTokenizer, width: int) -> CLIPTextModel:
+def _text_encoder(tokens: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokens),
             hidden_size=width,
             intermediate_size=32,
-            num_hidden_layers=1,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             max_position_embeddings=TOKENS,
             bos_token_id=tokens.bos_token_id,
