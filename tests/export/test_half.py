@@ -30,7 +30,7 @@ from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.networks import open_networks
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.export import export, job, parity
-from d4m_fast.export.export import ExportJob
+from d4m_fast.export.job import ExportJob
 from d4m_fast.export.judge import HALF_IMAGES, Candidate
 
 OLD_LIMIT = 3e-3  # fixed, and below what PyTorch's own half precision has of these models
@@ -66,7 +66,7 @@ def certificate_of(artifacts: Path) -> dict[str, Any]:
 
 
 def worst(certificate: dict[str, Any], component: Component) -> float:
-    return max(call["relative_l2"] for call in certificate["components"][component]["parity"])
+    return max(float(call["relative_l2"]) for call in certificate["components"][component]["parity"])
 
 
 @pytest.mark.parametrize("shape", DEEP)
