@@ -24,6 +24,8 @@ def write_model(
     unet_channels: tuple[int, ...] = (16, 32),
     sample_size: int = 8,
     width_text: int = WIDTH_TEXT,
+    layers: int = 1,
+    seed: int = 0,
     vae: Config = MappingProxyType({}),
     unet: Config = MappingProxyType({}),
     text: Config = MappingProxyType({}),
@@ -35,16 +37,17 @@ def write_model(
     Two attention heads everywhere: each half of `width_text` and of the UNet's channels wide.
 
     Args:
+        layers: of the text encoder, and of each block of the others.
         vae, unet, text: fields of the config in place of what is here.
         scheduler: None for Stable Diffusion 1.5's.
         pipeline: the class in the index.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     tokens = _tokenizer()
     parts = {
-        "vae": _vae(vae_channels, vae),
-        "unet": _unet(unet_channels, sample_size, width_text, unet),
-        "text_encoder": _text_encoder(tokens, width_text, text),
+        "vae": _vae(vae_channels, {"layers_per_block": layers, **vae}),
+        "unet": _unet(unet_channels, sample_size, width_text, {"layers_per_block": layers, **unet}),
+        "text_encoder": _text_encoder(tokens, width_text, {"num_hidden_layers": layers, **text}),
         "tokenizer": tokens,
         "scheduler": _scheduler() if scheduler is None else scheduler,
     }
@@ -62,7 +65,6 @@ def _vae(channels: tuple[int, ...], config: Config) -> AutoencoderKL:
         "down_block_types": ("DownEncoderBlock2D",) * len(channels),
         "up_block_types": ("UpDecoderBlock2D",) * len(channels),
         "block_out_channels": channels,
-        "layers_per_block": 1,
         "latent_channels": 4,
         "norm_num_groups": 8,
     }
@@ -75,7 +77,6 @@ def _unet(channels: tuple[int, ...], sample_size: int, width_text: int, config: 
         "down_block_types": ("CrossAttnDownBlock2D",) + ("DownBlock2D",) * (len(channels) - 1),
         "up_block_types": ("UpBlock2D",) * (len(channels) - 1) + ("CrossAttnUpBlock2D",),
         "block_out_channels": channels,
-        "layers_per_block": 1,
         "cross_attention_dim": width_text,
         "attention_head_dim": 2,
         "norm_num_groups": 8,
@@ -94,7 +95,6 @@ def _text_encoder(tokens: CLIPTokenizer, width: int, config: Config) -> CLIPText
         "vocab_size": len(tokens),
         "hidden_size": width,
         "intermediate_size": 32,
-        "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "max_position_embeddings": TOKENS,
         "bos_token_id": tokens.bos_token_id,

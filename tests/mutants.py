@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
+from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.signature import Component
@@ -79,6 +81,20 @@ def overflow(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
 def half(runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
     """fp16 where fp32 was asked for."""
     return {name: x.float() for name, x in rounded(runtime, inputs, last).items()}
+
+
+class Exaggerated:
+    """PyTorch's own half precision of a network, its error multiplied."""
+
+    def __init__(self, model: Path, component: Component, factor: float) -> None:
+        self._factor = factor
+        self._exact, self._half = (
+            open_eager(model, component, torch.device("cpu"), dtype) for dtype in (torch.float32, torch.float16)
+        )
+
+    def __call__(self, runtime: Runtime, inputs: Tensors, last: Tensors) -> Tensors:
+        half = self._half(inputs)
+        return {name: x + self._factor * (half[name].float() - x) for name, x in self._exact(inputs).items()}
 
 
 class Overwriting:

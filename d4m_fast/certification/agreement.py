@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,9 +12,10 @@ from d4m_fast.certification.engines import DTYPES, Engine
 from d4m_fast.certification.reference import Reference, batches
 from d4m_fast.certification.request import Request
 from d4m_fast.certification.step import Check, Findings
+from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.runtime import Runtime, Tensors
-from d4m_fast.engine.signature import COMPONENTS, Component
+from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.export import parity
 from d4m_fast.export.judge import GUIDANCE
 from d4m_fast.export.probe import final_images
@@ -21,12 +24,13 @@ from d4m_fast.export.probe import final_images
 def agree(engine: Engine, networks: Networks, reference: Reference, request: Request) -> Findings:
     """Compare every recorded call, the ends of each network's at other batches, and the final images."""
     sized = () if engine.kind == "compiled" else batches(request.images)  # each size would be compiled anew
-    found = {component: _compare(component, networks, reference, sized) for component in COMPONENTS}
+    found = {component: _compare(component, networks.runtime(component), reference, sized) for component in COMPONENTS}
     sizes = {"resolution": request.resolution, "batch": request.images}
     images = final_images(reference.probe.prototypes, networks, request.schedule, guidance=GUIDANCE, **sizes)
     decibels = parity.psnr(reference.probe.images, images)
     limits = parity.LIMITS[engine.precision]
-    reasons = parity.verdict(found, decibels, images, limits)
+    errors = _half_errors(engine, found, reference, request, sized)
+    reasons = parity.verdict(found, decibels, images, limits) + parity.half_verdict(errors)
     kept = [c for c in COMPONENTS if not _keeps(networks.runtime(c), reference.probe.calls[c])]
     checks = (
         _precision(engine, networks),
@@ -34,20 +38,42 @@ def agree(engine: Engine, networks: Networks, reference: Reference, request: Req
         Check("outputs stay as they are", not kept, f"overwritten by the next call: {', '.join(kept)}" if kept else ""),
     )
     figures: dict[str, Any] = {
-        "relative_l2": {c: max(p.relative_l2 for p in found[c]) for c in COMPONENTS},
+        "relative_l2": {c: parity.largest(p.relative_l2 for p in found[c]) for c in COMPONENTS},
         "psnr_worst": min(decibels),
         "images": len(images),
         "limits": parity.limits_to_json(limits),
+        "half": {component: asdict(of_network) for component, of_network in errors.items()},
         "parity": {c: parity.to_json(found[c]) for c in COMPONENTS},
     }
     return Findings(checks, figures)
 
 
 def _compare(
-    component: Component, networks: Networks, reference: Reference, sized: tuple[int, ...]
+    component: Component, runtime: Runtime, reference: Reference, sized: tuple[int, ...]
 ) -> list[parity.Parity]:
-    runtimes = reference.networks.runtime(component), networks.runtime(component)
-    return parity.compare(component, *runtimes, reference.probe.calls[component], sized, GUIDANCE)
+    exact = reference.networks.runtime(component)
+    return parity.compare(component, exact, runtime, reference.probe.calls[component], sized, GUIDANCE)
+
+
+def _half_errors(
+    engine: Engine,
+    comparisons: Mapping[Component, Sequence[parity.Parity]],
+    reference: Reference,
+    request: Request,
+    sized: tuple[int, ...],
+) -> dict[Component, parity.HalfErrors]:
+    """Beside PyTorch's own half precision, on the same device and calls; nothing for fp32.
+
+    `torch-fp16` is that half precision: beside it, it only has to answer as one opened anew; the rest is the ceilings'.
+    """
+    if engine.precision == "fp32":
+        return {}
+    errors: dict[Component, parity.HalfErrors] = {}
+    for component, ours in comparisons.items():
+        half = open_eager(request.model.path, component, request.device, torch.float16)  # one in memory at a time
+        rows = max(SIGNATURES[component].rows(call) for call in reference.probe.calls[component])
+        errors[component] = parity.half_errors(ours, _compare(component, half, reference, sized), rows)
+    return errors
 
 
 def _precision(engine: Engine, networks: Networks) -> Check:

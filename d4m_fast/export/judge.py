@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.networks import Networks, open_exported
 from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.runtime import Runtime, Tensors
-from d4m_fast.engine.signature import COMPONENTS, Component
+from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.export import parity
 from d4m_fast.export.job import ExportJob
 from d4m_fast.export.probe import Probe, final_images
@@ -79,23 +80,21 @@ def judge(
     certificate["limits"] = parity.limits_to_json(limits)
     certificate["reasons"] = parity.verdict(found, decibels, images, limits)
     if job.key.precision == "fp16":
-        certificate["reasons"] += _judge_half(certificate, job, reference, networks, recorded)
+        errors = {c: _half_errors(job, c, reference, networks, recorded.calls[c]) for c in COMPONENTS}
+        certificate["half"] = {component: asdict(of_network) for component, of_network in errors.items()}
+        activations = {c: certificate["components"][c]["mixed"]["largest_fp16_activation"] for c in COMPONENTS}
+        certificate["reasons"] += parity.half_verdict(errors) + parity.activation_verdict(activations)
 
 
-def _judge_half(
-    certificate: dict[str, Any], job: ExportJob, reference: Networks, networks: Networks, recorded: Probe
-) -> list[str]:
-    """Against PyTorch's own half precision of the UNet, on some rows of every call; and the calibrated maxima."""
-    half = open_eager(job.model.path, "unet", job.device, torch.float16)
-    images = min(HALF_IMAGES, job.config.images)
-    calls = [parity.few(call, images) for call in recorded.calls["unet"]]
-    errors = {
-        name: max(p.relative_l2 for p in parity.compare("unet", reference.runtime("unet"), runtime, calls, (), None))
-        for name, runtime in {"ours": networks.runtime("unet"), "pytorch": half}.items()
-    }
-    certificate["half"] = {**errors, "rows": 2 * images, "timesteps": len(calls)}
-    largest = {c: certificate["components"][c]["mixed"]["largest_fp16_activation"] for c in COMPONENTS}
-    return parity.half_verdict(errors["ours"], errors["pytorch"], largest)
+def _half_errors(
+    job: ExportJob, component: Component, reference: Networks, networks: Networks, calls: Sequence[Tensors]
+) -> parity.HalfErrors:
+    """Beside PyTorch's own half precision, on the first rows of every recorded call."""
+    half = open_eager(job.model.path, component, job.device, torch.float16)
+    few, exact = [parity.few(component, call, HALF_IMAGES) for call in calls], reference.runtime(component)
+    runtimes = networks.runtime(component), half
+    ours, pytorch = (parity.compare(component, exact, runtime, few, (), GUIDANCE) for runtime in runtimes)
+    return parity.half_errors(ours, pytorch, rows=max(SIGNATURES[component].rows(call) for call in few))
 
 
 def speed(reference: Networks, networks: Networks, recorded: Probe, threads: int) -> dict[str, Any]:

@@ -14,8 +14,13 @@ from d4m_fast.engine.runtime import Runtime, Tensors, cut
 from d4m_fast.engine.signature import SIGNATURES, Component
 
 IDENTICAL_PSNR = 99.0  # dB, written where two images do not differ
-HALF_RATIO = 1.5
-"""How much worse than PyTorch's own half precision fp16 may be."""
+HALF_RATIO = 1.75
+"""How much worse than PyTorch's own half precision fp16 may be.
+
+An exported graph rounds after every operator, PyTorch's kernels after some. On two rows sound exports have 0.8 to 1.3
+times its error, the bundled VAE encoder 1.49, of which half is chance: 1.2 to 1.3 on 16. Below 2, so that an error
+twice as large is found.
+"""
 LARGEST_ACTIVATION = 16_000.0
 """A quarter of fp16's range: calibration sees some images, a run sees all."""
 
@@ -27,16 +32,22 @@ class Limits:
     Attributes:
         least: relative L2 of a network at least; what is nearer than fp16 can be does not run in it.
         guided: on the noise after guidance, which multiplies errors.
+        half_ratio: times the error of PyTorch's own half precision; None where fp32 was asked for.
     """
 
     least: float
     relative_l2: float
     guided: float
     psnr: float
+    half_ratio: float | None = None
 
 
+# What half precision loses depends on weights and depth, so that fp16's own limit is a ratio. Its other two are
+# ceilings, which nothing sound comes near: seven times the largest errors of the bundled model and of random weights
+# of two to four levels and one to three layers a block (1.3e-2, a VAE encoder's; after guidance 1.4e-2, the bundled
+# model's). They are for what PyTorch's own half precision cannot run.
 LIMITS: Mapping[str, Limits] = MappingProxyType(
-    {"fp32": Limits(0.0, 1e-4, 1e-3, 50.0), "fp16": Limits(1e-5, 3e-3, 2e-2, 30.0)}
+    {"fp32": Limits(0.0, 1e-4, 1e-3, 50.0), "fp16": Limits(1e-5, 1e-1, 1e-1, 30.0, HALF_RATIO)}
 )
 
 
@@ -52,6 +63,24 @@ class Parity:
     max_abs: float
     relative_l2: float
     guided_l2: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class HalfErrors:
+    """A network's worst relative L2 in fp16, beside that of PyTorch's own half precision on the same calls.
+
+    Attributes:
+        pytorch: None where PyTorch's half precision is not finite, so that a ratio to it says nothing.
+        ours_guided, pytorch_guided: of the noise after guidance; None of other networks than the UNet, too.
+        rows: of the largest call.
+    """
+
+    ours: float
+    pytorch: float | None
+    ours_guided: float | None
+    pytorch_guided: float | None
+    rows: int
+    calls: int
 
 
 def compare(
@@ -84,9 +113,10 @@ def unguided(call: Tensors) -> Tensors:
     return {**call, "hidden_states": call["hidden_states"][-call["sample"].shape[0] :]}
 
 
-def few(call: Tensors, images: int) -> Tensors:
-    """Some images of a UNet call, with both halves of guidance."""
-    return cut(call, SIGNATURES["unet"], torch.arange(images))
+def few(component: Component, call: Tensors, images: int) -> Tensors:
+    """The first images of a call, of the UNet's with both halves of guidance."""
+    signature = SIGNATURES[component]
+    return cut(call, signature, torch.arange(min(images, signature.samples(call))))
 
 
 def resized(component: Component, call: Tensors, batch: int) -> Tensors:
@@ -101,15 +131,15 @@ def _parity(batch: int, call: Tensors, expected: Tensors, got: Tensors, guidance
     return Parity(
         batch,
         timestep,
-        _worst(float((y - x).abs().max()) for x, y in pairs),
-        _worst(_relative_l2(x, y) for x, y in pairs),
+        largest(float((y - x).abs().max()) for x, y in pairs),
+        largest(_relative_l2(x, y) for x, y in pairs),
         None
         if guidance is None
-        else _worst(_relative_l2(_guided(x, guidance), _guided(y, guidance)) for x, y in pairs),
+        else largest(_relative_l2(_guided(x, guidance), _guided(y, guidance)) for x, y in pairs),
     )
 
 
-def _worst(errors: Iterable[float]) -> float:
+def largest(errors: Iterable[float]) -> float:
     """NaN is worse than any number, wherever it stands."""
     return max(errors, key=_or_inf)
 
@@ -152,18 +182,48 @@ def verdict(
     return reasons
 
 
-def half_verdict(ours: float, pytorch: float, largest: Mapping[Component, float]) -> list[str]:
-    """Why an fp16 set must be rejected, beyond `verdict`: errors of the UNet, and each network's largest fp16 value."""
+def half_errors(ours: Sequence[Parity], pytorch: Sequence[Parity], rows: int) -> HalfErrors:
+    """What two comparisons with the same reference, on the same calls, come to."""
+    guided, half_guided = _guided_errors(ours), _guided_errors(pytorch)
+    return HalfErrors(
+        largest(p.relative_l2 for p in ours),
+        _finite(largest(p.relative_l2 for p in pytorch)),
+        largest(guided) if guided else None,
+        _finite(largest(half_guided)) if half_guided else None,
+        rows,
+        len(ours),
+    )
+
+
+def _guided_errors(comparison: Sequence[Parity]) -> list[float]:
+    return [p.guided_l2 for p in comparison if p.guided_l2 is not None]
+
+
+def _finite(error: float) -> float | None:
+    return error if np.isfinite(error) else None
+
+
+def half_verdict(errors: Mapping[Component, HalfErrors]) -> list[str]:
+    """Why an fp16 set must be rejected, beyond `verdict`: networks with more than their share of error."""
     reasons = []
-    if not ours <= HALF_RATIO * pytorch:
-        reasons.append(f"unet: relative L2 {ours:.2g}, PyTorch's own half precision has {pytorch:.2g}")
-    for name, activation in largest.items():
-        if not activation < LARGEST_ACTIVATION:
-            reasons.append(f"{name}: an fp16 activation of {activation:.0f}, the limit is {LARGEST_ACTIVATION:.0f}")
+    for name, e in errors.items():
+        for where, ours, pytorch in (("", e.ours, e.pytorch), (" after guidance", e.ours_guided, e.pytorch_guided)):
+            if ours is not None and pytorch is not None and not ours <= HALF_RATIO * pytorch:
+                limit = f"{HALF_RATIO:g} times PyTorch's own half precision's {pytorch:.2g}"
+                reasons.append(f"{name}: relative L2 {ours:.2g}{where}, the limit is {limit}")
     return reasons
 
 
-def limits_to_json(limits: Limits) -> dict[str, float]:
+def activation_verdict(activations: Mapping[Component, float]) -> list[str]:
+    """Why an fp16 set must be rejected: networks whose largest fp16 value in calibration is near fp16's range."""
+    return [
+        f"{name}: an fp16 activation of {activation:.0f}, the limit is {LARGEST_ACTIVATION:.0f}"
+        for name, activation in activations.items()
+        if not activation < LARGEST_ACTIVATION
+    ]
+
+
+def limits_to_json(limits: Limits) -> dict[str, float | None]:
     return asdict(limits)
 
 

@@ -15,6 +15,7 @@ import torch
 from driving import CLASSES, Ran, refused, run_cli, write_photos
 from mutants import (
     Drifting,
+    Exaggerated,
     Fault,
     Overwriting,
     correct,
@@ -36,10 +37,11 @@ from d4m_fast.certification.request import Request, prepare_certification
 from d4m_fast.config import CertifyConfig
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Runtime
-from d4m_fast.engine.signature import Component
+from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.errors import DamageError, ModelError
 from d4m_fast.export import job
 
+TORCH_HALF, COMPILED_HALF = Engine("torch", "fp16"), Engine("compiled", "fp16")
 CPU_STEPS = [
     "reference",
     *("parity-torch-fp32", "speed-torch-fp32-encode", "speed-torch-fp32-unet", "speed-torch-fp32-decode"),
@@ -210,23 +212,65 @@ def fp32_for_fp16(runtime: Any, inputs: dict[str, torch.Tensor], last: object) -
     return plain
 
 
+@pytest.mark.parametrize("engine", [TORCH_HALF, COMPILED_HALF])
 @pytest.mark.parametrize(("component", "fault"), [*HALF_FAULTS, ("unet", fp32_for_fp16)])
 def test_a_faulty_fp16_runtime_fails(
-    certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, component: Component, fault: Fault
+    certify: Certify,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: Engine,
+    component: Component,
+    fault: Fault,
 ) -> None:
-    open_mutant(monkeypatch, Engine("torch", "fp16"), component, fault)
+    """By the ceilings alone, and beside PyTorch's own half precision."""
+    open_mutant(monkeypatch, engine, component, fault)
     assert certify("--steps", "parity").code == 1
     problems = found_in(tmp_path / "again")["failed"]
-    assert all(problem.startswith("parity-torch-fp16: ") for problem in problems)
+    assert all(problem.startswith(f"parity-{engine.name}: ") for problem in problems)
     assert any(component in problem for problem in problems)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_right_one_does_not(certify: Certify, monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
+@pytest.mark.parametrize("engine", [Engine("torch", "fp32"), TORCH_HALF, COMPILED_HALF])
+def test_a_right_one_does_not(certify: Certify, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     """Else the mutants would fail for being mutants."""
-    open_mutant(monkeypatch, Engine("torch", precision), "unet", correct)
+    open_mutant(monkeypatch, engine, "unet", correct)
     ran = certify("--steps", "parity")
     assert ran.code == 0, ran.out
+
+
+@pytest.mark.parametrize("engine", [TORCH_HALF, COMPILED_HALF])
+def test_pytorchs_half_itself_does_not(
+    certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path, engine: Engine
+) -> None:
+    open_mutant(monkeypatch, engine, "unet", Exaggerated(tiny_model, "unet", 1.0))
+    ran = certify("--steps", "parity")
+    assert ran.code == 0, ran.out
+    half = found_in(tmp_path / "again")["steps"][f"parity-{engine.name}"]["figures"]["half"]
+    assert set(half) == set(COMPONENTS)
+    assert half["unet"]["ours"] == half["unet"]["pytorch"]
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_twice_the_error_of_pytorchs_half_fails(
+    certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path, component: Component
+) -> None:
+    open_mutant(monkeypatch, COMPILED_HALF, component, Exaggerated(tiny_model, component, 2.0))
+    assert certify("--steps", "parity").code == 1
+    record = found_in(tmp_path / "again")["steps"]["parity-compiled-fp16"]
+    half, problem = record["figures"]["half"], record["checks"][1]["detail"]
+    assert half[component]["ours"] == pytest.approx(2 * half[component]["pytorch"], rel=0.01)
+    assert f"{component}: relative L2" in problem
+    assert "PyTorch's own half precision" in problem
+
+
+@pytest.mark.parametrize("engine", [TORCH_HALF, COMPILED_HALF])
+def test_an_error_beyond_the_ceiling_fails(
+    certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path, engine: Engine
+) -> None:
+    """Of PyTorch's own half precision, too."""
+    open_mutant(monkeypatch, engine, "vae_decoder", Exaggerated(tiny_model, "vae_decoder", 300.0))
+    assert certify("--steps", "parity").code == 1
+    assert ", the limit is 0.1;" in found_in(tmp_path / "again")["failed"][0]
 
 
 def test_another_dtype_than_asked_for_fails(certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

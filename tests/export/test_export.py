@@ -257,10 +257,10 @@ def test_fp16_is_compared_by_its_twin_and_unverified(tmp_path: Path, tiny_model:
     found = certificate_of(art)
     assert (found["status"], found["speed"]) == ("unverified", None)
     assert "every fp16 value rounded" in found["compared"]
-    assert found["half"]["ours"] <= parity.HALF_RATIO * found["half"]["pytorch"]
     for component in COMPONENTS:
         part = found["components"][component]
         assert 1e-5 < max(call["relative_l2"] for call in part["parity"]) <= 3e-3
+        assert found["half"][component]["ours"] <= parity.HALF_RATIO * found["half"][component]["pytorch"]
         assert 0 < part["mixed"]["largest_fp16_activation"] < parity.LARGEST_ACTIVATION
     assert not [file for file in art.rglob("*") if file.name.startswith((".fp32", ".twin"))]
     again = run_cli("export", *args, "--precision", "fp16", "--certify")

@@ -12,13 +12,18 @@ import torch
 from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.runtime import InPieces, Runtime, Tensors
-from d4m_fast.engine.signature import SIGNATURES
+from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.export.parity import (
+    HALF_RATIO,
     IDENTICAL_PSNR,
     LIMITS,
+    HalfErrors,
     Limits,
+    Parity,
+    activation_verdict,
     compare,
     few,
+    half_errors,
     half_verdict,
     psnr,
     resized,
@@ -123,8 +128,19 @@ def test_a_correct_one_is_not(unet: Runtime, tiny_model: Path) -> None:
 @pytest.mark.parametrize("fault", [swapped_halves, permuted_batch, stale_buffer, shifted_timestep, overflow, correct])
 def test_a_faulty_fp16_runtime_is_rejected(unet: Runtime, tiny_model: Path, fault: Fault) -> None:
     """The correct one too: it answers in fp32."""
-    found = compare("unet", unet, Faulty(unet, fault), calls(tiny_model), (1, 2, 7), 8.0)
-    assert verdict({"unet": found}, [IDENTICAL_PSNR], IMAGES, FP16)
+    half, asked = open_eager(tiny_model, "unet", torch.device("cpu"), torch.float16), calls(tiny_model)
+    ours, pytorch = (compare("unet", unet, runtime, asked, (1, 2, 7), 8.0) for runtime in (Faulty(unet, fault), half))
+    reasons = verdict({"unet": ours}, [IDENTICAL_PSNR], IMAGES, FP16)
+    assert reasons + half_verdict({"unet": half_errors(ours, pytorch, 4)})
+
+
+@pytest.mark.parametrize("fault", [swapped_halves, permuted_batch, stale_buffer, shifted_timestep, overflow])
+def test_a_faulty_runtime_is_further_off_than_pytorchs_own_half(unet: Runtime, tiny_model: Path, fault: Fault) -> None:
+    """Of which each fault is made here."""
+    half, asked = open_eager(tiny_model, "unet", torch.device("cpu"), torch.float16), calls(tiny_model)
+    right, wrong = (compare("unet", unet, r, asked, (1, 2, 7), 8.0) for r in (half, Faulty(half, fault)))
+    assert half_verdict({"unet": half_errors(right, right, 4)}) == []
+    assert "PyTorch's own half" in half_verdict({"unet": half_errors(wrong, right, 4)})[0]
 
 
 def test_fp16_is_judged_by_other_limits(unet: Runtime, tiny_model: Path) -> None:
@@ -141,17 +157,60 @@ def test_guidance_multiplies_the_error(unet: Runtime, tiny_model: Path) -> None:
 
 def test_some_images_of_both_halves(tiny_model: Path) -> None:
     (whole, *_) = calls(tiny_model)
-    part = few(whole, 1)
+    part = few("unet", whole, 1)
     assert torch.equal(part["sample"], whole["sample"][[0]])
     assert torch.equal(part["hidden_states"], whole["hidden_states"][[0, 2]])
     assert torch.equal(part["timestep"], whole["timestep"])
 
 
-def test_fp16_against_pytorchs_own() -> None:
-    assert half_verdict(1.4e-3, 1e-3, {"unet": 20.0}) == []
-    assert "PyTorch's own" in half_verdict(1.6e-3, 1e-3, {"unet": 20.0})[0]
-    assert "PyTorch's own" in half_verdict(float("nan"), 1e-3, {})[0]
-    assert "16000" in half_verdict(1e-3, 1e-3, {"vae_decoder": 16_000.0})[0]
+def test_some_images_of_a_call_with_fewer() -> None:
+    pixels = {"pixels": torch.rand(1, 3, 16, 16)}
+    assert torch.equal(few("vae_encoder", pixels, 2)["pixels"], pixels["pixels"])
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_fp16_against_pytorchs_own(component: Component) -> None:
+    def reasons(ours: float, guided: float | None = None) -> list[str]:
+        return half_verdict({component: HalfErrors(ours, 1e-3, guided, 4e-3, 4, 36)})
+
+    assert reasons(HALF_RATIO * 1e-3, HALF_RATIO * 4e-3) == []
+    assert reasons(2e-3) == [
+        f"{component}: relative L2 0.002, the limit is 1.75 times PyTorch's own half precision's 0.001"
+    ]
+    assert "relative L2 0.008 after guidance" in reasons(1e-3, 8e-3)[0]
+    assert len(reasons(np.nan, np.nan)) == 2
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_where_pytorchs_own_overflows_the_ceilings_are_left(broken: float) -> None:
+    def calls_of(*errors: float) -> list[Parity]:
+        return [Parity(2, 1, error, error, 4 * error) for error in errors]
+
+    ours = calls_of(2e-3, 3e-3)
+    errors = half_errors(ours, calls_of(1e-3, broken), 4)
+    assert errors == HalfErrors(3e-3, None, 12e-3, None, 4, 2)
+    assert half_verdict({"unet": errors}) == []
+    assert verdict({"unet": ours}, [40.0], IMAGES, FP16) == []
+    assert [len(verdict({"unet": calls_of(e)}, [40.0], IMAGES, FP16)) for e in (0.024, 0.026, 0.11, np.nan)] == [
+        0,
+        1,
+        2,
+        2,
+    ]
+    assert half_errors(calls_of(1e-3, np.nan, 2e-3), ours, 4).ours != 2e-3  # NaN is worse than any number
+
+
+def test_a_network_without_guidance_has_no_errors_after_it() -> None:
+    errors = half_errors([Parity(2, None, 1e-3, 1e-3, None)], [Parity(2, None, 1e-3, 1e-3, None)], 2)
+    assert errors == HalfErrors(1e-3, 1e-3, None, None, 2, 1)
+    assert half_verdict({"vae_decoder": errors}) == []
+
+
+def test_values_near_the_end_of_fp16_are_rejected() -> None:
+    assert activation_verdict({"unet": 20.0}) == []
+    assert activation_verdict({"unet": 20.0, "vae_decoder": 16_000.0}) == [
+        "vae_decoder: an fp16 activation of 16000, the limit is 16000"
+    ]
 
 
 def test_bad_images_are_rejected() -> None:
