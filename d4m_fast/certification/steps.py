@@ -20,7 +20,7 @@ from d4m_fast.data import files
 from d4m_fast.engine.artifacts import CERTIFICATE
 from d4m_fast.engine.networks import Networks
 from d4m_fast.export.export import export
-from d4m_fast.export.job import exported
+from d4m_fast.export.job import exported, hindrance_of_export
 
 Say = Callable[[str], None]
 NO_CUPY = "CuPy is not installed: pip install 'd4m-fast[gpu]'"
@@ -55,6 +55,8 @@ def all_steps(request: Request, say: Say) -> tuple[list[Step], dict[str, str]]:
     missing: dict[str, str] = {}
     for engine in engines.engines_of(request):
         reason = engines.hindrance(engine, request.device)
+        if reason is None and engine.exported:
+            reason = hindrance_of_export(request.model, request.schedule)
         if reason is None:
             steps += _steps_of(engine, opened, request, say)
         else:

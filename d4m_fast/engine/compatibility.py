@@ -82,9 +82,14 @@ class ModelConfigs:
         return int(self.scheduler.get("num_train_timesteps", 1000))
 
     @property
+    def embeds_guidance(self) -> bool:
+        """Whether the UNet is told the guidance scale, and then never run on both halves of guidance."""
+        return self.unet.get("time_cond_proj_dim") is not None
+
+    @property
     def export_hindrance(self) -> str | None:
         """Why an exported set cannot take what these networks need beside the usual inputs; None if it can."""
-        if self.unet.get("time_cond_proj_dim") is not None:
+        if self.embeds_guidance:
             return f"{self.path / 'unet' / 'config.json'}: time_cond_proj_dim, an embedding of the guidance scale"
         if self.text_encoder.get("use_attention_mask"):
             return f"{self.path / 'text_encoder' / 'config.json'}: use_attention_mask, a mask of the padding"

@@ -135,7 +135,7 @@ def open_model(name: str, revision: str | None = None) -> Model:
         width_text=configs.text_encoder["hidden_size"],
         vocabulary=configs.text_encoder["vocab_size"],
         unet_factor=2 ** (len(configs.unet["block_out_channels"]) - 1),
-        embeds_guidance=configs.unet.get("time_cond_proj_dim") is not None,
+        embeds_guidance=configs.embeds_guidance,
         export_hindrance=configs.export_hindrance,
         weights=weights,
     )

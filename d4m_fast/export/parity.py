@@ -93,7 +93,8 @@ def compare(
 ) -> list[Parity]:
     """Every recorded call as it was made, and the first and the last at each of `batches`.
 
-    The UNet's recorded calls are guided; at each of `batches` it is called without guidance, too.
+    The UNet's recorded calls are guided, but of one that is told the scale; at each of `batches` it is called without
+    guidance, too.
 
     Args:
         guidance: the scale that recorded UNet calls were made for; None leaves it out.
@@ -102,9 +103,9 @@ def compare(
     sized = [resized(component, call, batch) for call in ends for batch in batches]
     if component == "unet":
         sized = [variant for call in sized for variant in (call, unguided(call))]
-    guided = guidance if component == "unet" else None
-    pairs = [(call, guided) for call in calls] + [(call, None) for call in sized]
-    samples = SIGNATURES[component].samples
+    samples, rows = SIGNATURES[component].samples, SIGNATURES[component].rows
+    pairs = [(call, guidance if rows(call) > samples(call) else None) for call in calls]
+    pairs += [(call, None) for call in sized]
     return [_parity(samples(call), call, reference(call), candidate(call), scale) for call, scale in pairs]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from d4m_fast.config import DistillConfig
+from d4m_fast.engine.compatibility import read_configs
 from d4m_fast.engine.schedule import open_schedule
 from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.planning.calibrate import Build, read_profile
@@ -34,8 +35,9 @@ def calculate(options: Mapping[str, Any], settings: DistillConfig) -> tuple[Plan
     )
     model, revision = options["model"], options["revision"]
     shapes = trace_model(model, options["resolution"], revision)
+    path = model_path(model, revision)
     schedule = open_schedule(
-        model_path(model, revision),
+        path,
         settings.steps,
         settings.strength,
         scheduler=settings.scheduler,
@@ -44,7 +46,7 @@ def calculate(options: Mapping[str, Any], settings: DistillConfig) -> tuple[Plan
     request = PlanRequest(
         **{name: options[name] for name in _TAKEN},
         calls=len(schedule.steps),
-        guided_calls=schedule.guided_calls(settings.guidance),
+        guided_calls=0 if read_configs(path).embeds_guidance else schedule.guided_calls(settings.guidance),
         image_size=shapes.resolution if options["image_size"] is None else options["image_size"],
         gpu=gpu,
     )

@@ -57,7 +57,7 @@ def whole_run(
 def run_flops(job: Job, shapes: Shapes) -> int:
     """Of all networks over a whole run; what batches are padded with is not counted."""
     parts, config, classes = shapes.parts, job.config, len(job.source.classes)
-    guided = config.guidance > 1
+    guided = config.guidance > 1 and not job.model.embeds_guidance
     image = calls_per_image(job) * (1 + guided) * parts["unet"].flops + parts["vae_decoder"].flops
     text = (classes + guided) * parts["text_encoder"].flops
     return len(job.source.items) * parts["vae_encoder"].flops + classes * config.ipc * image + text
