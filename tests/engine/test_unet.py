@@ -38,6 +38,12 @@ def forget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("d4m_fast.engine.unet.PROVEN", table)
 
 
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight UNet calls per image that an export is compared on, instead of 36."""
+    monkeypatch.setattr("d4m_fast.export.job.STEPS", 10)
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("data") / "photos", ("apple", "bread"), 16)

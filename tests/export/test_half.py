@@ -96,6 +96,7 @@ def test_the_certificate_has_the_half_precision_of_every_network(exported: Path)
     }
 
 
+@pytest.mark.slow
 def test_what_pytorchs_half_precision_cannot_run_has_the_ceilings(
     tmp_path: Path, tiny_model: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
