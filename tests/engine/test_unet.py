@@ -41,7 +41,7 @@ def forget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight UNet calls per image that an export is compared on, instead of 36."""
-    monkeypatch.setattr("d4m_fast.export.job.STEPS", 10)
+    monkeypatch.setattr("d4m_fast.export.job.STEPS", 11)
 
 
 @pytest.fixture(scope="module")
