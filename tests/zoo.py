@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionImg2ImgPipeline, UNet2DConditionModel
 
 from d4m_fast.engine.libraries import quiet_libraries
 
@@ -29,11 +29,11 @@ def smallest_unet(**config: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**fields, **config}).eval().requires_grad_(False)
 
 
-def pipeline_with(scheduler: Any, unet: Any, vae: Any = None) -> StableDiffusionImg2ImgPipeline:
+def pipeline_with(scheduler: Any, unet: Any) -> StableDiffusionImg2ImgPipeline:
     """diffusers' own pipeline, whose constructor corrects the scheduler it is given."""
     with quiet_libraries():
         pipeline = StableDiffusionImg2ImgPipeline(
-            vae=vae,
+            vae=None,
             text_encoder=None,
             tokenizer=None,
             unet=unet,
@@ -73,17 +73,3 @@ def by_diffusers(
             output_type="latent",
         ).images
     return images
-
-
-def smallest_vae(channels: int = 4, **config: Any) -> AutoencoderKL:
-    """A VAE that halves the image once."""
-    torch.manual_seed(1)
-    fields: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (8, 8),
-        "layers_per_block": 1,
-        "latent_channels": channels,
-        "norm_num_groups": 4,
-    }
-    return AutoencoderKL(**{**fields, **config}).eval().requires_grad_(False)
