@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from d4m_fast.allocator import keep_freed_memory
+from d4m_fast.engine.libraries import one_line
 from d4m_fast.engine.modules import load_module
 from d4m_fast.engine.runtime import Runtime, Tensors, place
 from d4m_fast.engine.signature import SIGNATURES, Component
@@ -28,9 +29,9 @@ class CompiledRuntime:
         try:
             return self._runtime(inputs)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            said = str(error).strip().splitlines()[0]
             raise PreflightError(
-                f"--compile: torch.compile failed ({said}); it needs a C++ compiler, and Triton on a GPU; leave it out"
+                f"--compile: torch.compile failed ({one_line(error)}); it needs a C++ compiler, and Triton on a GPU;"
+                " leave it out"
             ) from error
 
 

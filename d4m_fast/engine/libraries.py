@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 
+import click
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -22,10 +23,17 @@ LIBRARY_ERRORS = (
 
 
 def one_line(error: BaseException) -> str:
-    """Return all that an error says, on one line; the cause often stands on its second or third."""
-    text = " ".join(str(error).split())
+    """Return all that an error says, on one line without colours; the cause often stands on its second or third."""
+    text = " ".join(click.unstyle(str(error)).split())
     message = text if text.count(" ") > 1 else f"{type(error).__name__}: {text}".removesuffix(": ")
     return message if len(message) <= LONGEST_CAUSE else f"{message[:LONGEST_CAUSE]}..."
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return the error at the bottom of a chain: PyTorch's exporter wraps what went wrong in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 @contextlib.contextmanager

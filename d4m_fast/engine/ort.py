@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from d4m_fast.engine.libraries import one_line
 from d4m_fast.engine.memory import is_exhaustion
 from d4m_fast.engine.runtime import InPieces, Runtime, Tensors, cut, join, place
 from d4m_fast.engine.signature import SIGNATURES, Component
@@ -240,7 +241,7 @@ def _open(path: Path, device: torch.device, threads: int, *, spin: bool, capture
     try:
         session = ort.InferenceSession(str(path), options, providers=[(wanted, _provider_options(device, captured))])
     except _errors() as error:
-        raise ModelError(f"{path}: ONNX Runtime cannot open it ({str(error).splitlines()[0]})") from error
+        raise ModelError(f"{path}: ONNX Runtime cannot open it ({one_line(error)})") from error
     if session.get_providers()[0] != wanted:
         raise PreflightError(f"{path}: ONNX Runtime fell back to {session.get_providers()[0]}; {wanted} did not load")
     return session

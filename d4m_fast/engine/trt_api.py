@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
+from d4m_fast.engine.libraries import one_line
 from d4m_fast.errors import PreflightError
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
@@ -264,5 +265,5 @@ def load_trt(flavour: Flavour) -> Api:
         except ModuleNotFoundError:
             continue
         except (ImportError, OSError) as error:
-            raise PreflightError(f"{name} does not load ({str(error).splitlines()[0]}); {INSTALL[flavour]}") from error
+            raise PreflightError(f"{name} does not load ({one_line(error)}); {INSTALL[flavour]}") from error
     raise PreflightError(f"{MODULES[flavour][0]} is not installed: {INSTALL[flavour]}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from d4m_fast.engine.libraries import first_cause, one_line
 from d4m_fast.engine.modules import load_module
 from d4m_fast.engine.signature import BATCH, COMPONENTS, SAMPLES, SIGNATURES, Component
 from d4m_fast.engine.unet import UnetModule
@@ -132,7 +133,7 @@ def _trace(
                 verbose=False,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-            raise ModelError(f"{component} cannot be exported to ONNX ({str(error).splitlines()[0]})") from error
+            raise ModelError(f"{component} cannot be exported to ONNX ({one_line(first_cause(error))})") from error
     if program is None:
         raise ModelError(f"{component}: the exporter returned nothing")
     return program

@@ -39,7 +39,7 @@ def test_an_exporter_that_fails(tiny_model: Path, tmp_path: Path, monkeypatch: p
         raise RuntimeError("no such operator\nand a page more")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
-    with pytest.raises(ModelError, match=r"vae_decoder cannot be exported to ONNX \(no such operator\)"):
+    with pytest.raises(ModelError, match=r"vae_decoder cannot be exported .*no such operator and a page more"):
         export_decoder(tiny_model, tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
 
