@@ -21,6 +21,7 @@ from d4m_fast.engine.networks import Networks, open_exported
 from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
+from d4m_fast.errors import NonFiniteError
 from d4m_fast.export import parity
 from d4m_fast.export.job import ExportJob
 from d4m_fast.export.probe import Probe, final_images
@@ -72,9 +73,7 @@ def judge(
         runtimes = reference.runtime(component), networks.runtime(component)
         found[component] = parity.compare(component, *runtimes, recorded.calls[component], (1, 2, 7, most), GUIDANCE)
         certificate["components"][component]["parity"] = parity.to_json(found[component])
-    sizes = {"resolution": job.resolution, "batch": job.config.images}
-    images = final_images(recorded.prototypes, networks, job.schedule, guidance=GUIDANCE, **sizes)
-    decibels = parity.psnr(recorded.images, images)
+    images, decibels = _images(job, networks, recorded)
     certificate["images"] = {"count": len(images), "psnr_worst": min(decibels), "psnr_mean": float(np.mean(decibels))}
     limits = parity.LIMITS[job.key.precision]
     certificate["limits"] = parity.limits_to_json(limits)
@@ -84,6 +83,16 @@ def judge(
         certificate["half"] = {component: asdict(of_network) for component, of_network in errors.items()}
         activations = {c: certificate["components"][c]["mixed"]["largest_fp16_activation"] for c in COMPONENTS}
         certificate["reasons"] += parity.half_verdict(errors) + parity.activation_verdict(activations)
+
+
+def _images(job: ExportJob, networks: Networks, recorded: Probe) -> tuple[np.ndarray, list[float]]:
+    """The final images and their PSNR in dB; 0 dB for all where a network returned NaN or infinity, which has none."""
+    sizes = {"resolution": job.resolution, "batch": job.config.images}
+    try:
+        images = final_images(recorded.prototypes, networks, job.schedule, guidance=GUIDANCE, **sizes)
+    except NonFiniteError:  # the networks' own comparison says which
+        return recorded.images, [0.0] * len(recorded.images)
+    return images, parity.psnr(recorded.images, images)
 
 
 def _half_errors(

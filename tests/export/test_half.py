@@ -143,7 +143,7 @@ def fp32_for_fp16(runtime: Any, inputs: Any, last: object) -> Any:
 
 FAULTS: list[tuple[Component, Fault | float]] = [
     ("unet", swapped_halves),
-    ("vae_encoder", overflow),
+    ("unet", overflow),
     ("text_encoder", 2.0),
     ("vae_decoder", 300.0),
 ]
@@ -154,7 +154,7 @@ MORE_FAULTS: list[tuple[Component, Fault | float]] = [
     ("unet", stale_buffer),
     ("unet", shifted_timestep),
     ("unet", fp32_for_fp16),
-    *((component, overflow) for component in COMPONENTS if component != "vae_encoder"),
+    *((component, overflow) for component in COMPONENTS if component != "unet"),
     *((component, 2.0) for component in COMPONENTS if component != "text_encoder"),
 ]
 
