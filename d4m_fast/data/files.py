@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from d4m_fast.errors import DamageError, PreflightError, RunDirectoryError
 
@@ -33,6 +34,13 @@ _REFUSALS = {
     errno.ENOTDIR: "a file is in the way; choose another directory",
     errno.EEXIST: "a file is in the way; choose another directory",
 }
+_KINDS = (
+    (stat.S_ISDIR, "directory"),
+    (stat.S_ISFIFO, "named pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
 
 
 @contextlib.contextmanager
@@ -100,6 +108,34 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise DamageError(f"{path}: damaged ({error}); remove {path.parent} and run again") from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, opened for reading; anything else is refused at once, where opening a pipe would wait for ever.
+
+    Raises:
+        OSError: there is none, it may not be read, or it is a directory, a pipe, a socket or a device.
+    """
+    _require_regular(path.stat().st_mode, path)  # opening a device may already do something
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    try:
+        _require_regular(os.fstat(file.fileno()).st_mode, path)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _require_regular(mode: int, path: Path) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "special file")
+        raise OSError(errno.EINVAL, f"is a {kind}, not a file", str(path))
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; errors are those of `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def sync_directory(path: Path) -> None:
