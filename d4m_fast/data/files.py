@@ -117,13 +117,13 @@ def open_regular(path: Path) -> BinaryIO:
         OSError: there is none, it may not be read, or it is a directory, a pipe, a socket or a device.
     """
     _require_regular(path.stat().st_mode, path)  # opening a device may already do something
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _require_regular(os.fstat(file.fileno()).st_mode, path)
+        _require_regular(os.fstat(descriptor).st_mode, path)
+        return os.fdopen(descriptor, "rb")
     except OSError:
-        file.close()
+        os.close(descriptor)
         raise
-    return file
 
 
 def _require_regular(mode: int, path: Path) -> None:
