@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 from d4m_fast.data import files
 from d4m_fast.data.dataset import open_source
+from d4m_fast.data.state import Schema, require_state, write_state
 from d4m_fast.evaluation.evaluate import evaluate
 from d4m_fast.evaluation.protocols import PROTOCOLS
 from d4m_fast.evaluation.relabel import BUNDLED, open_teacher
@@ -29,6 +30,7 @@ from d4m_fast.evaluation.report import DISTILLED, RANDOM, LabelKind
 from d4m_fast.evaluation.train import Task
 from d4m_fast.evaluation.workers import run_tasks
 
+ACCURACY = Schema("accuracy of a student", 1, "remove {file} and run again")
 LLOYD = "Lloyd"
 METHODS = {  # --kmeans, --prototype
     "official mini-batches": ("minibatch", "mean"),
@@ -88,8 +90,8 @@ def accuracies(out: Path, runs: Sequence[Path], arm: str, ipc: int, width: int, 
         saved = files.make_directory(out / "students") / f"{name}-w{width}-{kind}-{task.seed}.json"
         if not saved.exists():
             (result,) = run_tasks(plan.exam, [task])
-            files.write_json(saved, {"accuracy": result.accuracy})
-        return float(files.read_json(saved)["accuracy"])
+            write_state(saved, ACCURACY, {"accuracy": result.accuracy})
+        return float(require_state(saved, ACCURACY)["accuracy"])
 
     return [of(task) for task in plan.tasks if task.arm == arm]
 

@@ -33,7 +33,7 @@ from PIL import Image
 from d4m_fast import console, pipeline
 from d4m_fast.config import DistillConfig
 from d4m_fast.console import Progress
-from d4m_fast.data import files
+from d4m_fast.data.commit import write_record
 from d4m_fast.data.run import RunDirectory
 from d4m_fast.data.timing import Stopwatch
 from d4m_fast.engine.modules import import_libraries
@@ -42,7 +42,10 @@ from d4m_fast.prepare import prepare, require_disk
 IPC = 50
 SIDE = 16  # pixels
 PLAN, RECORDS = "plan and manifest", "commit records"
-BOOKED = {name: PLAN for name in ("plan", "committed", "finished", "_write_manifest")} | {"_write_preview": "preview"}
+BOOKED = {
+    **dict.fromkeys(("saved_plan", "committed", "finished", "_write_manifest"), PLAN),
+    "_write_preview": "preview",
+}
 
 
 def write_images(folder: Path, count: int) -> Path:
@@ -76,7 +79,7 @@ def housekeeping(watch: Stopwatch) -> Iterator[Any]:
     """Patches that book what is neither a stage's nor a file's."""
     for name, stage in BOOKED.items():
         yield mock.patch.object(RunDirectory, name, booked(watch, stage, getattr(RunDirectory, name)))
-    yield mock.patch.object(files, "write_json", booked(watch, RECORDS, files.write_json))
+    yield mock.patch("d4m_fast.data.run.write_record", booked(watch, RECORDS, write_record))
 
 
 class Stopped(Exception):

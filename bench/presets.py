@@ -34,6 +34,7 @@ from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, Preset, PresetName, Schedu
 from d4m_fast.data import files
 from d4m_fast.data.dataset import BUNDLED, open_source
 from d4m_fast.data.records import ClassInfo
+from d4m_fast.data.state import Schema, require_state, write_state
 from d4m_fast.engine.denoise import denoise
 from d4m_fast.engine.generate import PromptTable
 from d4m_fast.engine.model import open_model
@@ -48,6 +49,7 @@ from d4m_fast.evaluation.train import Exam, Task, accuracy, fitted_student, to_p
 
 COLUMNS = tuple(itertools.product(("soft", "hard"), ("held_out", "test")))
 SIDE, BUNDLED_PER_CLASS, HELD_OUT_PER_CLASS = 32, 500, 1000
+ROW = Schema("row of the presets' bench", 1, "remove {file} and run again")
 RANDOM = "random"
 ARMS = (*PRESETS, RANDOM)
 CANDIDATES = (  # compared with `reference` before the presets were fixed
@@ -127,7 +129,7 @@ def slug(arm: str) -> str:
 
 def write(file: Path, row: dict[str, Any]) -> None:
     files.make_directory(file.parent)
-    files.write_json(file, row)
+    write_state(file, ROW, row)
     click.echo(json.dumps(row))
 
 
@@ -242,7 +244,7 @@ def cost(arm: str) -> dict[str, Any]:
 def rows(out: Path) -> None:
     """All that was measured, a line of JSON each."""
     for file in sorted([*out.glob("speed/*.json"), *out.glob("distance/*.json"), *out.glob("ipc*/*/*.json")]):
-        click.echo(json.dumps({"table": file.relative_to(out).parts[0], **files.read_json(file)}))
+        click.echo(json.dumps({"table": file.relative_to(out).parts[0], **require_state(file, ROW)}))
 
 
 @main.command()

@@ -86,9 +86,17 @@ class RunDirectoryError(D4MError):
 
 
 class DamageError(D4MError):
-    """An artifact does not match its checksum."""
+    """An artifact does not match its checksum.
+
+    Attributes:
+        reason: what is wrong, without path and advice.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
 
 
 class PreflightError(D4MError):

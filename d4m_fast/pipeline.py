@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: P
     """
     with files.locked(files.make_directory(path)):
         run = RunDirectory(path, job.identity)
-        finished = run.finished()
-        if finished is not None and run.whole():
-            return finished
+        summary = run.finished()
+        if summary is not None:
+            return summary
         return _Distillation(job, run, artifacts, watch, progress).finish()
 
 
@@ -57,20 +57,19 @@ class _Distillation:
     def finish(self) -> dict[str, Any]:
         plan, networks = self._planned()
         latents = self._latents(plan, networks)
-        while groups := plan.without(self.run.committed()):
+        while groups := plan.without(self.run.committed(plan)):
             try:
                 self._generate(plan, groups, latents, networks)
             except OutOfMemoryError as error:
-                plan = plan.after(error, self.run.committed())
-                self.run.keep_plan(plan.to_json())
+                plan = plan.after(error, self.run.committed(plan))
+                self.run.keep_plan(plan)
                 self.progress.say(f"{error}; going on with batches of {plan.out_of_memory[-1]['now']}")
             release(self.job.device)
-        return self.run.finish(latents.failures, self.watch)
+        return self.run.finish(plan, latents.failures, self.watch)
 
     def _planned(self) -> tuple[Plan, Networks]:
         """The plan of a run that was begun, or a new one, kept; and the networks, with its threads."""
-        begun = self.run.plan()
-        plan = None if begun is None else Plan.from_json(begun)
+        plan = self.run.saved_plan()
         torch.set_num_threads(self.job.threads if plan is None else plan.threads)
         with self.watch("import"):
             self.job.import_libraries()
@@ -85,8 +84,10 @@ class _Distillation:
     def _new_plan(self, networks: Networks) -> Plan:
         job = self.job
         batches = choose_batches(job, networks, job.schedule, job.encoded_with(self.artifacts))
-        plan = make_plan([info.id for info in job.source.classes], job.config.ipc, batches, threads=job.threads)
-        self.run.keep_plan(plan.to_json())
+        latents = job.latents_path(self.artifacts, batches.encode, job.threads).name
+        class_ids = [info.id for info in job.source.classes]
+        plan = replace(make_plan(class_ids, job.config.ipc, batches, threads=job.threads), latents=latents)
+        self.run.keep_plan(plan)
         return plan
 
     def _latents(self, plan: Plan, networks: Networks) -> LatentStore:

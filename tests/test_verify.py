@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +13,8 @@ from driving import Finished, Ran, products, refused, run_cli, tree
 from PIL import Image
 
 from d4m_fast.data import files
+from d4m_fast.data.commit import write_record
+from d4m_fast.data.state import GROUP, SUMMARY, json_lines, require_state, write_state
 
 Damage = Callable[[Path], None]
 IMAGE = "images/bread/00001.png"
@@ -142,12 +143,14 @@ def test_deep_finds_what_was_recorded_wrong(run: Path) -> None:
     """A file that equals its record and is no image of the right size all the same."""
     Image.new("RGB", (8, 8)).save(run / IMAGE)
     record = run / "groups" / "00000.json"
-    value = json.loads(record.read_text())
+    value = require_state(record, GROUP)
     (row,) = [r for r in value["images"] if r["file"] == IMAGE]
     row["bytes"] = (run / IMAGE).stat().st_size
     row["sha256"] = files.write_bytes(run / IMAGE, (run / IMAGE).read_bytes())
-    files.write_json(record, value)
-    files.write_json_lines(run / "manifest.jsonl", value["images"])
+    write_record(run, value)
+    summary = require_state(run / "summary.json", SUMMARY)
+    summary["sha256_of"]["manifest.jsonl"] = files.write_bytes(run / "manifest.jsonl", json_lines(value["images"]))
+    write_state(run / "summary.json", SUMMARY, summary)
     assert run_cli("verify", run).code == 0
     assert "8 x 8 pixels, not 16 x 16" in run_cli("verify", run, "--deep").out
 
@@ -168,21 +171,22 @@ def test_what_cannot_be_verified(run: Path, tmp_path: Path) -> None:
     with files.locked(run):
         refused(run_cli("verify", run), 4, "in use by another run")
     say("plan.json", "{}")(run)
-    refused(run_cli("verify", run), 5, "plan.json: damaged")
+    ran = run_cli("verify", run)
+    assert (ran.code, f"damaged: {run}/plan.json" in ran.out) == (5, True)
     say("config.json", "{}")(run)
     refused(run_cli("verify", run), 5, "config.json: damaged")
 
 
 def test_a_file_that_cannot_be_read_is_damaged(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bad sector: the rest is checked all the same."""
-    read = Path.read_bytes
+    read = files.read_regular
 
-    def failing(self: Path) -> bytes:
-        if self == run / IMAGE:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
-        return read(self)
+    def failing(path: Path) -> bytes:
+        if path == run / IMAGE:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(files, "read_regular", failing)
     ran = run_cli("verify", run)
     assert (ran.code, f"damaged: {run / IMAGE} (cannot be read (Input/output error))" in ran.out) == (5, True)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from d4m_fast.certification.report import baseline
 from d4m_fast.data import files
+from d4m_fast.data.state import MACHINE, read_state
 from d4m_fast.errors import DataError
 
 BEGIN, END = "<!-- certify:begin -->", "<!-- certify:end -->"
@@ -30,14 +31,13 @@ def read(file: Path) -> dict[str, Any]:
     """A certificate.
 
     Raises:
-        DataError: not one.
+        DataError: there is none.
+        DamageError: it is not what d4m-fast certify wrote.
     """
-    if not file.is_file():
+    certificate = read_state(file, MACHINE)
+    if certificate is None:
         raise DataError(f"--render {file}: not there; d4m-fast certify writes it")
-    value = files.read_json(file)
-    if not isinstance(value, dict) or not {"engines", "machine", "versions", "steps"} <= value.keys():
-        raise DataError(f"--render {file}: not a certificate of d4m-fast certify")
-    return value
+    return certificate
 
 
 def markdown(certificate: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from d4m_fast.certification.engines import failures
 from d4m_fast.config import require
 from d4m_fast.data import files
+from d4m_fast.data.state import STEP, read_state, write_state
 from d4m_fast.data.stream import Stream
 
 
@@ -73,8 +74,8 @@ def file_of(folder: Path, name: str) -> Path:
 def recorded(folder: Path, step: Step) -> Record | None:
     """What the step found, if that still holds: the same model, machine, versions and files."""
     file = file_of(folder, step.name)
-    record: Record = files.read_json(file) if file.is_file() else {}
-    return record if record and record["key"] == step.key() else None
+    record = read_state(file, STEP)
+    return record if record is not None and record["key"] == step.key() else None
 
 
 def run(steps: Sequence[Step], folder: Path) -> Stream[Record]:
@@ -87,7 +88,7 @@ def _done(folder: Path, step: Step) -> Record:
     if record is not None and record["passed"]:
         return record
     record = _run(step)
-    files.write_json(file_of(files.make_directory(folder / "steps").parent, step.name), record)
+    write_state(file_of(files.make_directory(folder / "steps").parent, step.name), STEP, record)
     return record
 
 

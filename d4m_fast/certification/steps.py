@@ -16,8 +16,8 @@ from d4m_fast.certification.engines import Engine
 from d4m_fast.certification.request import Request
 from d4m_fast.certification.speed import STAGES, Stage, measure
 from d4m_fast.certification.step import Check, Findings, Step
-from d4m_fast.data import files
-from d4m_fast.engine.artifacts import CERTIFICATE
+from d4m_fast.data.exports import CERTIFICATE_FILE
+from d4m_fast.data.state import CERTIFICATE, require_state
 from d4m_fast.engine.networks import Networks
 from d4m_fast.export.export import export
 from d4m_fast.export.job import exported, hindrance_of_export
@@ -109,7 +109,7 @@ def _export(engine: Engine, request: Request, say: Say) -> Findings:
     if exported(job) is None:
         for _ in export(job, say):
             pass
-    certificate = files.read_json(job.path / CERTIFICATE)
+    certificate = require_state(job.path / CERTIFICATE_FILE, CERTIFICATE)
     status = certificate["status"]
     parts = certificate["components"].values()
     built = [part["engine"] for part in parts if "engine" in part]

@@ -97,6 +97,7 @@ def _certify(
     from d4m_fast.certification.report import certificate, path_of
     from d4m_fast.certification.step import run
     from d4m_fast.data import files
+    from d4m_fast.data.state import MACHINE, write_state
     from d4m_fast.engine.runtime import full_fp32
 
     torch.set_num_threads(request.config.threads)
@@ -104,7 +105,7 @@ def _certify(
     with files.locked(files.make_directory(request.folder)):
         files.sweep(request.folder)
         for _ in track("certify", run(chosen, request.folder), quiet):
-            files.write_json(path_of(request.folder), certificate(request, known, missing))
+            write_state(path_of(request.folder), MACHINE, certificate(request, known, missing))
         return certificate(request, known, missing)
 
 

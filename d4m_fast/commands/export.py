@@ -71,8 +71,8 @@ def _export(
     """Export and compare what is not yet; returns the certificate and where it lies."""
     import torch
 
-    from d4m_fast.data.files import read_json
-    from d4m_fast.engine.artifacts import CERTIFICATE
+    from d4m_fast.data.exports import CERTIFICATE_FILE
+    from d4m_fast.data.state import CERTIFICATE, require_state
     from d4m_fast.export.export import certify
     from d4m_fast.export.export import export as run
     from d4m_fast.export.job import exported, prepare_export
@@ -84,4 +84,4 @@ def _export(
         steps = certify(job) if certify_only else run(job, now_and_then(quiet))
         for _ in track("export", steps, quiet):
             pass
-    return {"path": str(job.path), **read_json(job.path / CERTIFICATE)}
+    return {"path": str(job.path), **require_state(job.path / CERTIFICATE_FILE, CERTIFICATE)}

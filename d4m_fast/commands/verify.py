@@ -49,10 +49,10 @@ def verify(run: Path, deep: bool, repair: bool, as_json: bool, quiet: bool) -> N
 
 def _command(run: Path) -> str:
     """What makes the rest of a run."""
-    from d4m_fast.data import files
+    from d4m_fast.data.state import CONFIG, require_state
 
-    kept = files.read_json(run / "config.json").get("artifacts")
-    places = {"config": run / "config.json", "out": run, **({} if kept is None else {"artifacts": kept})}
+    config = run / "config.json"
+    places = {"config": config, "out": run, "artifacts": require_state(config, CONFIG)["artifacts"]}
     return " ".join(["d4m-fast distill", *(f"--{name} {shlex.quote(str(place))}" for name, place in places.items())])
 
 

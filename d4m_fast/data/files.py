@@ -6,16 +6,16 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
-from d4m_fast.errors import DamageError, PreflightError, RunDirectoryError
+from d4m_fast.errors import PreflightError, RunDirectoryError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -34,6 +34,13 @@ _REFUSALS = {
     errno.ENOTDIR: "a file is in the way; choose another directory",
     errno.EEXIST: "a file is in the way; choose another directory",
 }
+PASSING = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+        *(errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ECONNRESET),
+    }
+)
+"""The machine's troubles, not a file's: what cannot be read now may be read tomorrow, or by another user."""
 _KINDS = (
     (stat.S_ISDIR, "directory"),
     (stat.S_ISFIFO, "named pipe"),
@@ -79,18 +86,6 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def write_json_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
-    write_bytes(path, json_lines(values))
-
-
-def json_lines(values: Iterable[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values).encode()
-
-
 def remove(path: Path) -> None:
     """Durably."""
     with refusing(path):
@@ -98,19 +93,7 @@ def remove(path: Path) -> None:
         sync_directory(path.parent)
 
 
-def read_json(path: Path) -> Any:
-    """The value in one of our own files.
-
-    Raises:
-        DamageError: it is not JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DamageError(f"{path}: damaged ({error}); remove {path.parent} and run again") from error
-
-
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """A regular file, opened for reading; anything else is refused at once, where opening a pipe would wait for ever.
 
     Raises:

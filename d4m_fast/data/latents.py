@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from d4m_fast.data import files
+from d4m_fast.data.latent_files import LatentFiles
 from d4m_fast.data.records import Item
+from d4m_fast.data.state import LATENTS, read_state, write_state
 from d4m_fast.data.stream import Stream
 from d4m_fast.data.workers import Workers
 from d4m_fast.errors import DamageError, DataError, OutOfMemoryError
 
+INDEX, PROGRESS = "index.json", "progress.json"
 CHECKPOINT_SECONDS = 10.0
 
 
@@ -40,36 +41,39 @@ class EncodedBatch:
 
 
 class LatentStore:
-    """A directory of `<class id>.npy`, row = rank in the class, and `index.json`, written last.
+    """A directory of `latent_files.LatentFiles` and `index.json`, written last.
 
     Rows are written where they belong, so the source may come in any order, and an interrupted pass goes on from
     `position`. Rows of damaged images stay zero and are listed as failures. `made_by` says what fixes the bytes,
     images per "batch" among it.
+
+    Raises:
+        DamageError: what an interrupted pass wrote, or what is complete, is not what was written.
     """
 
     def __init__(self, root: Path, made_by: dict[str, Any], items: Sequence[Item], shape: tuple[int, ...]) -> None:
         self.path = files.make_directory(root)
         files.sweep(root)
         self.made_by = made_by
-        self._counts = Counter(item.class_id for item in items)
-        self._shape = shape
-        self._header = {c: _npy_header((n, *shape)) for c, n in self._counts.items()}
-        self._touched: set[int] = set()
         self._saved = time.monotonic()
-        self._index = _read(self.path / "index.json", made_by)
-        saved = _read(self.path / "progress.json", made_by) if self._index is None else self._index
-        if self._index is None and not all(self._file(c).is_file() for c in self._counts):
-            saved = None  # somebody removed a file; what is left is of no use
-        if saved is None:
-            files.remove(self.path / "progress.json")  # or a position would outlive the rows before it
-            self._allocate()
-        self._state: dict[str, Any] = {"position": 0, "failures": [], "out_of_memory": []} if saved is None else saved
+        index = _read(root / INDEX, made_by)
+        progress = _read(root / PROGRESS, made_by) if index is None else None
+        self.complete = index is not None
+        if progress is not None and not LatentFiles.from_json(root, progress).all_there():
+            progress = None  # somebody removed a file; what is left is of no use
+        saved_state = progress if index is None else index
+        if saved_state is None:
+            files.remove(root / PROGRESS)  # or a position would outlive the rows before it
+            self._files = LatentFiles(root, Counter(item.class_id for item in items), shape)
+            self._files.allocate()
+        else:
+            self._files = LatentFiles.from_json(root, saved_state)
+        if progress is not None:
+            self._files.require_written()
+        start: dict[str, Any] = {"position": 0, "failures": [], "out_of_memory": []}
+        self._state = start if saved_state is None else {name: saved_state[name] for name in start}
         self._bad: dict[int, list[int]] = {}  # ranks of damaged images by class
         self._note(self._state["failures"])
-
-    @property
-    def complete(self) -> bool:
-        return self._index is not None
 
     @property
     def position(self) -> int:
@@ -88,11 +92,11 @@ class LatentStore:
 
     def usable(self, class_id: int) -> int:
         """How many of a class's images are good."""
-        return self._counts[class_id] - len(self._bad.get(class_id, ()))
+        return self._files.counts[class_id] - len(self._bad.get(class_id, ()))
 
     def bytes_of(self, class_id: int) -> int:
         """Size of a class's latents, damaged images included."""
-        return 2 * self._counts[class_id] * int(np.prod(self._shape))
+        return self._files.bytes_of(class_id)
 
     def fill(self, batches: Stream[EncodedBatch], workers: Workers) -> Stream[EncodedBatch]:
         """Write batches on their way through, save the position now and then, and mark the end.
@@ -124,13 +128,9 @@ class LatentStore:
         Raises:
             DamageError: the file is not the one that was written.
         """
-        path = self._file(class_id)
-        with files.refusing(path):
-            data = path.read_bytes() if path.is_file() else b""
-        if self._index is None or hashlib.sha256(data).hexdigest() != self._index["sha256"][str(class_id)]:
-            raise DamageError(f"{path}: damaged; remove {self.path} and run again to encode anew")
-        rows = np.frombuffer(data, np.float16, offset=len(self._header[class_id]))
-        rows = rows.reshape(self._counts[class_id], *self._shape)
+        if not self.complete:
+            raise LATENTS.damage(self.path / INDEX, "the encoding was not finished")
+        rows = self._files.read(class_id)
         bad = self._bad.get(class_id, [])
         ranks = np.setdiff1d(np.arange(len(rows)), bad)
         return ranks, rows[ranks] if bad else rows
@@ -141,7 +141,7 @@ class LatentStore:
         Raises:
             DataError: their part is over the budget; names the first.
         """
-        bad, total = len(self._state["failures"]), sum(self._counts.values())
+        bad, total = len(self._state["failures"]), sum(self._files.counts.values())
         if bad > max_bad_fraction * total:
             first = self._state["failures"][0]
             raise DataError(
@@ -159,9 +159,10 @@ class LatentStore:
     def _write(self, batch: EncodedBatch) -> None:
         """Put a batch's rows in their places; durable at the next checkpoint."""
         rows = batch.latents.astype(np.float16)
-        with files.refusing(self.path):
-            for first, last in _runs(batch.items):
-                self._write_rows(batch.items[first], rows[first:last])
+        for first, last in _runs(batch.items):
+            self._files.write(batch.items[first].class_id, batch.items[first].rank, rows[first:last])
+        for failure in batch.failures:  # the row of an earlier pass, whose checkpoint was lost, may be there
+            self._files.clear(failure.item.class_id, failure.item.rank)
         failures = [
             {"class_id": f.item.class_id, "rank": f.item.rank, "origin": f.item.origin, "reason": f.reason}
             for f in batch.failures
@@ -176,35 +177,18 @@ class LatentStore:
 
     def _checkpoint(self) -> None:
         """Make all rows so far durable, then say so."""
-        for class_id in self._touched:
-            files.sync_file(self._file(class_id))
-        self._touched.clear()
-        files.write_json(self.path / "progress.json", {**self._state, "made_by": self.made_by})
+        self._files.sync()
+        self._write_state(PROGRESS)
 
     def _finish(self) -> None:
         """Write the index that marks the artifact complete."""
-        self._checkpoint()
-        digests = {str(c): _digest(self._file(c)) for c in sorted(self._counts)}
-        self._index = {**self._state, "sha256": digests, "made_by": self.made_by}
-        files.write_json(self.path / "index.json", self._index)
-        files.remove(self.path / "progress.json")
+        self._files.sync()
+        self._write_state(INDEX)
+        files.remove(self.path / PROGRESS)
+        self.complete = True
 
-    def _file(self, class_id: int) -> Path:
-        return self.path / f"{class_id:05d}.npy"
-
-    def _write_rows(self, item: Item, rows: np.ndarray) -> None:
-        self._touched.add(item.class_id)
-        with self._file(item.class_id).open("r+b") as file:
-            file.seek(len(self._header[item.class_id]) + item.rank * rows[0].nbytes)
-            file.write(rows.tobytes())
-
-    def _allocate(self) -> None:
-        with files.refusing(self.path):
-            for class_id, count in self._counts.items():
-                header = self._header[class_id]
-                with self._file(class_id).open("wb") as file:
-                    file.write(header)
-                    file.truncate(len(header) + 2 * count * int(np.prod(self._shape)))
+    def _write_state(self, name: str) -> None:
+        write_state(self.path / name, LATENTS, {**self._state, **self._files.to_json(), "made_by": self.made_by})
 
 
 def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int]]:
@@ -217,21 +201,21 @@ def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int]]:
             first = i + 1
 
 
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f2", "fortran_order": False, "shape": shape})
-    return buffer.getvalue()
-
-
 def _read(path: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    found: dict[str, Any] = files.read_json(path)
-    if found.get("made_by") != made_by:
-        raise DamageError(f"{path}: made by something else than its name says; remove {path.parent} and run again")
-    return found
+    state = read_state(path, LATENTS)
+    if state is not None and state["made_by"] != made_by:
+        raise LATENTS.damage(path, "made by something else than its name says")
+    return state
 
 
-def _digest(path: Path) -> str:
-    with files.refusing(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def damaged_files(root: Path) -> Iterator[tuple[Path, str]]:
+    """The files of a latents directory that are not as they were written, each with the reason."""
+    for name in (INDEX, PROGRESS):
+        try:
+            state = read_state(root / name, LATENTS)
+            if state is not None:
+                yield from LatentFiles.from_json(root, state).damaged(complete=name == INDEX)
+                return
+        except DamageError as error:
+            yield root / name, error.reason
+            return

@@ -41,6 +41,7 @@ class Plan:
     Attributes:
         why: of each batch size, what chose it: an option, a default, the memory or a probe, and its figures.
         out_of_memory: what did not fit after all, and from which group on it was made smaller.
+        latents: name of the folder of latents that it is for, below the artifacts.
     """
 
     encode_batch: int
@@ -48,6 +49,7 @@ class Plan:
     groups: tuple[Group, ...]
     why: dict[str, Any]
     out_of_memory: tuple[dict[str, Any], ...] = ()
+    latents: str | None = None
 
     def without(self, done: Container[int]) -> list[Group]:
         """The groups that are not done yet."""
@@ -78,7 +80,7 @@ class Plan:
     def from_json(cls, value: dict[str, Any]) -> Plan:
         groups = (Group(g["id"], tuple(g["classes"]), g["batch_size"], g["decode_batch"]) for g in value["groups"])
         failures = tuple(value["out_of_memory"])
-        return cls(value["encode_batch"], value["threads"], tuple(groups), value["why"], failures)
+        return cls(value["encode_batch"], value["threads"], tuple(groups), value["why"], failures, value["latents"])
 
 
 def make_plan(class_ids: Sequence[int], ipc: int, batches: Batches, *, threads: int) -> Plan:

@@ -23,10 +23,21 @@ import numpy as np
 
 from d4m_fast.config import ImageFormat, fingerprint
 from d4m_fast.data import files, preview
+from d4m_fast.data.commit import files_of, is_of, read_record, write_record
 from d4m_fast.data.image_files import FORMATS, to_bytes
 from d4m_fast.data.latents import Failure
 from d4m_fast.data.plan import Group, Plan
 from d4m_fast.data.records import Prototypes, Sample
+from d4m_fast.data.state import (
+    CONFIG,
+    HEAD_BYTES,
+    PLAN,
+    SUMMARY,
+    json_lines,
+    read_state,
+    require_state,
+    write_state,
+)
 from d4m_fast.data.stream import Stream
 from d4m_fast.data.timing import Stopwatch
 from d4m_fast.data.workers import Workers
@@ -50,11 +61,11 @@ class RunDirectory:
         self.fingerprint = fingerprint(essence(identity))
         self._kept: dict[int, dict[str, Any]] = {}  # files of prototypes whose group is not committed yet
         self._committed: set[int] | None = None  # not looked for yet
-        config = path / "config.json"
-        if config.exists():
-            _refuse_other(path, essence(files.read_json(config)), essence(identity))
-        else:
+        saved_identity = read_state(path / "config.json", CONFIG)
+        if saved_identity is None:
             _refuse_foreign(path)
+        else:
+            _refuse_other(path, essence(saved_identity), essence(identity))
         self._identity = identity
 
     def begin(self) -> None:
@@ -65,33 +76,38 @@ class RunDirectory:
         """
         config = self.path / "config.json"
         if not config.exists():
-            files.write_json(config, self._identity)
+            write_state(config, CONFIG, self._identity)
         files.sweep(self.path)
         for name in ("images", "prototypes", "groups"):
             files.make_directory(self.path / name)
 
-    def plan(self) -> dict[str, Any] | None:
+    def saved_plan(self) -> Plan | None:
         """The plan this run was started with; None if it starts now."""
-        file = self.path / "plan.json"
-        return files.read_json(file) if file.exists() else None
+        saved = read_state(self.path / "plan.json", PLAN)
+        return None if saved is None else Plan.from_json(saved)
 
-    def keep_plan(self, plan: dict[str, Any]) -> None:
-        files.write_json(self.path / "plan.json", plan)
+    def keep_plan(self, plan: Plan) -> None:
+        write_state(self.path / "plan.json", PLAN, plan.to_json())
 
-    def committed(self) -> set[int]:
-        """Groups that are done; one that had lost a file when it was asked for first is not among them."""
+    def committed(self, plan: Plan) -> set[int]:
+        """Groups that are done.
+
+        Those that had lost a file when they were asked for first are not among them, nor are those with other classes
+        than the plan has, which was lost then and made anew.
+        """
         if self._committed is None:
-            records = map(files.read_json, self._record_files())
-            self._committed = {r["group"] for r in records if all(self._present(row) for row in _files(r))}
+            self._committed = {group.id for group in plan.groups if self._is_committed(group)}
         return self._committed
 
-    def _record_files(self) -> list[Path]:
-        return sorted((self.path / "groups").glob("[0-9]*.json"))
+    def _is_committed(self, group: Group) -> bool:
+        record = read_record(self.path, group.id, self.fingerprint)
+        return record is not None and is_of(record, group) and all(map(self._present, files_of(record)))
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def _rows(self, plan: Plan) -> Iterator[dict[str, Any]]:
         """Of all images, in the order of their groups; one record in memory at a time."""
-        for file in self._record_files():
-            yield from files.read_json(file)["images"]
+        for group in plan.groups:
+            record = read_record(self.path, group.id, self.fingerprint)
+            yield from () if record is None else record["images"]
 
     def _present(self, row: Mapping[str, Any]) -> bool:
         """With one call of the system: large runs ask for tens of thousands of files when they go on."""
@@ -101,16 +117,12 @@ class RunDirectory:
             return False
         return stat.S_ISREG(found.st_mode) and found.st_size == row["bytes"]
 
-    def whole(self) -> bool:
-        """Whether every group of the plan is committed."""
-        plan = self.plan()
-        return plan is not None and {group["id"] for group in plan["groups"]} <= self.committed()
-
     def finished(self) -> dict[str, Any] | None:
         """The summary of a run whose images are all there; None if there is something left to do."""
-        summary = self.path / "summary.json"
-        value: dict[str, Any] | None = files.read_json(summary) if summary.exists() else None
-        return value
+        plan, summary = self.saved_plan(), read_state(self.path / "summary.json", SUMMARY)
+        if plan is None or summary is None or plan.without(self.committed(plan)):
+            return None
+        return self._here(summary)
 
     def keep(self, prototypes: Stream[Prototypes]) -> Stream[Prototypes]:
         """Save each class's prototypes on their way through."""
@@ -144,46 +156,53 @@ class RunDirectory:
 
         return Stream(len(samples), items())
 
-    def finish(self, failures: list[Failure], watch: Stopwatch) -> dict[str, Any]:
+    def finish(self, plan: Plan, failures: list[Failure], watch: Stopwatch) -> dict[str, Any]:
         """Derive the merged files, `summary.json` last; returns the summary.
 
         Args:
+            plan: all of whose groups are committed.
             failures: the real images that were left out.
             watch: the seconds of this process, per stage and per queue.
         """
-        images = self._write_manifest()
+        manifest, images = self._write_manifest(plan)
         quarantined = [
             {"class_id": f.item.class_id, "index": f.item.rank, "origin": f.item.origin, "reason": f.reason}
             for f in failures
         ]
-        files.write_json_lines(self.path / "quarantine.jsonl", quarantined)
-        self._write_preview()
         summary = {
-            "run": str(self.path),
             "images": images.total(),
             "classes": len(images),
             "quarantined": len(failures),
             "seconds": {stage: round(spent, 3) for stage, spent in watch.seconds.items()},
             "waits": {queue: round(spent, 3) for queue, spent in watch.waits.items()},
+            "sha256_of": {
+                "manifest.jsonl": manifest,
+                "quarantine.jsonl": files.write_bytes(self.path / "quarantine.jsonl", json_lines(quarantined)),
+                "preview.png": self._write_preview(plan),
+            },
         }
-        files.write_json(self.path / "summary.json", summary)
-        return summary
+        write_state(self.path / "summary.json", SUMMARY, summary)
+        return self._here(summary)
 
-    def _write_manifest(self) -> Counter[int]:
-        """The images of each class."""
+    def _here(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """A summary with the run's place in it, which changes when it is moved."""
+        return {"run": str(self.path), **summary}
+
+    def _write_manifest(self, plan: Plan) -> tuple[str, Counter[int]]:
+        """Its SHA-256, and the images of each class."""
         images = Counter[int]()
 
         def counted() -> Iterator[dict[str, Any]]:
-            for row in self._rows():
+            for row in self._rows(plan):
                 images[row["class_id"]] += 1
                 yield row
 
-        files.write_json_lines(self.path / "manifest.jsonl", counted())
-        return images
+        return files.write_bytes(self.path / "manifest.jsonl", json_lines(counted())), images
 
-    def _write_preview(self) -> None:
-        shown = ((self.path / row["file"], row["prompt"]) for row in self._rows() if row["index"] < preview.COLUMNS)
-        files.write_bytes(self.path / "preview.png", to_bytes(np.asarray(preview.contact_sheet(shown)), "png"))
+    def _write_preview(self, plan: Plan) -> str:
+        """Its SHA-256."""
+        shown = ((self.path / row["file"], row["prompt"]) for row in self._rows(plan) if row["index"] < preview.COLUMNS)
+        return files.write_bytes(self.path / "preview.png", to_bytes(np.asarray(preview.contact_sheet(shown)), "png"))
 
     def _save_prototypes(self, p: Prototypes) -> dict[str, Any]:
         from safetensors.numpy import save
@@ -214,12 +233,8 @@ class RunDirectory:
             "images": rows,
             "prototypes": [self._kept.pop(class_id) for class_id in group.classes if class_id in self._kept],
         }
-        files.write_json(self.path / "groups" / f"{group.id:05d}.json", record)
-        self.committed().add(group.id)
-
-
-def _files(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [*record["images"], *record.get("prototypes", ())]
+        write_record(self.path, record)
+        self.committed(plan).add(group.id)
 
 
 def _provenance(sample: Sample) -> dict[str, Any]:
@@ -261,12 +276,23 @@ def essence(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {name: essence(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run of ours, by the head of its config."""
+    try:
+        with files.open_regular(path / "config.json") as file:
+            return CONFIG.heads(file.read(HEAD_BYTES))
+    except OSError:
+        return False
+
+
 def options_of(run: Path) -> dict[str, Any]:
-    """The options a run was begun with; none if the directory is not a run of ours, or not there."""
-    config = run / "config.json"
-    found = files.read_json(config) if os.path.isfile(config) else {}  # Path.is_file fails at a name too long
-    options = found.get("options") if isinstance(found, dict) else None
-    return options if isinstance(options, dict) else {}
+    """The options a run was begun with; none if the directory is not a run of ours, or not there.
+
+    Raises:
+        DamageError: they are not what was written.
+    """
+    options: dict[str, Any] = require_state(run / "config.json", CONFIG)["options"] if is_run(run) else {}
+    return options
 
 
 def require_finished(path: Path) -> None:

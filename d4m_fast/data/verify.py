@@ -1,10 +1,12 @@
-"""Is a run whole? Every committed file against its record, and the derived files against the records."""
+"""Is a run whole? Everything a re-run would trust against the checksum it was written with."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +14,14 @@ from typing import Any, Literal
 from PIL import Image
 
 from d4m_fast.config import fingerprint
-from d4m_fast.data import files
+from d4m_fast.data import exports, files, latents
+from d4m_fast.data.commit import files_of, read_record
 from d4m_fast.data.image_files import PILLOW_OF
-from d4m_fast.data.plan import Plan
+from d4m_fast.data.plan import Group, Plan
 from d4m_fast.data.run import essence
+from d4m_fast.data.state import CONFIG, EVALUATION, PLAN, SUMMARY, read_state, require_state
 from d4m_fast.errors import DamageError, DataError, RunDirectoryError
 
-DERIVED = ("manifest.jsonl", "quarantine.jsonl", "preview.png", "summary.json")
 _FOLDERS = ("images", "prototypes", "groups")
 _OURS = re.compile(r"\d{5}\.(png|jpg|webp|safetensors|json)")
 
@@ -27,12 +30,16 @@ Problem = Literal["missing", "damaged", "foreign"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A file that is not as it should be; `group` is the one to make again, None where no group is to blame."""
+    """A file that is not as it should be, named below the run, or whole where it lies among the artifacts.
+
+    Attributes:
+        marks: files whose removal has the damaged one made again by a re-run.
+    """
 
     file: str
     problem: Problem
     reason: str
-    group: int | None = None
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +80,17 @@ def verify(run: Path, *, deep: bool = False, repair: bool = False) -> Verdict:
     Args:
         deep: decode every image and check its size, too.
         repair: remove the records of damaged groups and the derived files, so that the command the run was made with
-            makes exactly those groups again. Foreign files are named and left alone.
+            makes exactly those groups again, and of damaged latents what says that they are there. Foreign files are
+            named and left alone.
 
     Raises:
         DataError: no such directory.
         RunDirectoryError: not a run of ours, or in use.
-        DamageError: `config.json` or `plan.json` cannot be read; a run cannot be gone on with then.
+        DamageError: `config.json` is not what was written; a run cannot be gone on with then.
     """
-    if not run.is_dir():
+    if not os.path.isdir(run):
         raise DataError(f"{run}: no such run directory; give one that d4m-fast distill made")
-    if not (run / "config.json").is_file():
+    if not os.path.lexists(run / "config.json"):
         raise RunDirectoryError(f"{run}: not a run of ours (no config.json); give one that d4m-fast distill made")
     with files.locked(run):
         verdict = _Check(run, deep).verdict()
@@ -90,147 +98,175 @@ def verify(run: Path, *, deep: bool = False, repair: bool = False) -> Verdict:
 
 
 class _Check:
-    """One look at a run directory."""
+    """One look at a run directory, and at what of the artifacts it was made with."""
 
     def __init__(self, run: Path, deep: bool) -> None:
         self._run = run
         self._deep = deep
-        identity = files.read_json(run / "config.json")
-        try:
-            self._fingerprint = fingerprint(essence(identity))
-            self._ipc = int(identity["options"]["ipc"])
-            self._side = int(identity["options"]["image_size"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DamageError(f"{run}/config.json: damaged ({error!r}); start a new run in another --out") from error
-        self._plan = _plan(run)
+        self._identity = require_state(run / "config.json", CONFIG)
+        self._fingerprint = fingerprint(essence(self._identity))
+        self._finished = os.path.lexists(run / "summary.json")
+        self._plan: Plan | None = None
         self._records: dict[int, dict[str, Any]] = {}
-        self._findings: list[Finding] = []
         self._images = 0
 
     def verdict(self) -> Verdict:
-        for group in () if self._plan is None else self._plan.groups:
-            self._findings += self._check_group(group.id, group.classes)
-        finished = (self._run / "summary.json").is_file()
-        if finished:
-            self._findings += self._check_derived()
-        self._findings += self._foreign()
-        if self._plan is None and any((self._run / "groups").glob("*")):
-            self._findings.append(Finding("plan.json", "missing", "there are records of groups it should name"))
-        total = 0 if self._plan is None else len(self._plan.groups)
-        return Verdict(self._run, total, len(self._records), self._images, finished, tuple(self._findings))
+        findings = list(self._check_plan())
+        for number in self._group_ids():
+            findings += self._check_group(number)
+        findings += [*self._check_derived(), *self._check_reports(), *self._foreign()]
+        findings += [*self._check_latents(), *self._check_export()]
+        groups = 0 if self._plan is None else len(self._plan.groups)
+        return Verdict(self._run, groups, len(self._records), self._images, self._finished, tuple(findings))
 
-    def _check_group(self, number: int, classes: Sequence[int]) -> Iterator[Finding]:
-        name = f"groups/{number:05d}.json"
-        if not (self._run / name).is_file():
-            if (self._run / "summary.json").is_file():
-                yield Finding(name, "missing", "the run is marked finished", number)
-            return
+    def _check_plan(self) -> Iterator[Finding]:
         try:
-            record = files.read_json(self._run / name)
-            rows = _rows(record, number, classes, self._ipc, self._fingerprint)
-        except (DamageError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            yield Finding(name, "damaged", f"not a record of this run's ({error})", number)
+            saved = read_state(self._run / "plan.json", PLAN)
+        except DamageError as error:
+            yield _to_finish("plan.json", "damaged", error.reason, "plan.json")
+            return
+        if saved is not None:
+            self._plan = Plan.from_json(saved)
+        elif any((self._run / "groups").glob("*")):
+            yield _to_finish("plan.json", "missing", "there are records of groups it should name")
+
+    def _group_ids(self) -> list[int]:
+        """Those of the plan, or of the records where the plan cannot be read."""
+        if self._plan is not None:
+            return [group.id for group in self._plan.groups]
+        names = [path.stem for path in (self._run / "groups").glob("*.json")]
+        return sorted(int(name) for name in names if re.fullmatch("[0-9]{5}", name))
+
+    def _check_group(self, number: int) -> Iterator[Finding]:
+        name = f"groups/{number:05d}.json"
+        try:
+            record = read_record(self._run, number, self._fingerprint)
+        except DamageError as error:
+            yield _to_finish(name, "damaged", error.reason, name)
+            return
+        if record is None:
+            if self._finished:
+                yield _to_finish(name, "missing", "the run is marked finished")
+            return
+        if self._plan is not None and not self._is_planned(record, self._plan.groups[number]):
+            yield _to_finish(name, "damaged", "its images are not those of the plan", name)
             return
         self._records[number] = record
-        yield from (finding for row in rows if (finding := self._check_file(row, number)) is not None)
+        for row in files_of(record):
+            reason = self._wrong_with(row)
+            if reason is not None:
+                yield _to_finish(row["file"], *reason, name)
 
-    def _check_file(self, row: dict[str, Any], group: int) -> Finding | None:
+    def _is_planned(self, record: dict[str, Any], group: Group) -> bool:
+        images = [(row["class_id"], row["index"]) for row in record["images"]]
+        return images == [(c, i) for c in group.classes for i in range(self._identity["options"]["ipc"])]
+
+    def _wrong_with(self, row: dict[str, Any]) -> tuple[Problem, str] | None:
+        """What is wrong with a file of a record; None if nothing is."""
         path = self._run / row["file"]
-        if not path.is_file():
-            return Finding(row["file"], "missing", "its group's record names it", group)
+        is_image = path.suffix in PILLOW_OF
         try:
-            data = path.read_bytes()
+            data = files.read_regular(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return "missing", "its group's record names it"
         except OSError as error:
-            return Finding(row["file"], "damaged", f"cannot be read ({error.strerror})", group)
-        self._images += path.suffix in PILLOW_OF
+            return "damaged", f"cannot be read ({error.strerror})"
+        self._images += is_image
         if len(data) != row["bytes"]:
-            return Finding(row["file"], "damaged", f"{len(data):,} bytes, {row['bytes']:,} recorded", group)
+            return "damaged", f"{len(data):,} bytes, {row['bytes']:,} recorded"
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            return Finding(row["file"], "damaged", "its SHA-256 is another than recorded", group)
-        reason = _undecodable(path, self._side) if self._deep and path.suffix in PILLOW_OF else None
-        return None if reason is None else Finding(row["file"], "damaged", reason, group)
+            return "damaged", "its SHA-256 is another than recorded"
+        if not (self._deep and is_image):
+            return None
+        reason = _undecodable(data, path.suffix, self._identity["options"]["image_size"])
+        return None if reason is None else ("damaged", reason)
 
     def _check_derived(self) -> Iterator[Finding]:
-        for name in DERIVED:
-            if not (self._run / name).is_file():
-                yield Finding(name, "missing", "the run is marked finished")
-        rows = [row for number in sorted(self._records) for row in self._records[number]["images"]]
-        manifest = self._run / "manifest.jsonl"
-        if manifest.is_file() and _bytes_of(manifest) != files.json_lines(rows):
-            yield Finding("manifest.jsonl", "damaged", "not what the groups' records say")
-        preview = self._run / "preview.png"
-        if self._deep and preview.is_file() and (reason := _undecodable(preview, None)) is not None:
-            yield Finding("preview.png", "damaged", reason)
+        if not self._finished:
+            return
+        try:
+            summary = require_state(self._run / "summary.json", SUMMARY)
+        except DamageError as error:
+            yield _to_finish("summary.json", "damaged", error.reason)
+            return
+        for name, sha256 in summary["sha256_of"].items():
+            try:
+                data = files.read_regular(self._run / name)
+            except (FileNotFoundError, NotADirectoryError):
+                yield _to_finish(name, "missing", "the run is marked finished")
+            except OSError as error:
+                yield _to_finish(name, "damaged", f"cannot be read ({error.strerror})")
+            else:
+                if hashlib.sha256(data).hexdigest() != sha256:
+                    yield _to_finish(name, "damaged", "its SHA-256 is another than the summary says")
+
+    def _check_reports(self) -> Iterator[Finding]:
+        """What `evaluate` kept, and would print again."""
+        for path in sorted((self._run / "evaluation").glob("*.json")):
+            name = path.relative_to(self._run).as_posix()
+            try:
+                read_state(path, EVALUATION)
+            except DamageError as error:
+                yield Finding(name, "damaged", error.reason, (name,))
 
     def _foreign(self) -> Iterator[Finding]:
         """Files among ours that no record names; in a run that is not finished they may be the next group's."""
         if self._plan is None:
             return
-        named = {row["file"] for r in self._records.values() for row in (*r["images"], *r.get("prototypes", ()))}
+        named = {row["file"] for record in self._records.values() for row in files_of(record)}
         groups = self._plan.groups
         named |= {f"groups/{group.id:05d}.json" for group in groups}
         all_recorded = len(self._records) == len(groups)
-        for path in sorted(f for folder in _FOLDERS for f in (self._run / folder).rglob("*") if not f.is_dir()):
+        for path in sorted(f for folder in _FOLDERS for f in (self._run / folder).rglob("*") if not _is_dir(f)):
             name = path.relative_to(self._run).as_posix()
-            ours = path.name.startswith(files.TEMPORARY) or _OURS.fullmatch(path.name)
+            leftover = path.name.startswith(files.TEMPORARY)
+            ours = leftover or _OURS.fullmatch(path.name)
             if name not in named and (all_recorded or not ours):
-                yield Finding(name, "foreign", "no record names it")
+                yield Finding(name, "foreign", "no record names it", (name,) if leftover else ())
+
+    def _check_latents(self) -> Iterator[Finding]:
+        """Those the run was made from, as far as they are still kept."""
+        if self._plan is None or self._plan.latents is None:
+            return
+        root = Path(self._identity["artifacts"]) / "latents" / self._plan.latents
+        marks = (str(root / latents.INDEX), str(root / latents.PROGRESS))
+        for path, reason in latents.damaged_files(root):
+            yield Finding(str(path), "damaged", reason, marks)
+
+    def _check_export(self) -> Iterator[Finding]:
+        """The exported networks the run was made with, as far as they are still kept."""
+        if "artifact_sha256" not in self._identity:
+            return
+        sha256s = self._identity["model_sha256"], self._identity["artifact_sha256"]
+        for path, reason in exports.damaged_files(Path(self._identity["artifacts"]), *sha256s):
+            yield Finding(str(path), "damaged", reason)
 
 
-def _plan(run: Path) -> Plan | None:
-    """None: the run was stopped before it had one."""
-    if not (run / "plan.json").exists():
-        return None
-    try:
-        return Plan.from_json(files.read_json(run / "plan.json"))
-    except (KeyError, TypeError) as error:
-        raise DamageError(f"{run}/plan.json: damaged ({error!r}); start a new run in another --out") from error
+def _to_finish(file: str, problem: Problem, reason: str, *marks: str) -> Finding:
+    """A file of a run's own that is made again by a re-run once the marks of completion are gone."""
+    return Finding(file, problem, reason, (*marks, "summary.json", "manifest.jsonl"))
 
 
-def _rows(record: dict[str, Any], number: int, classes: Sequence[int], ipc: int, config: str) -> list[dict[str, Any]]:
-    """The files of a record that is what it should be.
-
-    Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is not.
-    """
-    images, prototypes = list(record["images"]), list(record.get("prototypes", ()))
-    if record["group"] != number or record["config"] != config:
-        raise ValueError("of another group or another config")
-    if [(row["class_id"], row["index"]) for row in images] != [(c, i) for c in classes for i in range(ipc)]:
-        raise ValueError("its images are not those of the plan")
-    rows = [*images, *prototypes]
-    if any(Path(row["file"]).is_absolute() or ".." in Path(row["file"]).parts for row in rows):
-        raise ValueError("it names files outside the run")
-    return [{"file": str(row["file"]), "bytes": int(row["bytes"]), "sha256": row["sha256"]} for row in rows]
+def _is_dir(path: Path) -> bool:
+    """A link is a file of its own here: where it leads is its owner's business."""
+    return path.is_dir() and not path.is_symlink()
 
 
-def _bytes_of(file: Path) -> bytes | None:
-    """None: it cannot be read."""
-    try:
-        return file.read_bytes()
-    except OSError:
-        return None
-
-
-def _undecodable(path: Path, side: int | None) -> str | None:
+def _undecodable(data: bytes, suffix: str, side: int) -> str | None:
     """Why an image is not whole, of its name's format and of this size; None if it is."""
     try:
-        with Image.open(path, formats=[PILLOW_OF[path.suffix]]) as image:
+        with Image.open(io.BytesIO(data), formats=[PILLOW_OF[suffix]]) as image:
             image.load()
             size = image.size
     except (OSError, ValueError, SyntaxError) as error:
         return f"cannot be decoded ({error})"
-    return None if side is None or size == (side, side) else f"{size[0]} x {size[1]} pixels, not {side} x {side}"
+    return None if size == (side, side) else f"{size[0]} x {size[1]} pixels, not {side} x {side}"
 
 
 def _repaired(verdict: Verdict) -> Verdict:
     """Take away the marks of completion of what is damaged; a re-run then does it again."""
-    groups = sorted({f.group for f in verdict.findings if f.group is not None})
-    derived = [f.file for f in verdict.findings if f.group is None and f.problem != "foreign"]
-    marks = ["summary.json", "manifest.jsonl"] if groups or derived else []
-    names = [*marks, *(f"groups/{g:05d}.json" for g in groups)]
-    leftovers = [f.file for f in verdict.findings if Path(f.file).name.startswith(files.TEMPORARY)]
-    removed = [name for name in (*names, *leftovers) if (verdict.run / name).exists()]
-    for name in removed:
-        files.remove(verdict.run / name)
+    marks = dict.fromkeys(mark for finding in verdict.findings for mark in finding.marks)
+    removed = [mark for mark in marks if os.path.lexists(verdict.run / mark)]
+    for mark in removed:
+        files.remove(verdict.run / mark)
     return replace(verdict, removed=tuple(removed))

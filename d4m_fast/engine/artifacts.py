@@ -10,7 +10,6 @@ A set that failed its own check lies beside it under the same name with `.reject
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from d4m_fast.config import fingerprint
-from d4m_fast.data import files
+from d4m_fast.data.exports import CERTIFICATE_FILE, digests, folder_of
+from d4m_fast.data.state import CERTIFICATE, read_state
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.errors import DamageError, ModelError
 
-CERTIFICATE = "certificate.json"
 REJECTED = ".rejected"
 _FIELDS = {
     *("status", "reasons", "unverified", "files", "versions", "speed", "device"),
@@ -54,7 +53,7 @@ class Key:
         return "-".join((self.engine, self.precision, str(self.resolution), *batch, *self.targets))
 
     def path(self, artifacts: Path) -> Path:
-        return artifacts / "engines" / self.model_sha256[:16] / self.folder
+        return folder_of(artifacts, self.model_sha256) / self.folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,20 +164,15 @@ def find(key: Key, artifacts: Path) -> Artifact | None:
 
 def exports_of(model_sha256: str, precision: str, resolution: int, artifacts: Path) -> list[Artifact]:
     """The sets of a model that `distill` may choose from, unchecked."""
-    folders = sorted((artifacts / "engines" / model_sha256[:16]).glob(f"*/{CERTIFICATE}"))
+    folders = sorted(folder_of(artifacts, model_sha256).glob(f"*/{CERTIFICATE_FILE}"))
     found = [_read(folder.parent) for folder in folders if not folder.parent.name.endswith(REJECTED)]
     return [a for a in found if a is not None and (a.key.precision, a.key.resolution) == (precision, resolution)]
 
 
 def catalogue(artifacts: Path) -> list[Artifact]:
     """All sets below an artifacts directory, rejected ones included."""
-    folders = sorted((artifacts / "engines").glob(f"*/*/{CERTIFICATE}"))
+    folders = sorted((artifacts / "engines").glob(f"*/*/{CERTIFICATE_FILE}"))
     return [artifact for folder in folders if (artifact := _read(folder.parent)) is not None]
-
-
-def digests(path: Path, names: Mapping[str, Any] | list[str]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of files in a set; a missing one has size -1."""
-    return {name: _digest(path / name) for name in names}
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -193,18 +187,10 @@ def _version(package: str) -> str:
 
 
 def _read(path: Path) -> Artifact | None:
-    file = path / CERTIFICATE
-    if not file.is_file():
+    file = path / CERTIFICATE_FILE
+    certificate = read_state(file, CERTIFICATE)
+    if certificate is None:
         return None
-    certificate = files.read_json(file)
-    parts = certificate.get("components", {}) if isinstance(certificate, dict) else {}
-    if not certificate.keys() >= _FIELDS or parts.keys() != set(COMPONENTS):
-        raise DamageError(f"{file}: not a certificate; remove {path} and run d4m-fast export again")
+    if not certificate.keys() >= _FIELDS or certificate["components"].keys() != set(COMPONENTS):
+        raise CERTIFICATE.damage(file, "fields are missing")
     return Artifact(path, certificate)
-
-
-def _digest(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {"bytes": -1, "sha256": ""}
-    with file.open("rb") as opened:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}

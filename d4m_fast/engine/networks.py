@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from d4m_fast.data.files import read_json
+from d4m_fast.data.state import read_json
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.finite import FiniteCheck

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from d4m_fast.data import files
+from d4m_fast.data.state import EVALUATION, read_state, write_state
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -109,14 +110,13 @@ def keep(run: Path, subject: Subject, results: Iterable[Result]) -> None:
     """Save the report below a run directory; another method's images are left as they are."""
     if (run / "config.json").is_file():
         files.make_directory(subject.file(run).parent)
-        files.write_json(subject.file(run), to_json(subject, results))
+        write_state(subject.file(run), EVALUATION, to_json(subject, results))
 
 
 def kept(run: Path, subject: Subject) -> list[Result] | None:
     """Results of an earlier evaluation of the same subject, of which a new one would be a repetition."""
-    file = subject.file(run)
-    report = files.read_json(file) if file.is_file() else {}
-    if report.get("subject") != to_json(subject, [])["subject"]:
+    report = read_state(subject.file(run), EVALUATION)
+    if report is None or report["subject"] != to_json(subject, [])["subject"]:
         return None
     return [Result(**result) for result in report["results"]]
 

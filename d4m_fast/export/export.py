@@ -16,8 +16,10 @@ import torch
 
 from d4m_fast import __version__
 from d4m_fast.data import files
+from d4m_fast.data.exports import CERTIFICATE_FILE, digests
+from d4m_fast.data.state import CERTIFICATE, require_state, write_state
 from d4m_fast.data.stream import Stream
-from d4m_fast.engine.artifacts import CERTIFICATE, REJECTED, Artifact, digests, find, versions
+from d4m_fast.engine.artifacts import REJECTED, Artifact, find, versions
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Tensors, device_name, full_fp32
 from d4m_fast.engine.signature import COMPONENTS, Component
@@ -70,7 +72,7 @@ def certify(job: ExportJob) -> Stream[str]:
 
 def _export(job: ExportJob, say: Say) -> Iterator[str]:
     with files.locked(files.make_directory(job.path)), _one_build(job):
-        (job.path / CERTIFICATE).unlink(missing_ok=True)
+        (job.path / CERTIFICATE_FILE).unlink(missing_ok=True)
         _sweep(job.path)
         reference, recorded = _reference(job)
         yield "reference"
@@ -257,11 +259,11 @@ def _judged(job: ExportJob, certificate: dict[str, Any], reference: Networks, re
     certificate["status"] = (
         "rejected" if certificate["reasons"] else "unverified" if certificate["unverified"] else "certified"
     )
-    files.write_json(job.path / CERTIFICATE, certificate)
+    write_state(job.path / CERTIFICATE_FILE, CERTIFICATE, certificate)
 
 
 def _refuse_rejected(job: ExportJob) -> None:
-    reasons = files.read_json(job.path / CERTIFICATE)["reasons"]
+    reasons = require_state(job.path / CERTIFICATE_FILE, CERTIFICATE)["reasons"]
     if reasons:
         raise ModelError(f"{_reject(job.path)}: rejected; {'; '.join(reasons)}")
 

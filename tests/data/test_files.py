@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from d4m_fast.data import files
-from d4m_fast.errors import DamageError, PreflightError, RunDirectoryError
+from d4m_fast.errors import PreflightError, RunDirectoryError
 
 
 def test_writes_and_says_what(tmp_path: Path) -> None:
@@ -47,15 +47,6 @@ def test_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> Non
 def test_lock_does_not_explain_errors_inside_it(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), files.locked(tmp_path):
         raise PermissionError(errno.EACCES, "of something else")
-
-
-def test_json_round_trip_and_damage(tmp_path: Path) -> None:
-    files.write_json(tmp_path / "a.json", {"name": "猫", "x": [1, 0.1]})
-    assert files.read_json(tmp_path / "a.json") == {"name": "猫", "x": [1, 0.1]}
-    for damaged in (b'{"name": ', b"", b'"\xff"'):
-        (tmp_path / "a.json").write_bytes(damaged)
-        with pytest.raises(DamageError, match=r"a\.json: damaged"):
-            files.read_json(tmp_path / "a.json")
 
 
 def test_sweep_takes_only_what_is_half_written(tmp_path: Path) -> None:

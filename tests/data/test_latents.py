@@ -116,11 +116,12 @@ def test_without_a_checkpoint_it_starts_again(tmp_path: Path) -> None:
 
 
 def test_crash_between_the_last_checkpoint_and_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(_: object) -> None:
+    def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "_digest", crash)
+        patch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(LatentStore, "_finish", crash)
         filled(tmp_path, ITEMS)
     again = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
     assert (again.complete, again.position) == (False, len(ITEMS))

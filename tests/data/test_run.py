@@ -16,6 +16,7 @@ from d4m_fast.config import ImageFormat
 from d4m_fast.data.plan import Batches, Group, Plan, make_plan
 from d4m_fast.data.records import ClassInfo, Sample
 from d4m_fast.data.run import RunDirectory, source_of
+from d4m_fast.data.state import CONFIG, write_state
 from d4m_fast.data.stream import Stream
 from d4m_fast.data.timing import Stopwatch
 from d4m_fast.data.workers import Workers
@@ -76,7 +77,7 @@ def test_groups_are_committed_once_all_their_images_are_there(tmp_path: Path, af
     run.begin()
     with pytest.raises(DataError, match="enough"):
         write(run, broken_off(after, DataError("enough")))
-    assert sorted(RunDirectory(tmp_path, IDENTITY).committed()) == committed
+    assert sorted(RunDirectory(tmp_path, IDENTITY).committed(PLAN)) == committed
     assert len(list(tmp_path.glob("images/*/*.png"))) == after
 
 
@@ -84,7 +85,7 @@ def test_interrupted_group_is_not_committed(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, IDENTITY)
     run.begin()
     assert len(write(run, samples(GROUPS), stop_after=5)) == 5
-    assert sorted(RunDirectory(tmp_path, IDENTITY).committed()) == [0]
+    assert sorted(RunDirectory(tmp_path, IDENTITY).committed(PLAN)) == [0]
 
 
 def test_all_images_and_their_names_are_durable_before_the_record(
@@ -129,7 +130,7 @@ def test_a_writer_that_fails_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(PreflightError, match=r"c1/.*00001\.png: no space left"):
         write(run, samples(GROUPS))
-    assert run.committed() == set()
+    assert run.committed(PLAN) == set()
     assert list(tmp_path.rglob(".tmp-*")) == []
 
 
@@ -163,7 +164,7 @@ def test_a_group_that_lost_an_image_is_done_again(tmp_path: Path, damage: str) -
     file.unlink()
     if damage == "cut":
         file.write_bytes(content[:-1])
-    assert sorted(RunDirectory(tmp_path, IDENTITY).committed()) == [1]
+    assert sorted(RunDirectory(tmp_path, IDENTITY).committed(PLAN)) == [1]
 
 
 def test_records_name_every_image(tmp_path: Path) -> None:
@@ -178,7 +179,8 @@ def test_finish_derives_the_rest(tmp_path: Path) -> None:
     assert run.finished() is None
     watch = Stopwatch()
     watch.seconds["open"], watch.waits["write"] = 1.23456, 0.5
-    summary = run.finish([], watch)
+    run.keep_plan(PLAN)
+    summary = run.finish(PLAN, [], watch)
     assert (summary["images"], summary["classes"], summary["seconds"]) == (6, 3, {"open": 1.235})
     assert summary["waits"] == {"write": 0.5}
     assert run.finished() == summary
@@ -188,11 +190,10 @@ def test_finish_derives_the_rest(tmp_path: Path) -> None:
 def test_the_plan_is_kept(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, IDENTITY)
     run.begin()
-    assert (run.plan(), run.whole()) == (None, False)
+    assert (run.saved_plan(), run.finished()) == (None, None)
     plan = make_plan(range(3), 2, Batches(generate=4), threads=1)
-    run.keep_plan(plan.to_json())
-    assert Plan.from_json(RunDirectory(tmp_path, IDENTITY).plan() or {}) == plan
-    assert not run.whole()
+    run.keep_plan(plan)
+    assert RunDirectory(tmp_path, IDENTITY).saved_plan() == plan
 
 
 def test_another_config_is_refused_and_the_difference_named(tmp_path: Path) -> None:
@@ -220,5 +221,5 @@ def test_what_a_run_was_made_from(tmp_path: Path) -> None:
     for foreign in ("[]", "{}", '{"architectures": []}'):
         (tmp_path / "config.json").write_text(foreign)
         assert source_of(tmp_path) is None
-    (tmp_path / "config.json").write_text(json.dumps(IDENTITY))
+    write_state(tmp_path / "config.json", CONFIG, IDENTITY)
     assert source_of(tmp_path) == "d"
