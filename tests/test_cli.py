@@ -35,6 +35,7 @@ from safetensors.numpy import load_file
 
 from d4m_fast import cli, pipeline
 from d4m_fast.data.run import RunDirectory
+from d4m_fast.data.state import SUMMARY, require_state
 from d4m_fast.data.stream import Stream
 
 Distill = Callable[..., Ran]
@@ -92,7 +93,8 @@ def test_the_run_documents_itself(finished: Finished) -> None:
     with Image.open(finished.run / "preview.png") as sheet:
         assert sheet.height == 3 * 64
     assert (finished.run / "quarantine.jsonl").read_text() == ""
-    assert json.loads((finished.run / "summary.json").read_text()) == finished.ran.json
+    summary = require_state(finished.run / "summary.json", SUMMARY)
+    assert {"run": str(finished.run), **summary} == finished.ran.json
 
 
 def test_json_is_all_there_is_on_stdout(finished: Finished) -> None:

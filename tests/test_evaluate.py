@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from driving import Finished, refused, run_cli
 
+from d4m_fast.data.state import EVALUATION, require_state
+
 QUICK = ("--width", 4, "--seeds", 1, "--workers", 1)
 
 
@@ -29,7 +31,7 @@ def test_both_arms_are_scored_on_the_chosen_classes(run: Path, kind: str) -> Non
     assert {row["arm"] for row in report["rows"]} == {"distilled", "random"}
     assert report["subject"]["images_per_class"] == 2
     assert all(80 < row["mean"] <= 100 for row in report["rows"])  # trousers and bags: chance is 50
-    assert json.loads((run / "evaluation" / f"small-convnet3-w4-{kind}.json").read_text()) == report
+    assert require_state(run / "evaluation" / f"small-convnet3-w4-{kind}.json", EVALUATION) == report
 
 
 def test_a_second_call_repeats_the_kept_report(run: Path) -> None:

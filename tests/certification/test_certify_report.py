@@ -11,6 +11,7 @@ from driving import refused, run_cli
 
 from d4m_fast.certification import report
 from d4m_fast.certification.render import BEGIN, END, insert, markdown
+from d4m_fast.data.state import MACHINE, write_state
 from d4m_fast.planning.gpus import GPUS, gpu_of
 
 H100 = "NVIDIA H100 80GB HBM3 (sm90)"
@@ -112,7 +113,7 @@ def test_a_cpu_is_named_by_its_processor() -> None:
 
 def test_rendered_into_a_file(tmp_path: Path) -> None:
     found, readme = tmp_path / "certify.json", tmp_path / "README.md"
-    found.write_text(json.dumps(certificate()))
+    write_state(found, MACHINE, certificate())
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     assert run_cli("certify", "--render", found).out == markdown(certificate()) + "\n"
     for _ in range(2):
@@ -123,7 +124,7 @@ def test_rendered_into_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", f"{END}{BEGIN}", BEGIN, f"{BEGIN}{END}{BEGIN}{END}"])
 def test_a_file_without_the_markers_is_left_alone(tmp_path: Path, text: str) -> None:
     found, readme = tmp_path / "certify.json", tmp_path / "README.md"
-    found.write_text(json.dumps(certificate()))
+    write_state(found, MACHINE, certificate())
     readme.write_text(text)
     refused(run_cli("certify", "--render", found, "--into", readme), 1, "README.md", BEGIN)
     assert readme.read_text() == text
@@ -132,10 +133,9 @@ def test_a_file_without_the_markers_is_left_alone(tmp_path: Path, text: str) -> 
 
 def test_what_is_no_certificate_is_refused(tmp_path: Path) -> None:
     refused(run_cli("certify", "--render", tmp_path / "none"), 1, "not there")
-    (tmp_path / "x.json").write_text("[]")
-    refused(run_cli("certify", "--render", tmp_path / "x.json"), 1, "not a certificate")
-    (tmp_path / "x.json").write_text("{")
-    refused(run_cli("certify", "--render", tmp_path / "x.json"), 5, "damaged")
+    for text in ("[]", "{", "", json.dumps(certificate())):
+        (tmp_path / "x.json").write_text(text)
+        refused(run_cli("certify", "--render", tmp_path / "x.json"), 5, "damaged")
 
 
 def test_a_certificate_calibrates_plan(tmp_path: Path) -> None:
