@@ -54,9 +54,11 @@ def insert(text: str, into: Path) -> None:
         DataError: no such file, or it does not have each marker once, in order.
     """
     try:
-        whole = into.read_text(encoding="utf-8")
+        whole = files.read_regular(into).decode()
     except OSError as error:
         raise DataError(f"--into {into}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"--into {into}: not UTF-8 text (byte {error.start})") from error
     before, _, rest = whole.partition(BEGIN)
     _, _, after = rest.partition(END)
     if (whole.count(BEGIN), rest.count(END), whole.count(END)) != (1, 1, 1):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from d4m_fast.data.state import read_json
 from d4m_fast.errors import ModelError
 
 INDEX = "model_index.json"
@@ -153,8 +154,8 @@ def _present(file: Path) -> bool:
 def _read(path: Path, name: str) -> Config:
     file = path / name
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        config = read_json(file)
+    except ValueError as error:
         raise ModelError(f"{file}: not JSON ({error})") from error
     if not isinstance(config, dict):
         raise ModelError(f"{file}: not a config (no table of fields)")

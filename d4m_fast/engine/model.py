@@ -9,6 +9,7 @@ from pathlib import Path
 
 from d4m_fast.config import require
 from d4m_fast.data.dataset import BUNDLED
+from d4m_fast.data.files import open_regular
 from d4m_fast.engine.compatibility import CONFIGS, INDEX, read_configs, require_vocabulary
 from d4m_fast.engine.hub import fetch, is_hub_id
 from d4m_fast.engine.weights import WEIGHTS, WeightFiles, choose_weights
@@ -144,6 +145,6 @@ def open_model(name: str, revision: str | None = None) -> Model:
 def _digest(root: Path, files: set[Path]) -> str:
     whole = hashlib.sha256()
     for file in sorted(files):
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             whole.update(f"{file.relative_to(root)}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()

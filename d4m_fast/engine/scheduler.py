@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from d4m_fast.config import Scheduler
+from d4m_fast.data.state import read_json
 from d4m_fast.engine.libraries import one_line, refusing
 from d4m_fast.errors import PreflightError
 
@@ -45,7 +45,7 @@ def open_scheduler(model: Path, name: Scheduler, strength: float) -> Any:
 
 def scheduler_class(model: Path) -> str:
     """Return the class that diffusers would load: the pipeline's index decides, not the scheduler's own config."""
-    index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(model / "model_index.json")
     return str(index["scheduler"][1])
 
 
@@ -105,7 +105,7 @@ def _class(name: str) -> Any:
 
 
 def _config(model: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((model / CONFIG).read_text(encoding="utf-8"))
+    config: dict[str, Any] = read_json(model / CONFIG)
     return config
 
 

@@ -9,7 +9,6 @@ Full precision goes before half. Weights that may be meant as well must agree wi
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from d4m_fast.data.state import read_json
 from d4m_fast.engine.libraries import one_line
 from d4m_fast.errors import ModelError
 
@@ -173,8 +173,8 @@ def _read_index(file: Path) -> dict[str, str]:
     """Return the name of the shard that holds each tensor."""
     _require_content(file)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = read_json(file)
+    except ValueError as error:
         raise ModelError(f"{file}: not JSON ({one_line(error)}); save the model again") from error
     places = value.get("weight_map") if isinstance(value, dict) and isinstance(value.get("metadata"), dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from d4m_fast.data import files
+from d4m_fast.data.state import read_json
 from d4m_fast.errors import ModelError
 from d4m_fast.evaluation.convnet import ConvNet
 
@@ -82,7 +84,7 @@ def open_teacher(name: str, classes: Sequence[str]) -> ConvNet:
     """
     folder = teacher_folder(name)
     teacher = load_teacher(folder)
-    known = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["classes"]
+    known = read_json(folder / CONFIG)["classes"]
     if name == BUNDLED and list(classes) != known:
         raise ModelError("the bundled teacher knows Fashion-MNIST's classes only; give --teacher, or --label-kind hard")
     return teacher
@@ -95,13 +97,13 @@ def teacher_folder(name: str) -> Path:
 
 def weights_sha256(name: str) -> str:
     """SHA-256 of a teacher's weights."""
-    with (teacher_folder(name) / WEIGHTS).open("rb") as file:
+    with files.open_regular(teacher_folder(name) / WEIGHTS) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_config(path: Path) -> ConvNet:
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path)
         if config["norm"] not in ("batch", "instance"):
             raise ValueError(f"norm {config['norm']!r}")
         width, depth, size = (int(config[key]) for key in ("width", "depth", "image_size"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from d4m_fast.data.state import read_json
 from d4m_fast.errors import DataError
 from d4m_fast.planning.cost import Share
 from d4m_fast.planning.gpus import Gpu
@@ -58,7 +58,7 @@ def read_profile(file: Path, gpu: Gpu, engine: str, precision: str) -> tuple[dic
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = read_json(file)
     except (OSError, ValueError) as error:
         raise DataError(f"--calibrate {file}: cannot be read as a profile ({error})") from error
     if not isinstance(value, dict) or not isinstance(value.get("stages"), dict):

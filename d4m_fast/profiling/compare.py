@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from d4m_fast.data.state import read_json
 from d4m_fast.errors import DataError
 from d4m_fast.profiling.request import ProfileRequest
 
@@ -56,7 +57,7 @@ def read_older(file: Path) -> dict[str, Any]:
         DataError: not such a file.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = read_json(file)
         rates = _rates(value)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"--against {file}: cannot be read as a profile ({error!r}); make it with --json") from error
