@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from d4m_fast.data import latents as module
+from d4m_fast.data.latent_files import LatentFiles
 from d4m_fast.data.latents import EncodedBatch, Failure, LatentStore
 from d4m_fast.data.records import Item
+from d4m_fast.data.state import LATENTS, require_state
 from d4m_fast.data.stream import Stream
 from d4m_fast.data.timing import Stopwatch
 from d4m_fast.data.workers import Workers
@@ -128,6 +130,37 @@ def test_crash_between_the_last_checkpoint_and_the_index(tmp_path: Path, monkeyp
     assert fill(again, batches([])) == 0
     assert again.complete
     assert_right(again, 7, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("damage", ["zero", "bit", "cut"])
+def test_rows_changed_after_a_checkpoint_are_found_when_the_pass_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
+    assert fill(LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE), batches(ITEMS), stop_after=1) == 1
+    file, row = tmp_path / "00000.npy", 2 * 18
+    data = bytearray(file.read_bytes())
+    if damage == "zero":
+        data[-4 * row : -3 * row] = bytes(row)
+    elif damage == "bit":
+        data[-4 * row] ^= 1
+    file.write_bytes(data[:-1] if damage == "cut" else data)
+    with pytest.raises(DamageError, match=r"00000\.npy: damaged"):
+        LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
+
+
+def test_rows_written_after_the_last_checkpoint_are_nobody_s_business(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that was killed may have written more than it says; an image may be damaged by now."""
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", -1.0)
+    assert fill(LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE), batches(ITEMS), stop_after=1) == 1
+    LatentFiles.from_json(tmp_path, require_state(tmp_path / "progress.json", LATENTS)).write(
+        7, 3, np.ones((1, *SHAPE), np.float16)
+    )
+    store = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
+    fill(store, batches(ITEMS[store.position :], bad={"7/3"}))
+    assert_right(LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE), 7, [0, 1, 2])
 
 
 def test_out_of_memory_halves_the_batch_and_is_kept_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
