@@ -113,7 +113,9 @@ class RunDirectory:
         """With one call of the system: large runs ask for tens of thousands of files when they go on."""
         try:
             found = os.stat(f"{self.path}/{row['file']}")
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno in files.PASSING:
+                raise
             return False
         return stat.S_ISREG(found.st_mode) and found.st_size == row["bytes"]
 

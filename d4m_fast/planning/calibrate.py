@@ -39,7 +39,10 @@ def read_profile(file: Path, gpu: Gpu, engine: str, precision: str) -> tuple[dic
     value = _load(file)
     device = _device(value)
     own = gpu.name.split()[0] in device
-    peak = gpu.flops[value.get("precision", precision)] if own else None
+    measured_in = value.get("precision", precision)
+    if measured_in not in tuple(gpu.flops):
+        raise DataError(f"--calibrate {file}: precision is {measured_in!r}, not one of {', '.join(gpu.flops)}")
+    peak = gpu.flops[measured_in] if own else None
     source = f"measured, {file.name}" if own or not device else f"measured, {file.name}, on {device}"
     shares = {}
     for stage in STAGES:
