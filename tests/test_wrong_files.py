@@ -144,15 +144,18 @@ def test_given_by_the_user(tmp_path: Path, command: tuple[str, ...], special: st
     assert_said(run_cli(*(part.replace("FILE", str(file)) for part in command)))
 
 
+WRONG: tuple[Any, ...] = (None, [], {}, "x", -1, True)
+
+
 def mistyped(value: Any) -> Iterator[Any]:
     """The value with one key missing, or of another type."""
     if isinstance(value, dict):
         for key in value:
             yield {name: kept for name, kept in value.items() if name != key}
-            yield from ({**value, key: wrong} for wrong in (None, [], {}, "x", -1, True))
+            yield from ({**value, key: wrong} for wrong in WRONG)
             yield from ({**value, key: below} for below in mistyped(value[key]))
     elif isinstance(value, list):
-        yield from ([wrong, *value[1:]] for wrong in (None, [], "x"))
+        yield from ([wrong, *value[1:]] for wrong in WRONG)
         for i, entry in enumerate(value):
             yield from ([*value[:i], below, *value[i + 1 :]] for below in mistyped(entry))
 

@@ -108,9 +108,7 @@ def _from_config(path: Path) -> ConvNet:
             raise ValueError(f"norm {config['norm']!r}")
         width, depth, size = (int(config[key]) for key in ("width", "depth", "image_size"))
         if min(width, depth, size >> depth, len(config["classes"])) < 1:
-            raise ValueError(
-                "width, depth and classes must be at least 1, and image_size so large that a pixel is left"
-            )
+            raise ValueError("width, depth and classes must be at least 1, and a pixel of image_size be left")
         return ConvNet(len(config["classes"]), width=width, depth=depth, norm=config["norm"], image_size=size)
     except OSError as error:
         raise ModelError(f"{path}: the teacher's config cannot be read ({_line(error)})") from error
