@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from d4m_fast.certification.request import Request
 from d4m_fast.data import files
 from d4m_fast.data.records import ClassInfo, Prototypes
+from d4m_fast.data.state import REFERENCE, read_state, write_state
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.signature import COMPONENTS, Component
@@ -23,7 +23,7 @@ from d4m_fast.export import parity
 from d4m_fast.export.judge import GUIDANCE
 from d4m_fast.export.probe import Probe, probe
 
-FILE = "reference.safetensors"
+FILE, SEAL = "reference.safetensors", "reference.json"
 CPU = torch.device("cpu")
 
 
@@ -78,7 +78,7 @@ def make_reference(request: Request) -> Reference:
     for component in COMPONENTS:
         runtime = networks.runtime(component)
         parity.compare(component, runtime, runtime, found.calls[component], batches(request.images), GUIDANCE)
-    _write(request.folder / FILE, found, answers)
+    _write(request.folder, found, answers)
     return Reference(found, networks)
 
 
@@ -87,15 +87,18 @@ def read_reference(request: Request) -> Reference:
 
     Raises:
         ModelError: nothing there.
+        DamageError: it is not what was written.
     """
-    from safetensors import safe_open
+    from safetensors.torch import load
 
-    path = request.folder / FILE
-    if not path.is_file():
-        raise ModelError(f"{path}: not there; the step 'reference' makes it")
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        infos = [ClassInfo(**info) for info in json.loads(file.metadata()["classes"])]
+    sealed = read_state(request.folder / SEAL, REFERENCE)
+    if sealed is None:
+        raise ModelError(f"{request.folder / FILE}: not there; the step 'reference' makes it")
+    with REFERENCE.reading(request.folder / FILE):
+        data = files.read_regular(request.folder / FILE)
+    if hashlib.sha256(data).hexdigest() != sealed["sha256_of"][FILE]:
+        raise REFERENCE.damage(request.folder / FILE, "its SHA-256 is another than recorded")
+    tensors, infos = load(data), [ClassInfo(**info) for info in sealed["classes"]]
     answers = {name: x for name, x in tensors.items() if name.startswith("answers/")}
     return Reference(_probe(tensors, infos), _memorised(request, answers))
 
@@ -105,7 +108,7 @@ def _memorised(request: Request, answers: dict[str, torch.Tensor]) -> Networks:
     return eager.with_runtimes(lambda c: Memo(c, answers, lambda: eager.runtime(c)))
 
 
-def _write(path: Path, found: Probe, answers: Mapping[str, torch.Tensor]) -> None:
+def _write(folder: Path, found: Probe, answers: Mapping[str, torch.Tensor]) -> None:
     from safetensors.torch import save
 
     calls = {
@@ -118,7 +121,8 @@ def _write(path: Path, found: Probe, answers: Mapping[str, torch.Tensor]) -> Non
     classes = [{"id": p.info.id, "folder": p.info.folder, "prompt": p.info.prompt} for p in found.prototypes]
     tensors = {**calls, **centroids, **answers, "images": torch.from_numpy(found.images)}
     apart = {name: x.contiguous().clone() for name, x in tensors.items()}  # shared memory is refused
-    files.write_bytes(path, save(apart, {"classes": json.dumps(classes)}))
+    sha256 = files.write_bytes(folder / FILE, save(apart))
+    write_state(folder / SEAL, REFERENCE, {"classes": classes, "sha256_of": {FILE: sha256}})
 
 
 def _probe(tensors: Mapping[str, torch.Tensor], infos: Sequence[ClassInfo]) -> Probe:

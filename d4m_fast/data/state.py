@@ -82,6 +82,7 @@ LATENTS = Schema("latents", 1, _ENCODE)
 CERTIFICATE = Schema("certificate", 1, _EXPORT)
 EVALUATION = Schema("evaluation", 1, "remove {file} and evaluate again")
 STEP = Schema("certification step", 1, "remove {file} and run d4m-fast certify again")
+REFERENCE = Schema("reference", 1, "remove {folder} and run d4m-fast certify again")
 MACHINE = Schema("machine certificate", 1, "run d4m-fast certify again")
 
 

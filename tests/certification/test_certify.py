@@ -29,7 +29,7 @@ from mutants import (
     swapped_halves,
 )
 
-from d4m_fast.certification import engines, request, speed, steps
+from d4m_fast.certification import engines, reference, request, speed, steps
 from d4m_fast.certification.agreement import agree
 from d4m_fast.certification.engines import Engine
 from d4m_fast.certification.reference import Memo, Reference, read_reference
@@ -338,6 +338,21 @@ def test_the_cpu_is_asked_once(certified: Path, base: tuple[object, ...]) -> Non
     again = Reference(kept.probe, kept.networks.with_runtimes(closed))
     engine = Engine("torch", "fp32")
     assert agree(engine, engines.open_engine(engine, asked), again, asked).checks[1].passed
+
+
+def test_a_changed_reference_is_refused(certified: Path, base: tuple[object, ...], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(certified / "out", tmp_path / "out"))
+    asked = prepare_certification(
+        CertifyConfig(str(base[2]), str(base[4]), images=2, threads=1), certified / "art", out
+    )
+    data = bytearray((out / reference.FILE).read_bytes())
+    data[-1] ^= 1
+    (out / reference.FILE).write_bytes(data)
+    with pytest.raises(DamageError, match=r"reference\.safetensors: damaged"):
+        read_reference(asked)
+    (out / reference.SEAL).unlink()
+    with pytest.raises(ModelError, match="the step 'reference' makes it"):
+        read_reference(asked)
 
 
 def test_a_missing_extra_is_said(certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
