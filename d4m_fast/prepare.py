@@ -135,8 +135,9 @@ class Job:
     def encoded_with(self, artifacts: Path) -> int | None:
         """Images per batch of such latents as are there, whole ones first; None if there are none."""
         name = self.latents_path(artifacts, 0, self.threads).name.removesuffix("0")
-        found = (artifacts / "latents").glob(f"{name}*")
-        ranked = sorted(found, key=lambda path: (not (path / "index.json").is_file(), path.name))
+        folders = (artifacts / "latents").glob(f"{name}[0-9]*")
+        ours = (path for path in folders if path.name.removeprefix(name).isdecimal())
+        ranked = sorted(ours, key=lambda path: (not (path / "index.json").is_file(), path.name))
         return int(ranked[0].name.removeprefix(name)) if ranked else None
 
     @property
