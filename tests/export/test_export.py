@@ -18,6 +18,7 @@ from driving import CLASSES, Finished, Ran, refused, run_cli, write_photos
 from PIL import Image
 
 from d4m_fast.config import ExportConfig
+from d4m_fast.data.state import CERTIFICATE, require_state, write_state
 from d4m_fast.engine.artifacts import catalogue
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.ort import open_ort
@@ -58,9 +59,9 @@ def change(artifacts: Path) -> Change:
 
     def edit(how: Callable[[dict[str, Any]], object]) -> None:
         (file,) = artifacts.rglob("certificate.json")
-        certificate = json.loads(file.read_text())
+        certificate = require_state(file, CERTIFICATE)
         how(certificate)
-        file.write_text(json.dumps(certificate))
+        write_state(file, CERTIFICATE, certificate)
 
     return edit
 
@@ -211,7 +212,7 @@ def test_a_class_without_images(tmp_path: Path, tiny_model: Path) -> None:
 def test_something_else_in_place_of_a_certificate(artifacts: Path, distill: Callable[..., Ran]) -> None:
     (file,) = artifacts.rglob("certificate.json")
     file.write_text("{}")
-    refused(distill("--engine", "onnx"), 5, "not a certificate")
+    refused(distill("--engine", "onnx"), 5, "certificate.json: damaged")
 
 
 def test_no_export_is_one_line(distill: Callable[..., Ran]) -> None:
