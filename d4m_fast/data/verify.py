@@ -14,6 +14,7 @@ from PIL import Image
 from d4m_fast.config import fingerprint
 from d4m_fast.data import files
 from d4m_fast.data.image_files import PILLOW_OF
+from d4m_fast.data.locks import locked
 from d4m_fast.data.plan import Plan
 from d4m_fast.data.run import essence
 from d4m_fast.errors import DamageError, DataError, RunDirectoryError
@@ -84,7 +85,7 @@ def verify(run: Path, *, deep: bool = False, repair: bool = False) -> Verdict:
         raise DataError(f"{run}: no such run directory; give one that d4m-fast distill made")
     if not (run / "config.json").is_file():
         raise RunDirectoryError(f"{run}: not a run of ours (no config.json); give one that d4m-fast distill made")
-    with files.locked(run):
+    with locked(run, read_only=not repair):
         verdict = _Check(run, deep).verdict()
         return _repaired(verdict) if repair and verdict.findings else verdict
 

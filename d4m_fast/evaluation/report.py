@@ -116,9 +116,14 @@ def kept(run: Path, subject: Subject) -> list[Result] | None:
     """Results of an earlier evaluation of the same subject, of which a new one would be a repetition."""
     file = subject.file(run)
     report = files.read_json(file) if file.is_file() else {}
-    if report.get("subject") != to_json(subject, [])["subject"]:
+    if _what(report.get("subject", {})) != _what(to_json(subject, [])["subject"]):
         return None
     return [Result(**result) for result in report["results"]]
+
+
+def _what(subject: dict[str, Any]) -> dict[str, Any]:
+    """A subject without its directory, which may have been moved."""
+    return {name: value for name, value in subject.items() if name != "run"}
 
 
 def table(results: Iterable[Result]) -> Table:

@@ -16,6 +16,7 @@ import torch
 
 from d4m_fast import __version__
 from d4m_fast.data import files
+from d4m_fast.data.locks import locked
 from d4m_fast.data.stream import Stream
 from d4m_fast.engine.artifacts import CERTIFICATE, REJECTED, Artifact, digests, find, versions
 from d4m_fast.engine.networks import Networks, open_networks
@@ -69,7 +70,7 @@ def certify(job: ExportJob) -> Stream[str]:
 
 
 def _export(job: ExportJob, say: Say) -> Iterator[str]:
-    with files.locked(files.make_directory(job.path)), _one_build(job):
+    with locked(files.make_directory(job.path)), _one_build(job):
         (job.path / CERTIFICATE).unlink(missing_ok=True)
         _sweep(job.path)
         reference, recorded = _reference(job)
@@ -95,12 +96,12 @@ def _one_build(job: ExportJob) -> Iterator[None]:
     if job.api is None:
         yield
         return
-    with files.locked(files.make_directory(job.artifacts / "engines" / f".building-on-{platform.node()}")):
+    with locked(files.make_directory(job.artifacts / "engines" / f".building-on-{platform.node()}")):
         yield
 
 
 def _certify(job: ExportJob, certificate: dict[str, Any]) -> Iterator[str]:
-    with files.locked(job.path):
+    with locked(job.path):
         reference, recorded = _reference(job)
         yield "reference"
         yield from _judged(job, certificate, reference, recorded)
