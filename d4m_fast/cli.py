@@ -36,12 +36,23 @@ from d4m_fast.console import (
 from d4m_fast.endings import debugging, ending_of, report_unexpected
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGHUP, EXIT_SIGTERM, PreflightError, UsageError
 from d4m_fast.options import auto_or_number, chosen, generation, of_config, shared
+from d4m_fast.preflight import require_machine
 
 if TYPE_CHECKING:
     from d4m_fast.evaluation.report import LabelKind, Result, Subject
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Group(click.Group):
+    """Click takes any broken pipe for stdout's, and ends with 1 and no word; stdout's is an OutputError here."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise PreflightError(f"broken pipe: a process that was written to has ended ({error})") from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="d4m-fast")
 def cli() -> None:
     """Distill image datasets with diffusion (D4M, Su et al., CVPR 2024), fast and reproducibly.
@@ -61,6 +72,7 @@ def cli() -> None:
     be printed, 70 unexpected (the line says where its traceback is; D4M_DEBUG=1 shows it), 129, 130 and 143
     interrupted, 141 nobody reads the result.
     """
+    require_machine()
 
 
 @cli.command()

@@ -78,21 +78,11 @@ def _of_system(error: OSError) -> Ending:
     """One of a named path is the user's to mend, exit code 1, unless its kind is the machine's; one of none, too."""
     if error.errno is None:
         return Ending(f"error: {_words(error)}", D4MError.exit_code)
-    if error.filename is None and error.errno == errno.ENOENT and not _has_directory():
-        return Ending("error: the current directory is gone; change to one that is there", PreflightError.exit_code)
     place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     code = PreflightError.exit_code if error.errno in _MACHINE or not place else D4MError.exit_code
     advice = _MACHINE.get(error.errno, _PATH.get(error.errno, "check it"))
     said = os.strerror(error.errno) if error.strerror is None else error.strerror
     return Ending(f"error: {place}{said}; {advice}", code)
-
-
-def _has_directory() -> bool:
-    try:
-        os.getcwd()
-    except OSError:
-        return False
-    return True
 
 
 def _of_exhaustion(error: BaseException) -> Ending | None:

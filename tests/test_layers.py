@@ -30,7 +30,7 @@ LAYERS = (
     ("engine.model", "engine.hub", "engine.trt_api", "engine.unet", "engine.compatibility"),
     ("engine.schedule", "engine.scheduler", "engine.linearity", "engine.stepping", "engine.weights"),
     ("engine.signature", "engine.libraries", "kernels", "data"),
-    ("config", "streams"),
+    ("config", "streams", "preflight"),
     ("errors", "allocator"),
 )
 FREE = ("", "__init__")  # the version

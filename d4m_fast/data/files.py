@@ -105,7 +105,7 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
 def write_json_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
@@ -113,7 +113,7 @@ def write_json_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
 
 
 def json_lines(values: Iterable[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values).encode()
+    return "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values).encode(errors="backslashreplace")
 
 
 def remove(path: Path) -> None:
