@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from d4m_fast import __version__
+from d4m_fast import __version__, streams
 from d4m_fast.commands.certify import certify
 from d4m_fast.commands.doctor import doctor
 from d4m_fast.commands.export import export
@@ -19,15 +22,37 @@ from d4m_fast.commands.plan import plan as plan_command
 from d4m_fast.commands.profile import profile
 from d4m_fast.commands.verify import verify
 from d4m_fast.config import DistillConfig
-from d4m_fast.console import Progress, Sized, distilled_text, say_result, say_weights, text, track
-from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGINT, EXIT_SIGTERM, D4MError, UsageError
+from d4m_fast.console import (
+    Notices,
+    Progress,
+    Sized,
+    distilled_lines,
+    lines_of,
+    say,
+    say_result,
+    say_weights,
+    track,
+)
+from d4m_fast.endings import debugging, ending_of, report_unexpected
+from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGHUP, EXIT_SIGTERM, PreflightError, UsageError
 from d4m_fast.options import auto_or_number, chosen, generation, of_config, shared
+from d4m_fast.preflight import require_machine
 
 if TYPE_CHECKING:
     from d4m_fast.evaluation.report import LabelKind, Result, Subject
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Group(click.Group):
+    """Click takes any broken pipe for stdout's, and ends with 1 and no word; stdout's is an OutputError here."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise PreflightError(f"broken pipe: a process that was written to has ended ({error})") from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="d4m-fast")
 def cli() -> None:
     """Distill image datasets with diffusion (D4M, Su et al., CVPR 2024), fast and reproducibly.
@@ -43,8 +68,11 @@ def cli() -> None:
 
     \b
     Exit codes: 0 done, 1 failed, 2 usage, 3 finished with quarantined images, 4 run directory of another
-    config or in use, 5 damaged artifact or run, 6 no disk, permission, device or extra, 130 and 143 interrupted.
+    config or in use, 5 damaged artifact or run, 6 no disk, memory, permission, device or extra, or the result cannot
+    be printed, 70 unexpected (the line says where its traceback is; D4M_DEBUG=1 shows it), 129, 130 and 143
+    interrupted, 141 nobody reads the result.
     """
+    require_machine()
 
 
 @cli.command()
@@ -95,13 +123,14 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
     with watch("open"):
         job = prepare(config, artifacts=cache, run=out)
     if not quiet:
-        click.echo(f"engine: {job.engine_reason}", err=True)
-        click.echo(f"preset: {job.preset_line}", err=True)
+        say(f"engine: {job.engine_reason}")
+        say(f"preset: {job.preset_line}")
     say_weights(job.model.weights_line, quiet)
     run = job.default_run() if out is None else out
     require_disk(job, run, cache)
     summary = pipeline.distill(job, run, cache, watch, Progress(quiet))
-    say_result(summary, as_json, lambda: distilled_text(summary))
+    summary = {**summary, "run": str(run)}  # where it lies now: one that was moved has the old path on record
+    say_result(summary, as_json, lambda: distilled_lines(summary))
     if summary["quarantined"]:
         sys.exit(EXIT_QUARANTINED)
 
@@ -130,12 +159,23 @@ def evaluate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     from d4m_fast.evaluation import report
 
     subject, train = _students(run, **options)
-    results = report.kept(run, subject)
-    if results is None:
-        results = list(track("students", train(), quiet))
-        report.keep(run, subject, results)
+    kept = report.kept(run, subject)
+    results = list(track("students", train(), quiet)) if kept is None else kept
     value = report.to_json(subject, results)
-    say_result(value, as_json, lambda: f"{subject.title}\n{text(report.table(results))}")
+    try:
+        say_result(value, as_json, lambda: [subject.title, *lines_of(report.table(results))])
+    finally:  # hours of training are not lost where they cannot be kept, nor where they cannot be printed
+        if kept is None:
+            _keep_results(run, subject, results)
+
+
+def _keep_results(run: Path, subject: Subject, results: Sequence[Result]) -> None:
+    from d4m_fast.evaluation import report
+
+    try:
+        report.keep(run, subject, results)
+    except PreflightError as error:
+        say(f"the results are not kept: {error}")
 
 
 def _students(
@@ -208,22 +248,64 @@ cli.add_command(profile)
 cli.add_command(verify)
 
 
-def _stop(*_: object) -> NoReturn:
-    sys.exit(EXIT_SIGTERM)
+def _stop(number: int, _: object) -> NoReturn:
+    sys.exit({signal.SIGTERM: EXIT_SIGTERM, signal.SIGHUP: EXIT_SIGHUP}[signal.Signals(number)])
 
 
 def main() -> NoReturn:
-    """Run the command line; every failure we know is one line and its exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    """Run the command line; every failure is one line and its exit code."""
+    if streams.install():
+        _keep_tracebacks_off_stderr()
+    logging.basicConfig(level=logging.WARNING, handlers=[Notices()])
     signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _stop)
     try:
-        sys.exit(cli.main(standalone_mode=False))
-    except click.ClickException as error:
-        error.show()
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        for line in error.format_message().splitlines():
+            say(line)
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; run the same command to go on", err=True)
-        sys.exit(EXIT_SIGINT)
-    except D4MError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    # The one place where everything is caught: whatever else comes out of a command is a defect of ours, to be told in
+    # one line that says where its traceback is. SystemExit passes.
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(_end(error))
+
+
+def _end(error: BaseException) -> int:
+    """Say how the command ends; returns its exit code."""
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process, without a traceback
+    if debugging():
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            say(line)
+    known = ending_of(error)
+    ending = report_unexpected(error) if known is None else known
+    say(ending.line)
+    return ending.code
+
+
+def _keep_tracebacks_off_stderr() -> None:
+    """What happens in other threads, in destructors and in log handlers ends no command, so it is no more than a line.
+
+    Of this process alone, not of one that calls `main` and has hooks of its own.
+    """
+    logging.raiseExceptions = False
+    if not debugging():
+        sys.unraisablehook = _pass_on
+        threading.excepthook = lambda args: say(f"a thread ended: {args.exc_type.__name__}: {args.exc_value}")
+
+
+def _pass_on(dropped: sys.UnraisableHookArgs) -> None:
+    """An interruption that reached a destructor or an import's callback, where Python drops it, comes once more."""
+    if isinstance(dropped.exc_value, KeyboardInterrupt):
+        number = int(signal.SIGINT)
+    elif isinstance(dropped.exc_value, SystemExit) and dropped.exc_value.code in (EXIT_SIGHUP, EXIT_SIGTERM):
+        number = int(dropped.exc_value.code) - 128  # as shells number them
+    else:
+        return
+    again = threading.Timer(0.01, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()

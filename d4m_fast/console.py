@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
 import click
+
+from d4m_fast.streams import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,6 +23,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 LINE_SECONDS = 10.0
+# Read when the libraries are imported, and by the processes that are started.
+_HUSHING = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 
 class Sized(Protocol[T_co]):
@@ -27,13 +43,52 @@ class Sized(Protocol[T_co]):
     def __iter__(self) -> Iterator[T_co]: ...
 
 
-def text(table: Table) -> str:
+def lines_of(table: Table) -> list[str]:
+    """A table for the terminal; brackets and colons in its cells stand for themselves, not for styles and emoji."""
     from rich.console import Console
 
-    console = Console(width=100)
+    console = Console(width=100, color_system=None, markup=False, emoji=False, highlight=False)
     with console.capture() as capture:
         console.print(table)
-    return capture.get().rstrip()
+    return capture.get().rstrip().split("\n")
+
+
+def say(line: str) -> None:
+    """A line on stderr; dropped where it cannot be printed."""
+    click.echo(printable(line), file=sys.stderr)
+
+
+class Notices(logging.Handler):
+    """Shows what our modules log, each message once however often its values change, and libraries' warnings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("d4m_fast.data") and record.msg in self._said:
+            return
+        self._said.add(record.msg)
+        say(record.getMessage())
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Nothing of Python's warnings, logs and libraries' progress bars, in this process and in those it starts."""
+    before, disabled = {name: os.environ.get(name) for name in _HUSHING}, logging.root.manager.disable
+    os.environ.update(_HUSHING)
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def track(label: str, items: Sized[T], quiet: bool) -> Iterator[T]:
@@ -44,7 +99,7 @@ def track(label: str, items: Sized[T], quiet: bool) -> Iterator[T]:
         from rich.console import Console
         from rich.progress import track
 
-        yield from track(items, label, len(items), console=Console(stderr=True))
+        yield from track(items, label, len(items), console=Console(file=sys.stderr))
     else:
         yield from _lines(label, items)
 
@@ -62,7 +117,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         if not self.quiet:
-            click.echo(line, err=True)
+            say(line)
 
 
 def _lines(label: str, items: Sized[T]) -> Iterator[T]:
@@ -70,7 +125,7 @@ def _lines(label: str, items: Sized[T]) -> Iterator[T]:
     for count, item in enumerate(items, 1):
         yield item
         if count == len(items) or time.monotonic() - said > LINE_SECONDS:
-            click.echo(f"{label} {count}/{len(items)}", err=True)
+            say(f"{label} {count}/{len(items)}")
             said = time.monotonic()
 
 
@@ -81,7 +136,7 @@ def now_and_then(quiet: bool) -> Callable[[str], None]:
     def listen(line: str) -> None:
         nonlocal said
         if not quiet and time.monotonic() - said > LINE_SECONDS:
-            click.echo(line, err=True)
+            say(line)
             said = time.monotonic()
 
     return listen
@@ -90,14 +145,31 @@ def now_and_then(quiet: bool) -> Callable[[str], None]:
 def say_weights(line: str, quiet: bool) -> None:
     """Show, on stderr, which weight files of a model are loaded, where there is something to say of them."""
     if line and not quiet:
-        click.echo(f"weights: {line}", err=True)
+        say(f"weights: {line}")
 
 
-def say_result(result: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
-    click.echo(json.dumps(result, ensure_ascii=False) if as_json else text())
+def say_result(result: dict[str, Any], as_json: bool, lines: Callable[[], Iterable[str]]) -> None:
+    """Print a result on stdout.
+
+    Raises:
+        OutputError: stdout is closed, full, or read by nobody.
+    """
+    if as_json:
+        click.echo(printable_json(json.dumps(result, ensure_ascii=_is_narrow(sys.stdout))), file=sys.stdout)
+    else:
+        say_lines(lines())
 
 
-def distilled_text(summary: dict[str, Any]) -> str:
+def say_lines(lines: Iterable[str]) -> None:
+    click.echo("\n".join(map(printable, lines)), file=sys.stdout)
+
+
+def _is_narrow(stream: TextIO) -> bool:
+    """Whether there are characters that it cannot encode."""
+    return not (stream.encoding or "utf-8").lower().startswith("utf")
+
+
+def distilled_lines(summary: dict[str, Any]) -> list[str]:
     seconds = ", ".join(f"{stage} {spent:.1f}" for stage, spent in summary["seconds"].items())
     lines = [
         f"{summary['images']} images of {summary['classes']} classes in {summary['run']}/images",
@@ -106,10 +178,10 @@ def distilled_text(summary: dict[str, Any]) -> str:
     ]
     if summary["quarantined"]:
         lines.append(f"{summary['quarantined']} damaged images left out: {summary['run']}/quarantine.jsonl")
-    return "\n".join(lines)
+    return lines
 
 
-def exported_text(certificate: dict[str, Any]) -> str:
+def exported_lines(certificate: dict[str, Any]) -> list[str]:
     parts = certificate["components"].items()
     worst = {name: max(p["relative_l2"] for p in part["parity"]) for name, part in parts}
     images, speed = certificate["images"], certificate["speed"]
@@ -124,4 +196,4 @@ def exported_text(certificate: dict[str, Any]) -> str:
             f"{speed['ratio']:.2f} times PyTorch's images per second at batch {speed['batch']},"
             f" {speed['threads']} threads"
         )
-    return "\n".join([*lines, *certificate["unverified"]])
+    return [*lines, *certificate["unverified"]]

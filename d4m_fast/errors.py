@@ -8,19 +8,42 @@ D4MError                1  the run failed
 ├── UsageError          2  an option or a combination of options makes no sense
 ├── RunDirectoryError   4  the run directory belongs to another config, or is in use
 ├── DamageError         5  an artifact does not match its checksum
-└── PreflightError      6  no disk, no permission, no such device, a missing extra
+├── PreflightError      6  no disk, no permission, no such device, a missing extra
+└── OutputError         6  everything is done and kept, but the result cannot be printed
+    └── ClosedPipeError 141  its reader has gone
 
-Exit code 0 is success, 3 a finished run with quarantined images, 130 and 143 an interrupted one.
+Exit code 0 is success, 3 a finished run with quarantined images, 129, 130 and 143 an interrupted one, and 70 what
+nobody has foreseen, with its traceback in a file. `endings.py` has those of the system's and Python's own errors.
 """
 
 from __future__ import annotations
+
+import errno
+import re
 
 TRIAL = "a trial on random numbers, before anything is encoded"
 """What a NonFiniteError says of networks that were only tried."""
 
 EXIT_QUARANTINED = 3
+EXIT_UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
+EXIT_SIGHUP = 129
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
+
+EXHAUSTED = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate|bad[ _]alloc|bad_array_new_length"
+    r"|could not create a memory|failed to map segment|can't start new thread|too many open files",
+    re.I,
+)
+"""What PyTorch's allocators, oneDNN's, the C++ and Rust libraries, the dynamic loader and Python say when the machine
+gives no memory, thread or file."""
+
+
+def wants_of_machine(error: BaseException) -> bool:
+    """Whether something failed for want of memory, threads or open files, which no other input would mend."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
+        return True
+    return isinstance(error, MemoryError) or EXHAUSTED.search(str(error)) is not None
 
 
 class D4MError(Exception):
@@ -103,3 +126,15 @@ class PreflightError(D4MError):
     """No disk, no permission, no such device, a missing extra."""
 
     exit_code = 6
+
+
+class OutputError(D4MError):
+    """A result cannot be printed on stdout; everything it tells of is done and kept."""
+
+    exit_code = 6
+
+
+class ClosedPipeError(OutputError):
+    """Nobody reads stdout any more, as below `| head -1`; the code is that of a program ended by SIGPIPE."""
+
+    exit_code = 141

@@ -11,6 +11,8 @@ import click
 from click.core import ParameterSource
 
 from d4m_fast.config import PRESETS, UNPROVEN, DistillConfig, Preset, Scheduler
+from d4m_fast.console import hushed
+from d4m_fast.data import files
 from d4m_fast.errors import UsageError
 
 Command = Callable[..., Any]
@@ -70,7 +72,7 @@ def shared(command: Command) -> Command:
     """The options that every command has."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress, no log."),
+        click.option("-q", "--quiet", is_flag=True, callback=_hush, help="No progress, no log, no warnings."),
         click.option(
             "--config",
             type=click.Path(path_type=Path),
@@ -84,15 +86,21 @@ def shared(command: Command) -> Command:
     return command
 
 
+def _hush(context: click.Context, _: click.Parameter, quiet: bool) -> bool:
+    if quiet:
+        context.with_resource(hushed())
+    return quiet
+
+
 def _load(context: click.Context, _: click.Parameter, file: Path | None) -> None:
     if file is None:
         return
     import tomllib
 
     try:
-        text = file.read_text(encoding="utf-8")
+        text = files.read_regular(file).decode()
         values = json.loads(text)["options"] if file.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"--config {file}: cannot be read as options ({error})") from error
     if not isinstance(values, dict):
         raise UsageError(f"--config {file}: its options are not a table")
@@ -100,4 +108,12 @@ def _load(context: click.Context, _: click.Parameter, file: Path | None) -> None
     unknown = sorted(set(values) - {parameter.name for parameter in context.command.params})
     if unknown:
         raise UsageError(f"--config {file}: no such option: {', '.join(unknown)}")
+    wrong = sorted(name for name, value in values.items() if not _is_option_value(value))
+    if wrong:
+        raise UsageError(f"--config {file}: {', '.join(wrong)}: must be a string, a number, true or false")
     context.default_map = values
+
+
+def _is_option_value(value: object) -> bool:
+    """Whether it could have been given as a flag; no flag holds a NUL."""
+    return isinstance(value, (bool, int, float)) or (isinstance(value, str) and "\0" not in value)

@@ -12,6 +12,7 @@ import torch
 from d4m_fast.console import Progress
 from d4m_fast.data import files
 from d4m_fast.data.latents import LatentStore
+from d4m_fast.data.locks import locked
 from d4m_fast.data.plan import Group, Plan, make_plan
 from d4m_fast.data.run import RunDirectory
 from d4m_fast.data.timing import Stopwatch
@@ -36,7 +37,7 @@ def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: P
     Raises:
         D4MError: why the run cannot go on; what is committed stays.
     """
-    with files.locked(files.make_directory(path)):
+    with locked(files.make_directory(path)):
         run = RunDirectory(path, job.identity)
         summary = run.finished()
         if summary is not None:
@@ -94,7 +95,7 @@ class _Distillation:
         """The latents of the source: from the artifacts, or encoded now as far as they are missing."""
         job, fixed = self.job, (plan.encode_batch, plan.threads)
         path = files.make_directory(job.latents_path(self.artifacts, *fixed))
-        with files.locked(path):
+        with locked(path):
             latents = LatentStore(path, job.latents_made_by(*fixed), job.source.items, job.latent_shape)
             while not latents.complete:
                 try:

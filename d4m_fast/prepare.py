@@ -328,6 +328,14 @@ def require_disk(job: Job, run: Path, artifacts: Path) -> None:
 
 
 def default_artifacts() -> Path:
-    """The user's cache directory, by the XDG convention."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "d4m-fast"
+    """The user's cache directory, by the XDG convention: an empty variable is none, a relative one is invalid.
+
+    Raises:
+        PreflightError: the user has none.
+    """
+    cache, home = os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~")
+    if cache and not os.path.isabs(cache):
+        raise PreflightError(f"XDG_CACHE_HOME={cache}: not an absolute path; set one, or give --artifacts")
+    if not cache and (not os.environ.get("HOME", "unset") or not os.path.isabs(home)):
+        raise PreflightError("HOME: names no home directory; set it or XDG_CACHE_HOME, or give --artifacts")
+    return (Path(cache) if cache else Path(home) / ".cache") / "d4m-fast"

@@ -56,7 +56,7 @@ class Finished:
 def run_cli(*args: object) -> Ran:
     """`d4m-fast ARGS` in this process."""
     out, err = io.StringIO(), io.StringIO()
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
     try:
         with (
             mock.patch.object(sys, "argv", ["d4m-fast", *map(str, args)]),
@@ -66,7 +66,8 @@ def run_cli(*args: object) -> Ran:
         ):
             cli.main()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return Ran(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 

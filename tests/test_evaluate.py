@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from driving import Finished, refused, run_cli
+from machine import Machine, run_on
 
 from d4m_fast.data.state import EVALUATION, require_state
 
@@ -61,3 +62,25 @@ def test_a_run_that_is_not_finished_is_not_scored(run: Path, tmp_path: Path) -> 
     half = shutil.copytree(run, tmp_path / "half")
     (half / "summary.json").unlink()
     refused(run_cli("evaluate", half, *QUICK), 4, "this run is not finished; d4m-fast verify prints the command")
+
+
+def test_results_that_cannot_be_kept_are_printed(run: Path, tmp_path: Path) -> None:
+    full = shutil.copytree(run, tmp_path / "full", ignore=shutil.ignore_patterns("evaluation"))
+    (full / "evaluation").touch()
+    ran = run_cli("evaluate", full, *QUICK, "--label-kind", "hard", "--quiet", "--json")
+    assert (ran.code, len(ran.json["results"])) == (0, 2)
+    assert (
+        ran.err == f"the results are not kept: {full / 'evaluation'}: a file is in the way; choose another directory\n"
+    )
+
+
+def test_results_that_cannot_be_printed_are_kept_also_where_the_run_was_moved(run: Path, tmp_path: Path) -> None:
+    whole = shutil.copytree(run, tmp_path / "whole", ignore=shutil.ignore_patterns("evaluation"))
+    args = (*QUICK, "--label-kind", "hard")
+    refused(
+        run_on(Machine(stdout="full"), tmp_path, "evaluate", whole, *args), 6, "stdout: the result cannot be printed"
+    )
+    moved = whole.rename(tmp_path / "moved")
+    ran = run_cli("evaluate", moved, *args)
+    assert (ran.code, "students" in ran.err) == (0, False)
+    assert ran.out.startswith(f"{moved}: ")

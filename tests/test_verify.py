@@ -14,6 +14,7 @@ from PIL import Image
 
 from d4m_fast.data import files
 from d4m_fast.data.commit import write_record
+from d4m_fast.data.locks import locked
 from d4m_fast.data.state import GROUP, SUMMARY, json_lines, require_state, write_state
 
 Damage = Callable[[Path], None]
@@ -168,7 +169,7 @@ def test_a_run_that_is_not_finished(run: Path) -> None:
 def test_what_cannot_be_verified(run: Path, tmp_path: Path) -> None:
     refused(run_cli("verify", tmp_path / "none"), 1, "no such run directory")
     refused(run_cli("verify", tmp_path), 4, "not a run of ours")
-    with files.locked(run):
+    with locked(run):
         refused(run_cli("verify", run), 4, "in use by another run")
     say("plan.json", "{}")(run)
     ran = run_cli("verify", run)

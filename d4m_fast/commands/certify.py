@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from d4m_fast.config import CertifyConfig
-from d4m_fast.console import now_and_then, say_result, say_weights, track
+from d4m_fast.console import now_and_then, say_lines, say_result, say_weights, track
 from d4m_fast.options import shared
 
 if TYPE_CHECKING:
@@ -80,10 +80,10 @@ def certify(
     chosen = choose(known, steps)
     if list_only:
         rows = _rows(request, known, missing)
-        say_result({"steps": rows}, as_json, lambda: "\n".join(f"{name}: {state}" for name, state in rows.items()))
+        say_result({"steps": rows}, as_json, lambda: [f"{name}: {state}" for name, state in rows.items()])
         return
     value = _certify(request, known, chosen, missing, quiet)
-    say_result(value, as_json, lambda: _text(value, out))
+    say_result(value, as_json, lambda: _lines(value, out))
     if not value["passed"]:
         sys.exit(FAILED)
 
@@ -97,12 +97,13 @@ def _certify(
     from d4m_fast.certification.report import certificate, path_of
     from d4m_fast.certification.step import run
     from d4m_fast.data import files
+    from d4m_fast.data.locks import locked
     from d4m_fast.data.state import MACHINE, write_state
     from d4m_fast.engine.runtime import full_fp32
 
     torch.set_num_threads(request.config.threads)
     full_fp32()
-    with files.locked(files.make_directory(request.folder)):
+    with locked(files.make_directory(request.folder)):
         files.sweep(request.folder)
         for _ in track("certify", run(chosen, request.folder), quiet):
             write_state(path_of(request.folder), MACHINE, certificate(request, known, missing))
@@ -122,12 +123,12 @@ def _render(file: Path, into: Path | None) -> None:
 
     text = markdown(read(file))
     if into is None:
-        click.echo(text)
+        say_lines(text.splitlines())
     else:
         insert(text, into)
 
 
-def _text(value: dict[str, Any], out: Path) -> str:
+def _lines(value: dict[str, Any], out: Path) -> list[str]:
     count = sum(len(record["checks"]) for record in value["steps"].values())
     head = "FAILED" if value["failed"] else "certified" if value["complete"] else "certified so far"
     lines = [f"{head}: {count - len(value['failed'])} of {count} checks passed; {out / 'certify.json'}"]
@@ -136,4 +137,4 @@ def _text(value: dict[str, Any], out: Path) -> str:
         lines.append(f"  {name}: {rate}")
     lines += [f"failed: {problem}" for problem in value["failed"]]
     lines += [f"to do: {', '.join(value['to_do'])}"] if value["to_do"] else []
-    return "\n".join([*lines, *(f"not here: {name}: {why}" for name, why in value["not_here"].items())])
+    return [*lines, *(f"not here: {name}: {why}" for name, why in value["not_here"].items())]

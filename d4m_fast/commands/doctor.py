@@ -22,10 +22,10 @@ def doctor(as_json: bool, quiet: bool) -> None:
     from d4m_fast.diagnose import diagnose
 
     found = diagnose()
-    say_result(found, as_json, lambda: _text(found))
+    say_result(found, as_json, lambda: _lines(found))
 
 
-def _text(found: dict[str, Any]) -> str:
+def _lines(found: dict[str, Any]) -> list[str]:
     libraries = [f"  {name} {'not installed' if v is None else v}" for name, v in found["libraries"].items()]
     engines = [
         f"  {name}: {'yes' if engine['available'] else 'no'}, {engine['reason']}"
@@ -33,4 +33,4 @@ def _text(found: dict[str, Any]) -> str:
     ]
     head = f"d4m-fast {found['d4m-fast']}, Python {found['python']}, {found['platform']}"
     machine = f"{found['cores']} cores, {found['threads']} threads; devices: {', '.join(found['devices'])}"
-    return "\n".join([head, machine, "engines:", *engines, "libraries:", *libraries])
+    return [head, machine, "engines:", *engines, "libraries:", *libraries]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from d4m_fast.config import ExportConfig
-from d4m_fast.console import exported_text, now_and_then, say_result, say_weights, text, track
+from d4m_fast.console import exported_lines, lines_of, now_and_then, say_result, say_weights, track
 from d4m_fast.options import shared
 
 
@@ -59,10 +59,12 @@ def export(
         from d4m_fast.export.listing import listing, table
 
         rows = listing(catalogue(cache))
-        say_result({"artifacts": rows}, as_json, lambda: text(table(rows)) if rows else f"nothing exported in {cache}")
+        say_result(
+            {"artifacts": rows}, as_json, lambda: lines_of(table(rows)) if rows else [f"nothing exported in {cache}"]
+        )
         return
     certificate = _export(options, threads, cache, certify_only, quiet)
-    say_result(certificate, as_json, lambda: exported_text(certificate))
+    say_result(certificate, as_json, lambda: exported_lines(certificate))
 
 
 def _export(

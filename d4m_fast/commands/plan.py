@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from d4m_fast.config import SETTINGS, UNPROVEN, DistillConfig
-from d4m_fast.console import say_result, text
+from d4m_fast.console import lines_of, say_result
 from d4m_fast.errors import UsageError
 from d4m_fast.options import chosen, generation, of_config, shared
 
@@ -64,7 +64,7 @@ def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:
     proof = f", preset {settings.preset}: {UNPROVEN}" if settings.unproven else ""
     machine = f"{request.gpus} x {request.gpu.name} ({request.gpu.source}), {request.precision}"
     head = f"{options['model']} on {machine}{_of(options['engine'])}{proof}"
-    say_result(value, as_json, lambda: f"{head}\n{text(report.table(figures, explain))}\n{report.build_text(build)}")
+    say_result(value, as_json, lambda: [head, *lines_of(report.table(figures, explain)), report.build_text(build)])
 
 
 def _of(engine: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from d4m_fast.config import require
-from d4m_fast.console import say_result, text, track
+from d4m_fast.console import lines_of, say, say_result, track
 from d4m_fast.data import files
-from d4m_fast.errors import D4MError
+from d4m_fast.errors import D4MError, PreflightError
 from d4m_fast.options import of_config, shared
 
 if TYPE_CHECKING:
@@ -71,17 +72,17 @@ def profile(
     _check_outputs(trace, plot)
     session = open_session(request, default_artifacts() if artifacts is None else artifacts)
     for job in () if quiet else session.jobs:
-        click.echo(f"engine: {job.engine_reason}", err=True)
+        say(f"engine: {job.engine_reason}")
     for _ in track("profile", session.run(), quiet):
         pass
     value = session.to_json()
-    _write(value, session.events, trace, plot)
     comparison = None if older is None else compare.compare(older, value, floor, request)
     whole = value if comparison is None else {**value, "against": comparison.to_json()}
-    say_result(whole, as_json, lambda: f"{text(report.table(value))}\n{report.notes(value)}")
+    say_result(whole, as_json, lambda: [*lines_of(report.table(value)), *report.notes(value)])
+    _write(value, session.events, trace, plot)
     if comparison is not None:
         for line in report.compared(comparison):
-            click.echo(line, err=True)
+            say(line)
         sys.exit(D4MError.exit_code if comparison.slower or comparison.lost else 0)
 
 
@@ -111,6 +112,8 @@ def _check_outputs(trace: Path | None, plot: Path | None) -> None:
     for file in (trace, plot):
         if file is not None:
             files.make_directory(file.absolute().parent)
+            if os.path.isdir(file):
+                raise PreflightError(f"{file}: is a directory; name a file")
     if plot is not None:
         from d4m_fast.profiling.plot import require_plot
 

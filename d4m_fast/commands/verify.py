@@ -40,7 +40,7 @@ def verify(run: Path, deep: bool, repair: bool, as_json: bool, quiet: bool) -> N
     command = _command(run)
     value = {**verdict.to_json(), "command": None if verdict.whole else command}
     if not (quiet and verdict.whole) or as_json:
-        say_result(value, as_json, lambda: _text(verdict, command))
+        say_result(value, as_json, lambda: _lines(verdict, command))
     if verdict.findings:
         sys.exit(DamageError.exit_code)
     if not verdict.finished:
@@ -56,7 +56,7 @@ def _command(run: Path) -> str:
     return " ".join(["d4m-fast distill", *(f"--{name} {shlex.quote(str(place))}" for name, place in places.items())])
 
 
-def _text(verdict: Verdict, command: str) -> str:
+def _lines(verdict: Verdict, command: str) -> list[str]:
     lines = [f"{f.problem}: {verdict.run / f.file} ({f.reason})" for f in verdict.findings[:SHOWN]]
     if len(verdict.findings) > SHOWN:
         lines.append(f"and {len(verdict.findings) - SHOWN:,} more; --json has all")
@@ -67,7 +67,7 @@ def _text(verdict: Verdict, command: str) -> str:
     if verdict.removed:
         lines.append(f"removed: {', '.join(verdict.removed)}")
     advice = _advice(verdict, command)
-    return "\n".join([*lines, *([advice] if advice else [])])
+    return [*lines, *([advice] if advice else [])]
 
 
 def _state(verdict: Verdict) -> str:

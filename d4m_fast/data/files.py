@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import stat
@@ -15,24 +15,34 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d4m_fast.errors import PreflightError, RunDirectoryError
+from d4m_fast.errors import PreflightError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 TEMPORARY = ".tmp-"
+_GO_ON = "and run the same command again, it goes on where it stopped"
+_ELSEWHERE = "choose another directory"
 _REFUSALS = {
-    errno.ENOSPC: "no space left; free some and run the same command again, it goes on where it stopped",
-    errno.EDQUOT: "disk quota reached; free some and run the same command again, it goes on where it stopped",
-    errno.EFBIG: "file size limit reached; raise it and run the same command again, it goes on where it stopped",
-    errno.EIO: "input/output error; check the disk and run the same command again, it goes on where it stopped",
-    errno.EACCES: "permission denied; choose another directory",
-    errno.EPERM: "not permitted; choose another directory",
-    errno.EROFS: "read-only file system; choose another directory",
-    errno.ENAMETOOLONG: "the name is too long; choose another directory",
-    errno.ENOENT: "cannot be created; choose another directory",
-    errno.ENOTDIR: "a file is in the way; choose another directory",
-    errno.EEXIST: "a file is in the way; choose another directory",
+    errno.ENOSPC: f"no space left; free some {_GO_ON}",
+    errno.EDQUOT: f"disk quota reached; free some {_GO_ON}",
+    errno.EFBIG: f"file size limit reached; raise it {_GO_ON}",
+    errno.EIO: f"input/output error; check the disk {_GO_ON}",
+    errno.ESTALE: f"the server no longer knows it; mount it anew {_GO_ON}",
+    errno.EMFILE: f"too many open files; raise the limit (ulimit -n) {_GO_ON}",
+    errno.ENFILE: f"too many open files on this machine; close some {_GO_ON}",
+    errno.ENOMEM: f"no memory left; free some {_GO_ON}",
+    errno.EACCES: f"permission denied; {_ELSEWHERE}",
+    errno.EPERM: f"not permitted; {_ELSEWHERE}",
+    errno.EROFS: f"read-only file system; {_ELSEWHERE}",
+    errno.ENAMETOOLONG: f"the name is too long; {_ELSEWHERE}",
+    errno.ENOENT: f"cannot be created; {_ELSEWHERE}",
+    errno.ENOTDIR: f"a file is in the way; {_ELSEWHERE}",
+    errno.EEXIST: f"a file is in the way; {_ELSEWHERE}",
+    errno.EISDIR: f"a directory is in the way; {_ELSEWHERE}",
+    errno.ENOTEMPTY: f"a directory is in the way; {_ELSEWHERE}",
+    errno.EXDEV: f"cannot be renamed, as it lies on another file system (mounted by itself?); {_ELSEWHERE}",
+    errno.EBUSY: f"cannot be replaced, as it is in use (mounted by itself?); {_ELSEWHERE}",
 }
 PASSING = frozenset(
     {
@@ -41,13 +51,19 @@ PASSING = frozenset(
     }
 )
 """The machine's troubles, not a file's: what cannot be read now may be read tomorrow, or by another user."""
+# What a file system answers that cannot sync, of files and of directories (CIFS, FUSE, some NFS); a disk that fails
+# answers otherwise.
+_CANNOT_SYNC_FILE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_CANNOT_SYNC_DIRECTORY = _CANNOT_SYNC_FILE | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
 _KINDS = (
     (stat.S_ISDIR, "directory"),
     (stat.S_ISFIFO, "named pipe"),
     (stat.S_ISSOCK, "socket"),
     (stat.S_ISCHR, "device"),
     (stat.S_ISBLK, "device"),
+    (stat.S_ISLNK, "link"),
 )
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -56,9 +72,17 @@ def refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSALS:
-            raise
-        raise PreflightError(f"{error.filename or path}: {_REFUSALS[error.errno]}") from error
+        raise PreflightError(f"{_place(error, path)}: {_refusal(error)}") from error
+
+
+def _place(error: OSError, path: Path) -> str:
+    return str(path) if error.filename is None else os.fsdecode(error.filename)
+
+
+def _refusal(error: OSError) -> str:
+    """What the system says, and what to do."""
+    known = None if error.errno is None else _REFUSALS.get(error.errno)
+    return f"{error if error.strerror is None else error.strerror}; {_ELSEWHERE}" if known is None else known
 
 
 def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
@@ -71,12 +95,13 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
         PreflightError: no space, no permission, a read-only file system.
     """
     with refusing(path):
-        temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+        # Sixty characters at most, which are 240 bytes: a name of 255 bytes has no room for a prefix.
+        temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name[-60:]}")
         try:
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                _sync(file.fileno(), path)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -111,8 +136,12 @@ def open_regular(path: Path) -> BufferedReader:
 
 def _require_regular(mode: int, path: Path) -> None:
     if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "special file")
-        raise OSError(errno.EINVAL, f"is a {kind}, not a file", str(path))
+        raise OSError(errno.EINVAL, f"is a {kind_of(mode)}, not a file", str(path))
+
+
+def kind_of(mode: int) -> str:
+    """What is no regular file, in a word, from its `st_mode`."""
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), "special file")
 
 
 def read_regular(path: Path) -> bytes:
@@ -122,17 +151,35 @@ def read_regular(path: Path) -> bytes:
 
 
 def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable, where the file system can; a rename stands without it, too."""
     with refusing(path):
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno not in _CANNOT_SYNC_DIRECTORY:
+                raise
+            return
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _CANNOT_SYNC_DIRECTORY:
+                raise
         finally:
             os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:
     with refusing(path), path.open("rb") as file:
-        os.fsync(file.fileno())
+        _sync(file.fileno(), path)
+
+
+def _sync(descriptor: int, path: Path) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC_FILE:
+            raise
+        log.warning("%s: this file system cannot sync; a power cut may lose what was written last", path)
 
 
 def make_directory(path: Path) -> Path:
@@ -191,22 +238,3 @@ def sweep(path: Path) -> None:
     with refusing(path):
         for leftover in path.rglob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory for this process; the lock goes with the process, however it ends.
-
-    Raises:
-        RunDirectoryError: another process holds it.
-    """
-    with refusing(directory):
-        file = (directory / ".lock").open("a")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunDirectoryError(
-                f"{directory}: in use by another run; wait for it or choose another directory"
-            ) from error
-        yield

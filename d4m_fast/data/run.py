@@ -26,6 +26,7 @@ from d4m_fast.data import files, preview
 from d4m_fast.data.commit import files_of, is_of, read_record, write_record
 from d4m_fast.data.image_files import FORMATS, to_bytes
 from d4m_fast.data.latents import Failure
+from d4m_fast.data.locks import LOCK_FILES
 from d4m_fast.data.plan import Group, Plan
 from d4m_fast.data.records import Prototypes, Sample
 from d4m_fast.data.state import (
@@ -267,7 +268,7 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterato
 
 
 def _refuse_foreign(path: Path) -> None:
-    strangers = [p.name for p in path.iterdir() if p.name != ".lock" and not p.name.startswith(files.TEMPORARY)]
+    strangers = [p.name for p in path.iterdir() if p.name not in LOCK_FILES and not p.name.startswith(files.TEMPORARY)]
     if strangers:
         raise RunDirectoryError(f"{path}: not empty and not a run of ours ({strangers[0]}); choose another --out")
 

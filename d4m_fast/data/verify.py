@@ -17,6 +17,7 @@ from d4m_fast.config import fingerprint
 from d4m_fast.data import exports, files, latents
 from d4m_fast.data.commit import files_of, read_record
 from d4m_fast.data.image_files import PILLOW_OF
+from d4m_fast.data.locks import locked
 from d4m_fast.data.plan import Group, Plan
 from d4m_fast.data.run import essence
 from d4m_fast.data.state import CONFIG, EVALUATION, PLAN, SUMMARY, read_state, require_state
@@ -92,7 +93,7 @@ def verify(run: Path, *, deep: bool = False, repair: bool = False) -> Verdict:
         raise DataError(f"{run}: no such run directory; give one that d4m-fast distill made")
     if not os.path.lexists(run / "config.json"):
         raise RunDirectoryError(f"{run}: not a run of ours (no config.json); give one that d4m-fast distill made")
-    with files.locked(run):
+    with locked(run, read_only=not repair):
         verdict = _Check(run, deep).verdict()
         return _repaired(verdict) if repair and verdict.findings else verdict
 

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from d4m_fast.errors import ModelError
+from d4m_fast.errors import ModelError, wants_of_machine
 
 LONGEST_CAUSE = 400  # characters; PyTorch names every weight that does not fit, on a line each
 LIBRARY_ERRORS = (
@@ -40,7 +40,7 @@ def first_cause(error: BaseException) -> BaseException:
 def refusing(subject: str) -> Iterator[None]:
     """Turn what a library raises into one line, `subject` and the cause in brackets, and keep its advice quiet.
 
-    Our own errors and a want of memory pass.
+    Our own errors and a want of memory, threads or open files pass.
 
     Raises:
         ModelError: the library raised something.
@@ -51,6 +51,8 @@ def refusing(subject: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except LIBRARY_ERRORS as error:
+        if wants_of_machine(error):
+            raise
         raise ModelError(f"{subject} ({one_line(error)})") from error
     except BaseException as error:
         if type(error) is not Exception:

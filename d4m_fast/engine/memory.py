@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from d4m_fast.errors import OutOfMemoryError
+from d4m_fast.errors import EXHAUSTED, OutOfMemoryError
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-# PyTorch's allocators, oneDNN's and the C++ library's (through ONNX Runtime, too), in their own words.
-_EXHAUSTED = re.compile(
-    r"out of memory|can't allocate memory|failed to allocate|bad[ _]alloc|could not create a memory", re.I
-)
 
 
 def is_exhaustion(error: BaseException) -> bool:
     """Whether a library failed because it got no memory."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _EXHAUSTED.search(str(error)) is not None
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or EXHAUSTED.search(str(error)) is not None
 
 
 @contextlib.contextmanager

@@ -116,9 +116,14 @@ def keep(run: Path, subject: Subject, results: Iterable[Result]) -> None:
 def kept(run: Path, subject: Subject) -> list[Result] | None:
     """Results of an earlier evaluation of the same subject, of which a new one would be a repetition."""
     report = read_state(subject.file(run), EVALUATION)
-    if report is None or report["subject"] != to_json(subject, [])["subject"]:
+    if report is None or _what(report["subject"]) != _what(to_json(subject, [])["subject"]):
         return None
     return [Result(**result) for result in report["results"]]
+
+
+def _what(subject: dict[str, Any]) -> dict[str, Any]:
+    """A subject without its directory, which may have been moved."""
+    return {name: value for name, value in subject.items() if name != "run"}
 
 
 def table(results: Iterable[Result]) -> Table:

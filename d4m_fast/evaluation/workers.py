@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import pickle
 import signal
@@ -80,10 +81,17 @@ def _serve(connections: Sequence[Connection], payload: bytes, tasks: int) -> Ite
             connection.send(next(todo))
         while busy:
             for ready in cast(list[Connection], wait(busy)):
-                yield ready.recv()
+                yield _result(ready.recv())
                 _next(ready, todo, busy)
     except (EOFError, OSError) as error:
         raise D4MError("a training process died (out of memory?); try --workers 1") from error
+
+
+def _result(answer: Result | BaseException) -> Result:
+    """What a worker found, or what it raised, raised here."""
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def _next(connection: Connection, todo: Iterator[int], busy: set[Connection]) -> None:
@@ -95,11 +103,16 @@ def _next(connection: Connection, todo: Iterator[int], busy: set[Connection]) ->
 
 
 def _work(connection: Connection) -> None:
+    """Answer each task until the connection is closed; an error is an answer, not a traceback on the terminal."""
     keep_freed_memory()
-    exam, tasks = pickle.loads(connection.recv_bytes())
-    while True:
-        try:
-            index = connection.recv()
-        except EOFError:
-            return
-        connection.send(_run(exam, tasks[index]))
+    with contextlib.suppress(EOFError, ConnectionError):
+        exam, tasks = pickle.loads(connection.recv_bytes())
+        while True:
+            connection.send(_answer(exam, tasks[connection.recv()]))
+
+
+def _answer(exam: Exam, task: Task) -> Result | BaseException:
+    try:
+        return _run(exam, task)
+    except (ArithmeticError, D4MError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        return error

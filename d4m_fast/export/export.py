@@ -17,6 +17,7 @@ import torch
 from d4m_fast import __version__
 from d4m_fast.data import files
 from d4m_fast.data.exports import CERTIFICATE_FILE, digests
+from d4m_fast.data.locks import locked
 from d4m_fast.data.state import CERTIFICATE, require_state, write_state
 from d4m_fast.data.stream import Stream
 from d4m_fast.engine.artifacts import REJECTED, Artifact, find, versions
@@ -71,7 +72,7 @@ def certify(job: ExportJob) -> Stream[str]:
 
 
 def _export(job: ExportJob, say: Say) -> Iterator[str]:
-    with files.locked(files.make_directory(job.path)), _one_build(job):
+    with locked(files.make_directory(job.path)), _one_build(job):
         (job.path / CERTIFICATE_FILE).unlink(missing_ok=True)
         _sweep(job.path)
         reference, recorded = _reference(job)
@@ -97,12 +98,12 @@ def _one_build(job: ExportJob) -> Iterator[None]:
     if job.api is None:
         yield
         return
-    with files.locked(files.make_directory(job.artifacts / "engines" / f".building-on-{platform.node()}")):
+    with locked(files.make_directory(job.artifacts / "engines" / f".building-on-{platform.node()}")):
         yield
 
 
 def _certify(job: ExportJob, certificate: dict[str, Any]) -> Iterator[str]:
-    with files.locked(job.path):
+    with locked(job.path):
         reference, recorded = _reference(job)
         yield "reference"
         yield from _judged(job, certificate, reference, recorded)

@@ -39,7 +39,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def notes(profile: Mapping[str, Any]) -> str:
+def notes(profile: Mapping[str, Any]) -> list[str]:
     """What the table leaves open."""
     machine, peak = profile["machine"], profile["peak"]
     lines = [
@@ -53,7 +53,7 @@ def notes(profile: Mapping[str, Any]) -> str:
     for record in profile["stages"].get("distill", []):
         lines.append(f"distill, {record['engine']}, seconds: {_seconds(record['seconds'])}")
         lines.append(f"distill, {record['engine']}, waits: {_seconds(record['waits'])}")
-    return "\n".join(lines)
+    return lines
 
 
 def _seconds(spent: Mapping[str, float]) -> str:

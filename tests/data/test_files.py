@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from d4m_fast.data import files
+from d4m_fast.data.locks import locked
 from d4m_fast.errors import PreflightError, RunDirectoryError
 
 
@@ -32,20 +33,21 @@ def test_failure_leaves_the_old_file(
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == {"a": b"old"}
 
 
-def test_other_errors_are_not_taken_for_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError), files.refusing(tmp_path):
-        raise IsADirectoryError(errno.EISDIR, "")
+@pytest.mark.parametrize("number", sorted(errno.errorcode))
+def test_every_refusal_is_one_line(tmp_path: Path, number: int) -> None:
+    with pytest.raises(PreflightError, match=f"^{tmp_path}: [^;]+; [^;]+$"), files.refusing(tmp_path):
+        raise OSError(number, os.strerror(number))
 
 
 def test_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> None:
-    with files.locked(tmp_path), pytest.raises(RunDirectoryError, match="in use"), files.locked(tmp_path):
+    with locked(tmp_path), pytest.raises(RunDirectoryError, match="in use"), locked(tmp_path):
         raise AssertionError("two holders")
-    with files.locked(tmp_path):
+    with locked(tmp_path):
         pass
 
 
 def test_lock_does_not_explain_errors_inside_it(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), files.locked(tmp_path):
+    with pytest.raises(PermissionError), locked(tmp_path):
         raise PermissionError(errno.EACCES, "of something else")
 
 

@@ -17,6 +17,7 @@ from driving import CLASSES, Ran, refused, run_cli, write_photos
 from models import write_model
 
 from d4m_fast.data import files
+from d4m_fast.data.locks import locked
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import ModelError
@@ -263,7 +264,7 @@ def test_an_engine_that_is_not_what_was_asked_for(information: str, said: str) -
 @rtx
 def test_one_engine_build_per_node(tmp_path: Path, tiny_model: Path, photos: Path) -> None:
     args = ("--model", tiny_model, "--data", photos, "--artifacts", tmp_path, "--quiet", "--engine", "tensorrt")
-    with files.locked(files.make_directory(tmp_path / "engines" / f".building-on-{platform.node()}")):
+    with locked(files.make_directory(tmp_path / "engines" / f".building-on-{platform.node()}")):
         refused(run_cli("export", *args, "--target", "sm89"), 4, "in use by another run")
     assert not list(tmp_path.rglob("*.onnx"))
     assert run_cli("export", "--list", "--json", "--artifacts", tmp_path).json["artifacts"] == []

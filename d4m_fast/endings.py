@@ -1,0 +1,148 @@
+"""The one line and the exit code of every error that ends a command, of the system's and Python's own ones, too."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from d4m_fast import __version__
+from d4m_fast.errors import EXIT_SIGINT, EXIT_UNEXPECTED, D4MError, PreflightError, wants_of_machine
+
+DEBUG = "D4M_DEBUG"
+_MACHINE = {
+    errno.ENOSPC: "free some",
+    errno.EDQUOT: "free some of the quota",
+    errno.EFBIG: "raise the limit (ulimit -f)",
+    errno.EIO: "check the disk",
+    errno.EROFS: "choose another place",
+    errno.ESTALE: "mount it anew",
+    errno.EMFILE: "raise the limit (ulimit -n)",
+    errno.ENFILE: "close some",
+    errno.ENOMEM: "free some, or raise the limit (ulimit -v)",
+    errno.EAGAIN: "raise the limits of processes and memory (ulimit -u, ulimit -v), or lower --threads",
+    errno.ETXTBSY: "wait for the program that runs it",
+}
+"""Errors that are the machine's whatever was done to the path, and what to do."""
+_PATH = {
+    errno.EACCES: "give yourself the permission, or choose another path",
+    errno.EPERM: "choose another path",
+    errno.ELOOP: "mend the links",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "name a file",
+}
+_NO_FILE = "too many open files"
+_NO_THREAD = "can't start new thread"  # CPython's RuntimeError of a pthread_create that is refused
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is said on stderr, and the exit code."""
+
+    line: str
+    code: int
+
+
+def ending_of(error: BaseException) -> Ending | None:
+    """How a command that raised this ends; None where nobody has foreseen it."""
+    if isinstance(error, D4MError):
+        return Ending(f"error: {error}", error.exit_code)
+    if isinstance(error, click.UsageError):
+        return Ending(f"Error: {error.format_message()}; see {_command(error)} --help", error.exit_code)
+    if isinstance(error, click.ClickException):
+        return Ending(f"Error: {error.format_message()}", error.exit_code)
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return Ending("interrupted; run the same command to go on", EXIT_SIGINT)
+    if isinstance(error, OSError):
+        return _of_system(error)
+    return _of_exhaustion(error)
+
+
+def _command(error: click.UsageError) -> str:
+    return "d4m-fast" if error.ctx is None else error.ctx.command_path
+
+
+def _of_system(error: OSError) -> Ending:
+    """One of a named path is the user's to mend, exit code 1, unless its kind is the machine's; one of none, too."""
+    if error.errno is None:
+        return Ending(f"error: {_words(error)}", D4MError.exit_code)
+    place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    code = PreflightError.exit_code if error.errno in _MACHINE or not place else D4MError.exit_code
+    advice = _MACHINE.get(error.errno, _PATH.get(error.errno, "check it"))
+    said = os.strerror(error.errno) if error.strerror is None else error.strerror
+    return Ending(f"error: {place}{said}; {advice}", code)
+
+
+def _of_exhaustion(error: BaseException) -> Ending | None:
+    if not wants_of_machine(error):
+        return None
+    if _NO_THREAD in str(error):
+        line = f"error: no more threads; {_MACHINE[errno.EAGAIN]}"
+    elif _NO_FILE in str(error).lower():
+        line = f"error: {_words(error)}; {_MACHINE[errno.EMFILE]}"
+    else:
+        line = f"error: out of memory ({_words(error)}); {_MACHINE[errno.ENOMEM]}, or lower --batch-size or --workers"
+    return Ending(line, PreflightError.exit_code)
+
+
+def _words(error: BaseException) -> str:
+    """What it says, on one line; its type if it says nothing."""
+    text = " ".join(str(error).split())
+    return text[:400] if text else type(error).__name__
+
+
+def report_unexpected(error: BaseException) -> Ending:
+    """Write the traceback of what nobody has foreseen to a file; where none can be written, the line has it."""
+    report = "\n".join(
+        [
+            f"d4m-fast {__version__}, Python {platform.python_version()}, {platform.platform()}",
+            f"command: {sys.argv!a}",
+            *traceback.format_exception(error),
+        ]
+    )
+    said = f"unexpected: {type(error).__name__}: {_words(error)}"
+    file = _kept(report)
+    if file is not None:
+        return Ending(f"{said}; the traceback is in {file}; please report it", EXIT_UNEXPECTED)
+    return Ending(f"{said}; please report it; no file could be written: {report!a}", EXIT_UNEXPECTED)
+
+
+def _kept(report: str) -> Path | None:
+    """The first place that takes it: the user's state directory, by the XDG convention, or that of temporary files."""
+    for directory in _directories():
+        file = directory / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+        with contextlib.suppress(OSError):
+            directory.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as opened:
+                opened.write(report)
+            return file
+    return None
+
+
+def _directories() -> Iterator[Path]:
+    state = os.environ.get("XDG_STATE_HOME", "")
+    home = os.environ.get("HOME", "")
+    if os.path.isabs(state):
+        yield Path(state) / "d4m-fast"
+    elif os.path.isabs(home):
+        yield Path(home) / ".local" / "state" / "d4m-fast"
+    with contextlib.suppress(OSError):
+        yield Path(tempfile.gettempdir())
+
+
+def debugging() -> bool:
+    """Whether the traceback of every error is asked for."""
+    return os.environ.get(DEBUG, "") not in ("", "0")
