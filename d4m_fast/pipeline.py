@@ -65,7 +65,7 @@ class _Distillation:
                 self.run.keep_plan(plan.to_json())
                 self.progress.say(f"{error}; going on with batches of {plan.out_of_memory[-1]['now']}")
             release(self.job.device)
-        return self.run.finish(latents.failures, self.watch)
+        return self.run.finish(latents.failures, latents.first_frames, self.watch)
 
     def _planned(self) -> tuple[Plan, Networks]:
         """The plan of a run that was begun, or a new one, kept; and the networks, with its threads."""
