@@ -26,6 +26,7 @@ _MORE_FRAMES = "d4m-fast: more frames"  # key in the info of a decoded image
 # Not an MPO's previews, nor an icon's sizes: its first picture, and its largest, are the image.
 _WITH_FRAMES = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
 _CODECS = {"jpeg": "JPEG", "jpeg2k": "JPEG 2000", "zip": "PNG", "libtiff": "compressed TIFF"}  # as Pillow calls them
+_LOGGER = logging.getLogger("PIL")
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as it stands in warnings.filters
 
 # What Pillow's decoders are known to raise on damaged files.
@@ -88,14 +89,11 @@ def _quiet_pillow() -> None:
     """Pillow's warnings are about metadata. A lasting filter: `warnings.catch_warnings` is not safe in threads."""
     if _QUIET not in warnings.filters:
         warnings.filterwarnings("ignore", module=_QUIET[3].pattern)
-    logger = logging.getLogger("PIL")
-    if not logger.handlers:  # without one, Python prints its errors
-        logger.addHandler(logging.NullHandler())
+    if not _LOGGER.handlers:  # without one, Python prints its errors
+        _LOGGER.addHandler(logging.NullHandler())
 
 
 def _decoded(file: BinaryIO) -> Image.Image:
-    if os.fstat(file.fileno()).st_size == 0:
-        raise EOFError("zero bytes")
     try:
         image = _loaded(file)
     except ValueError as error:
@@ -109,6 +107,8 @@ def _decoded(file: BinaryIO) -> Image.Image:
 
 def _loaded(file: BinaryIO) -> ImageFile.ImageFile:
     head = file.read(4)
+    if not head:
+        raise EOFError("zero bytes")
     if head == b"\0\0\1\0":
         _check_icon(file)
     try:

@@ -124,7 +124,7 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 def registered() -> tuple[str, ...]:
     """Those of `FORMATS` that this Pillow has a plugin for; Image.open fails on the name of another."""
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return FORMATS if Image.OPEN.keys() >= _ACCEPT.keys() else tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def name_foreign(head: bytes) -> str | None:

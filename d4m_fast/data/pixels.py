@@ -26,6 +26,8 @@ _TURNS = MappingProxyType(
         8: Image.Transpose.ROTATE_90,
     }
 )
+# The infos of an image that getexif reads.
+_TURNING = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 # What getexif raises on damaged EXIF and XMP.
 _EXIF_ERRORS = (SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, OSError, AssertionError, struct.error)
 
@@ -52,6 +54,8 @@ def _without_orientation(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """Of EXIF or XMP; 1, upright, where there is none, it cannot be read, or Pillow has turned the image (TIFF)."""
+    if _TURNING.isdisjoint(image.info):
+        return 1
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _EXIF_ERRORS:
