@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import struct
-import warnings
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import IcoImagePlugin, Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import IMAGELENGTH, TiffImageFile
 
 from d4m_fast.data import formats, png_text
 from d4m_fast.data.files import open_regular
 from d4m_fast.data.pixels import to_rgb
+from d4m_fast.data.quiet import quiet_pillow
 from d4m_fast.errors import DataError, PreflightError
 
 RULES = 2  # of the way from a file to RGB; latents and runs made by others are not gone on with
@@ -26,8 +26,6 @@ _MORE_FRAMES = "d4m-fast: more frames"  # key in the info of a decoded image
 # Not an MPO's previews, nor an icon's sizes: its first picture, and its largest, are the image.
 _WITH_FRAMES = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
 _CODECS = {"jpeg": "JPEG", "jpeg2k": "JPEG 2000", "zip": "PNG", "libtiff": "compressed TIFF"}  # as Pillow calls them
-_LOGGER = logging.getLogger("PIL")
-_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as it stands in warnings.filters
 
 # What Pillow's decoders are known to raise on damaged files.
 _DECODER_ERRORS = (
@@ -68,7 +66,7 @@ def decode(path: Path) -> Image.Image:
         DataError: "PATH: reason", when the file is missing, empty, damaged, too large, or of no format that is read.
         PreflightError: the system would not let it be read.
     """
-    _quiet_pillow()
+    quiet_pillow()
     try:
         with open_regular(path) as file:
             return _decoded(file)
@@ -83,14 +81,6 @@ def decode(path: Path) -> Image.Image:
 def has_more_frames(image: Image.Image) -> bool:
     """Whether a decoded image is the first frame, or page, of several."""
     return _MORE_FRAMES in image.info
-
-
-def _quiet_pillow() -> None:
-    """Pillow's warnings are about metadata. A lasting filter: `warnings.catch_warnings` is not safe in threads."""
-    if _QUIET not in warnings.filters:
-        warnings.filterwarnings("ignore", module=_QUIET[3].pattern)
-    if not _LOGGER.handlers:  # without one, Python prints its errors
-        _LOGGER.addHandler(logging.NullHandler())
 
 
 def _decoded(file: BinaryIO) -> Image.Image:
@@ -116,6 +106,8 @@ def _loaded(file: BinaryIO) -> ImageFile.ImageFile:
     except UnidentifiedImageError as error:
         raise _UnknownFormatError(formats.explain_unidentified(file)) from error
     _check_size(image.width, image.height)
+    if isinstance(image, TiffImageFile):
+        _check_strips(image)
     image.load()
     return image
 
@@ -123,6 +115,13 @@ def _loaded(file: BinaryIO) -> ImageFile.ImageFile:
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError
+
+
+def _check_strips(image: TiffImageFile) -> None:
+    """Pillow leaves rows black that no strip holds."""
+    bottom = max((tile.extents[3] for tile in image.tile if tile.extents is not None), default=0)
+    if bottom < image.tag_v2[IMAGELENGTH]:
+        raise EOFError(f"truncated: strips for {bottom:,} of {image.tag_v2[IMAGELENGTH]:,} rows")
 
 
 def _check_icon(file: BinaryIO) -> None:

@@ -324,3 +324,9 @@ def test_these_files_do_warn(name: str) -> None:
     with pytest.warns(Warning), Image.open(io.BytesIO(WARNING_FILES[name]())) as image:
         image.convert("RGB")
         image.getexif()
+
+
+def test_a_tiff_without_strips_for_its_last_rows_is_truncated(tmp_path: Path) -> None:
+    data = tiff(bytes(WIDTH * HEIGHT), bits=8)
+    length, rows = struct.pack("<HHII", 257, 4, 1, HEIGHT), struct.pack("<HHII", 257, 4, 1, 2 * HEIGHT)
+    assert reason(written(tmp_path / "image.tif", data.replace(length, rows))) == "truncated"
