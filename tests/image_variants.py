@@ -242,32 +242,34 @@ def _wide_tiff() -> Iterator[Variant]:
     values, full = grey(), rgb(grey())
     shorts = values.astype(np.uint16) * np.uint16(257)
 
-    def of(name: str, pixels: np.ndarray, truth: np.ndarray = full, note: str = CLIPS, **tags: Any) -> Variant:
+    def scaled(name: str, pixels: np.ndarray, truth: np.ndarray = full, note: str = CLIPS, **tags: Any) -> Variant:
         return Variant(f"TIFF, {name}", tiff(pixels.tobytes(), **tags), truth, pillow=None, note=note)
 
-    yield of("16 bits", shorts, bits=16)
-    yield of("16 bits, big-endian", shorts.astype(">u2"), bits=16, order=">")
+    yield scaled("16 bits", shorts, bits=16)
+    yield scaled("16 bits, big-endian", shorts.astype(">u2"), bits=16, order=">")
     inverted = "Pillow does not invert these"
-    yield of("16 bits, white is zero", SHORT - shorts, bits=16, photometric=0, note=inverted)
+    yield scaled("16 bits, white is zero", SHORT - shorts, bits=16, photometric=0, note=inverted)
     dark = values // 86
-    yield of("16 bits, dark", dark.astype(np.uint16), truth=full * 0, bits=16)
+    yield scaled("16 bits, dark", dark.astype(np.uint16), truth=full * 0, bits=16)
     signed = (values.astype(np.int32) * 257 - 32768).astype(np.int16)
-    yield of("16 bits, signed", signed, bits=16, sample=2)
-    yield of("8 bits, signed", (values.astype(np.int16) - 128).astype(np.int8), bits=8, sample=2, note="Pillow wraps")
-    yield of("32 bits, signed, all of 31", (values.astype(np.int64) * 8421504).astype(np.int32), bits=32, sample=2)
-    yield of("32 bits, unsigned, all of 32", (values.astype(np.int64) * 16843009).astype(np.uint32), bits=32)
+    yield scaled("16 bits, signed", signed, bits=16, sample=2)
+    yield scaled(
+        "8 bits, signed", (values.astype(np.int16) - 128).astype(np.int8), bits=8, sample=2, note="Pillow wraps"
+    )
+    yield scaled("32 bits, signed, all of 31", (values.astype(np.int64) * 8421504).astype(np.int32), bits=32, sample=2)
+    yield scaled("32 bits, unsigned, all of 32", (values.astype(np.int64) * 16843009).astype(np.uint32), bits=32)
     yield Variant("TIFF, 32 bits, up to 255", tiff(values.astype(np.int32).tobytes(), bits=32, sample=2), full)
-    yield of("32 bits, up to 65535", shorts.astype(np.int32), bits=32, sample=2)
-    yield of("32 bits, 1000 to 256000", values.astype(np.int32) * 1000 + 1000, bits=32, sample=2)
+    yield scaled("32 bits, up to 65535", shorts.astype(np.int32), bits=32, sample=2)
+    yield scaled("32 bits, 1000 to 256000", values.astype(np.int32) * 1000 + 1000, bits=32, sample=2)
     share = values / np.float32(255)
-    yield of("float, up to 1", share, bits=32, sample=3)
+    yield scaled("float, up to 1", share, bits=32, sample=3)
     yield Variant("TIFF, float, up to 255", tiff(values.astype(np.float32).tobytes(), bits=32, sample=3), full)
-    yield of("float, up to 65535", shorts.astype(np.float32), bits=32, sample=3)
-    yield of("float, -3 to 7", share * np.float32(10) - np.float32(3), bits=32, sample=3)
+    yield scaled("float, up to 65535", shorts.astype(np.float32), bits=32, sample=3)
+    yield scaled("float, -3 to 7", share * np.float32(10) - np.float32(3), bits=32, sample=3)
     twelve = np.rint(values / 17).astype(np.uint16) * 273
     first, second = twelve[:, ::2], twelve[:, 1::2]
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).astype(np.uint8)
-    yield of("12 bits", packed, truth=rgb((twelve // 273 * 17).astype(np.uint8)), bits=12)
+    yield scaled("12 bits", packed, truth=rgb((twelve // 273 * 17).astype(np.uint8)), bits=12)
 
 
 def _other() -> Iterator[Variant]:

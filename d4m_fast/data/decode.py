@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from PIL import IcoImagePlugin, Image, ImageFile, UnidentifiedImageError
-from PIL.TiffImagePlugin import IMAGELENGTH, TiffImageFile
+from PIL.TiffImagePlugin import IMAGELENGTH, SUBIFD, TiffImageFile
 
 from d4m_fast.data import formats, png_text
 from d4m_fast.data.files import open_regular
@@ -25,6 +25,7 @@ MAX_PIXELS = 100_000_000  # 300 MB once decoded
 _MORE_FRAMES = "d4m-fast: more frames"  # key in the info of a decoded image
 # Not an MPO's previews, nor an icon's sizes: its first picture, and its largest, are the image.
 _WITH_FRAMES = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
+_NEW_SUBFILE_TYPE, _REDUCED = 254, 1  # a TIFF tag, and its flag of a smaller copy of another picture in the file
 _CODECS = {"jpeg": "JPEG", "jpeg2k": "JPEG 2000", "zip": "PNG", "libtiff": "compressed TIFF"}  # as Pillow calls them
 
 # What Pillow's decoders are known to raise on damaged files.
@@ -107,7 +108,7 @@ def _loaded(file: BinaryIO) -> ImageFile.ImageFile:
         raise _UnknownFormatError(formats.explain_unidentified(file)) from error
     _check_size(image.width, image.height)
     if isinstance(image, TiffImageFile):
-        _check_strips(image)
+        _check_tiff(image)
     image.load()
     return image
 
@@ -117,8 +118,10 @@ def _check_size(width: int, height: int) -> None:
         raise Image.DecompressionBombError
 
 
-def _check_strips(image: TiffImageFile) -> None:
-    """Pillow leaves rows black that no strip holds."""
+def _check_tiff(image: TiffImageFile) -> None:
+    """Refuse what Pillow would take for the image: rows that no strip holds, and a camera file's thumbnail."""
+    if image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _REDUCED and SUBIFD in image.tag_v2:
+        raise _UnknownFormatError("no decoder for camera RAW in Pillow, only for the thumbnail in this file")
     bottom = max((tile.extents[3] for tile in image.tile if tile.extents is not None), default=0)
     if bottom < image.tag_v2[IMAGELENGTH]:
         raise EOFError(f"truncated: strips for {bottom:,} of {image.tag_v2[IMAGELENGTH]:,} rows")

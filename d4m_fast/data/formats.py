@@ -80,7 +80,7 @@ _UNDECODED = (  # offset, first bytes, name
     (0, b"IIRS", "Olympus RAW"),
     (0, b"FOVb", "Sigma RAW"),
 )
-_ELSE = (  # offset, first bytes, description
+_OTHER_KINDS = (  # offset, first bytes, description
     (0, b"version https://git-lfs.github.com/spec/", "a Git LFS pointer in place of an image; run git lfs pull"),
     (0, b"%PDF", "a PDF document"),
     (0, b"%!PS", "a PostScript document"),
@@ -127,14 +127,14 @@ def registered() -> tuple[str, ...]:
     return FORMATS if Image.OPEN.keys() >= _ACCEPT.keys() else tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def name_foreign(head: bytes) -> str | None:
+def describe_foreign(head: bytes) -> str | None:
     """What a file is by its first bytes, where Pillow does not decode it; None where it may be one of `FORMATS`."""
     if head[4:8] == b"ftyp":
         return _name_boxed(head)
     named = next((name for at, magic, name in _UNDECODED if head.startswith(magic, at)), None)
     if named is not None:
         return f"no decoder for {named} in Pillow"
-    other = next((words for at, magic, words in _ELSE if head.startswith(magic, at)), None)
+    other = next((words for at, magic, words in _OTHER_KINDS if head.startswith(magic, at)), None)
     return _name_text(head) if other is None else other
 
 
@@ -142,7 +142,7 @@ def explain_unidentified(file: BinaryIO) -> str:
     """Why Image.open identified no format, in words."""
     file.seek(0)
     head = file.read(_HEAD)
-    foreign = name_foreign(head)
+    foreign = describe_foreign(head)
     if foreign is not None:
         return foreign
     for name, accept in _ACCEPT.items():

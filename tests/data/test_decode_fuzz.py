@@ -39,13 +39,13 @@ def try_damage(path: Path, seed: int, files: int) -> None:
     for name, whole in SMALL.items():
         for _ in range(files):
             path.write_bytes(damaged(whole, rng))
-            begun = time.monotonic()
+            started = time.monotonic()
             try:
                 assert decode(path).mode == "RGB", name
             except DataError as error:
                 assert str(error).startswith(f"{path}: "), name
                 assert "\n" not in str(error), name
-            assert time.monotonic() - begun < LONGEST, name
+            assert time.monotonic() - started < LONGEST, name
 
 
 def test_damage_never_escapes_as_another_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

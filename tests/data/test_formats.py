@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from driving import ROOT, environment
 from image_variants import HEIGHT, WIDTH, grey, picture, png, rgb, saved, tiff
-from PIL import AvifImagePlugin, Image, WebPImagePlugin, features
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin, features
 
 from d4m_fast.data.decode import decode
 from d4m_fast.data.formats import EXTENSIONS, NAMES, WITHOUT_DECODER
@@ -170,9 +170,9 @@ def test_only_files_are_opened(tmp_path: Path, kind: str) -> None:
     else:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
-    begun = time.monotonic()
+    started = time.monotonic()
     assert reason(path) == f"is a {kind}, not a file"
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "txt"])
@@ -330,3 +330,11 @@ def test_a_tiff_without_strips_for_its_last_rows_is_truncated(tmp_path: Path) ->
     data = tiff(bytes(WIDTH * HEIGHT), bits=8)
     length, rows = struct.pack("<HHII", 257, 4, 1, HEIGHT), struct.pack("<HHII", 257, 4, 1, 2 * HEIGHT)
     assert reason(written(tmp_path / "image.tif", data.replace(length, rows))) == "truncated"
+
+
+def test_the_thumbnail_of_a_camera_file_is_not_taken_for_the_image(tmp_path: Path) -> None:
+    """As NEF and DNG files are laid out; their own first picture is a small copy."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[254], tags[330] = 1, 8
+    path = written(tmp_path / "image.tif", saved(picture(), "TIFF", tiffinfo=tags))
+    assert reason(path).startswith("no decoder for camera RAW in Pillow")
