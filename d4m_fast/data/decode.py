@@ -10,8 +10,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import IcoImagePlugin, Image, ImageFile, UnidentifiedImageError
-from PIL.TiffImagePlugin import IMAGELENGTH, SUBIFD, TiffImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from d4m_fast.data import formats, png_text
 from d4m_fast.data.files import open_regular
@@ -107,7 +106,7 @@ def _loaded(file: BinaryIO) -> ImageFile.ImageFile:
     except UnidentifiedImageError as error:
         raise _UnknownFormatError(formats.explain_unidentified(file)) from error
     _check_size(image.width, image.height)
-    if isinstance(image, TiffImageFile):
+    if image.format == "TIFF":
         _check_tiff(image)
     image.load()
     return image
@@ -118,8 +117,11 @@ def _check_size(width: int, height: int) -> None:
         raise Image.DecompressionBombError
 
 
-def _check_tiff(image: TiffImageFile) -> None:
+def _check_tiff(image: ImageFile.ImageFile) -> None:
     """Refuse what Pillow would take for the image: rows that no strip holds, and a camera file's thumbnail."""
+    from PIL.TiffImagePlugin import IMAGELENGTH, SUBIFD, TiffImageFile
+
+    assert isinstance(image, TiffImageFile)
     if image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _REDUCED and SUBIFD in image.tag_v2:
         raise _UnknownFormatError("no decoder for camera RAW in Pillow, only for the thumbnail in this file")
     bottom = max((tile.extents[3] for tile in image.tile if tile.extents is not None), default=0)
@@ -129,6 +131,8 @@ def _check_tiff(image: TiffImageFile) -> None:
 
 def _check_icon(file: BinaryIO) -> None:
     """Pillow decodes icons when it opens them, and their own list of sizes may be wrong."""
+    from PIL import IcoImagePlugin
+
     file.seek(0)
     for entry in IcoImagePlugin.IcoFile(file).entry:
         file.seek(entry.offset)

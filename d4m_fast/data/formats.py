@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import BinaryIO
 
-# The imports register the formats, so that which are known does not depend on what else was imported before.
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    IcoImagePlugin,
-    Image,
-    Jpeg2KImagePlugin,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image
 
-_PLUGINS = (
-    JpegImagePlugin.JpegImageFile,  # MPO, too, whose files are JPEG files
-    PngImagePlugin.PngImageFile,
-    WebPImagePlugin.WebPImageFile,
-    BmpImagePlugin.BmpImageFile,
-    BmpImagePlugin.DibImageFile,
-    PpmImagePlugin.PpmImageFile,
-    TiffImagePlugin.TiffImageFile,
-    GifImagePlugin.GifImageFile,
-    AvifImagePlugin.AvifImageFile,
-    Jpeg2KImagePlugin.Jpeg2KImageFile,
-    IcoImagePlugin.IcoImageFile,
-)
-FORMATS = tuple(plugin.format for plugin in _PLUGINS)
-_ACCEPT = MappingProxyType({name: Image.OPEN[name][1] for name in FORMATS})  # whether a file may be one, by its head
-NAMES = (*FORMATS, MpoImagePlugin.MpoImageFile.format)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000", "ICO")
+NAMES = (*FORMATS, "MPO")  # whose files are JPEG files
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tif", ".tiff", ".gif", ".avif", ".avifs"),
@@ -122,9 +96,34 @@ _TEXTS = (
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
+@functools.cache
+def _acceptors() -> Mapping[str, Callable[[bytes], bool | str] | None]:
+    """How Pillow tells each format by a file's first bytes.
+
+    Imports the plugins, so that which formats are known does not depend on what else was imported before; not when the
+    module is imported, because it takes 40 ms that runs on other data need not.
+    """
+    from PIL import (  # noqa: F401
+        AvifImagePlugin,
+        BmpImagePlugin,
+        GifImagePlugin,
+        IcoImagePlugin,
+        Jpeg2KImagePlugin,
+        JpegImagePlugin,
+        PngImagePlugin,
+        PpmImagePlugin,
+        TiffImagePlugin,
+        WebPImagePlugin,
+    )
+
+    return MappingProxyType({name: Image.OPEN[name][1] for name in FORMATS})
+
+
 def registered() -> tuple[str, ...]:
     """Those of `FORMATS` that this Pillow has a plugin for; Image.open fails on the name of another."""
-    return FORMATS if Image.OPEN.keys() >= _ACCEPT.keys() else tuple(name for name in FORMATS if name in Image.OPEN)
+    if Image.OPEN.keys() >= _acceptors().keys():
+        return FORMATS
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def describe_foreign(head: bytes) -> str | None:
@@ -145,7 +144,7 @@ def explain_unidentified(file: BinaryIO) -> str:
     foreign = describe_foreign(head)
     if foreign is not None:
         return foreign
-    for name, accept in _ACCEPT.items():
+    for name, accept in _acceptors().items():
         verdict = accept is None or accept(head[:16])
         if isinstance(verdict, str) or (verdict and name not in Image.OPEN):  # a plugin without its library says so
             return f"no decoder for {name} in this Pillow"

@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 import numpy as np
 from PIL import ExifTags, Image
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WHITE_IS_ZERO = 0  # photometric interpretation of TIFF
 _UNSIGNED, _SIGNED = 1, 2  # sample formats of TIFF
 _SHORT = 0xFFFF
@@ -71,7 +71,7 @@ def _from_wide_grey(image: Image.Image) -> Image.Image:
     else:
         values = _samples(image)
         grey = _scaled(values.astype(np.float64), *_range(image, values))
-    if _tag(image, PHOTOMETRIC_INTERPRETATION, 1) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits and fewer only
+    if _tag(image, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits and fewer only
         np.subtract(0xFF, grey, out=grey)
     return Image.fromarray(grey).convert("RGB")
 
@@ -106,20 +106,21 @@ def _range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
 
 
 def _bits(image: Image.Image) -> int:
-    bits = _tag(image, BITSPERSAMPLE, 16)
+    bits = _tag(image, _BITS_PER_SAMPLE, 16)
     return bits if bits == 12 else 16
 
 
 def _sample_format(image: Image.Image) -> int | None:
     """TIFF's, of images of one channel."""
-    if not isinstance(image, TiffImageFile) or len(image.getbands()) > 1:
+    if image.format != "TIFF" or len(image.getbands()) > 1:
         return None
-    return _tag(image, SAMPLEFORMAT, _UNSIGNED)
+    return _tag(image, _SAMPLE_FORMAT, _UNSIGNED)
 
 
 def _tag(image: Image.Image, tag: int, missing: int) -> int:
     """The first value of a TIFF tag."""
-    if not isinstance(image, TiffImageFile):
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
         return missing
-    value = image.tag_v2.get(tag, missing)
+    value = tags.get(tag, missing)
     return int(value[0] if isinstance(value, tuple) else value)

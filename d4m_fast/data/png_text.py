@@ -7,8 +7,6 @@ import struct
 import zlib
 from typing import BinaryIO
 
-from PIL.PngImagePlugin import MAX_TEXT_CHUNK
-
 _TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
 _TURNING = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # the texts in which Pillow looks for an orientation
 
@@ -36,6 +34,8 @@ def without_text(file: BinaryIO) -> BinaryIO:
 
 
 def _is_small(kind: bytes, body: bytes) -> bool:
+    from PIL.PngImagePlugin import MAX_TEXT_CHUNK
+
     text = body.partition(b"\0")[2]
     if kind == b"iTXt":
         compressed, text = text[:1] == b"\x01", text.split(b"\0", 3)[-1]
