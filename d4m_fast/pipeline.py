@@ -66,7 +66,7 @@ class _Distillation:
                 self.run.keep_plan(plan)
                 self.progress.say(f"{error}; going on with batches of {plan.out_of_memory[-1]['now']}")
             release(self.job.device)
-        return self.run.finish(plan, latents.failures, self.watch)
+        return self.run.finish(plan, latents.failures, latents.first_frames, self.watch)
 
     def _planned(self) -> tuple[Plan, Networks]:
         """The plan of a run that was begun, or a new one, kept; and the networks, with its threads."""

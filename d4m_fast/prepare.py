@@ -17,6 +17,7 @@ from d4m_fast import __version__
 from d4m_fast.config import UNPROVEN, DistillConfig, Engine, FloatType, as_dict, fingerprint, require
 from d4m_fast.data import files
 from d4m_fast.data.dataset import BUNDLED, open_source, subset
+from d4m_fast.data.decode import RULES
 from d4m_fast.data.image_files import most_bytes, require_format
 from d4m_fast.data.plan import ENCODE_BATCH, Group
 from d4m_fast.data.records import ClassInfo, Source, by_class
@@ -96,6 +97,7 @@ class Job:
         return {
             "options": as_dict(self.config),
             "source_sha256": self.source.fingerprint,
+            "decoded_by": RULES,
             "model_sha256": self.model.sha256,
             "prompts_sha256": fingerprint([info.prompt for info in self.source.classes]),
             "versions": {"d4m-fast": __version__, **libraries},
@@ -118,6 +120,7 @@ class Job:
     def _latents(self, threads: int) -> dict[str, Any]:
         return {
             "source": self.source.fingerprint,
+            "decoded_by": RULES,
             "model": self.model.sha256,
             "resolution": self.resolution,
             "latent": self.config.latent,

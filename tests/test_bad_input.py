@@ -52,7 +52,7 @@ def latents(artifacts: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(truncate, "truncated"), (text, "not an image"), (empty, "zero bytes"), (bomb, "too many pixels")],
+    [(truncate, "truncated"), (text, "text in place of an image"), (empty, "zero bytes"), (bomb, "too many pixels")],
 )
 def test_damaged_images_are_quarantined(
     distill: Distill, data: Path, tmp_path: Path, finished: Finished, damage: Callable[[Path], None], reason: str

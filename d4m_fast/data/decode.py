@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
+import re
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from d4m_fast.data import formats, png_text
+from d4m_fast.data.files import PASSING, open_regular
+from d4m_fast.data.pixels import to_rgb
+from d4m_fast.data.quiet import quiet_pillow
 from d4m_fast.errors import DataError, PreflightError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+RULES = 2  # of the way from a file to RGB; latents and runs made by others are not gone on with
 MAX_PIXELS = 100_000_000  # 300 MB once decoded
+
+_MORE_FRAMES = "d4m-fast: more frames"  # key in the info of a decoded image
+# Not an MPO's previews, nor an icon's sizes: its first picture, and its largest, are the image.
+_WITH_FRAMES = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
+_NEW_SUBFILE_TYPE, _REDUCED = 254, 1  # a TIFF tag, and its flag of a smaller copy of another picture in the file
+_CODECS = {"jpeg": "JPEG", "jpeg2k": "JPEG 2000", "zip": "PNG", "libtiff": "compressed TIFF"}  # as Pillow calls them
 
 # What Pillow's decoders are known to raise on damaged files.
 _DECODER_ERRORS = (
@@ -23,82 +33,134 @@ _DECODER_ERRORS = (
     SyntaxError,
     ValueError,
     TypeError,
+    AttributeError,
+    AssertionError,
+    ImportError,
     LookupError,
     ArithmeticError,
     EOFError,
     MemoryError,
-    NotImplementedError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
-    Warning,  # Pillow's, where the user has turned warnings into errors
 )
 
-# The machine's troubles, not the file's: what is refused now may be read tomorrow, so no image is left out for them.
-_PASSING = frozenset(
-    {
-        *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-        *(errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ECONNRESET),
-    }
-)
+class _UnknownFormatError(Exception):
+    """No format of ours; the text says what the file is."""
 
 
 def decode(path: Path) -> Image.Image:
-    """The image as 8-bit RGB, as torchvision's default loader gives it, except that 16-bit grey is scaled, not clipped.
+    """The image as 8-bit RGB: first frame, upright, transparency dropped, wide grey scaled (docs/images.md).
 
     Raises:
-        DataError: "PATH: reason", when the file is missing, empty, damaged, too large, or not an image.
+        DataError: "PATH: reason", when the file is missing, empty, damaged, too large, or of no format that is read.
         PreflightError: the system would not let it be read.
     """
+    quiet_pillow()
     try:
-        _check_file(path)
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            return _to_rgb(image)
-    except _DECODER_ERRORS as error:
-        if isinstance(error, OSError) and error.errno in _PASSING:
+        with open_regular(path) as file:
+            return _decoded(file)
+    except (*_DECODER_ERRORS, _UnknownFormatError) as error:
+        if isinstance(error, OSError) and error.errno in PASSING:
             raise PreflightError(
                 f"{_text(path)}: cannot be read ({error.strerror}); mend that, or remove the image, and run again"
             ) from error
         raise DataError(f"{_text(path)}: {_reason(error)}") from error
 
 
-def _check_file(path: Path) -> None:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise OSError(None, "not a file")
-    if status.st_size == 0:
+def has_more_frames(image: Image.Image) -> bool:
+    """Whether a decoded image is the first frame, or page, of several."""
+    return _MORE_FRAMES in image.info
+
+
+def _decoded(file: BinaryIO) -> Image.Image:
+    try:
+        image = _loaded(file)
+    except ValueError as error:
+        if not png_text.is_refusal(error):
+            raise
+        image = _loaded(png_text.without_text(file))
+    rgb = to_rgb(image)
+    rgb.info = {_MORE_FRAMES: True} if _has_more_frames(image) else {}
+    return rgb
+
+
+def _loaded(file: BinaryIO) -> ImageFile.ImageFile:
+    head = file.read(4)
+    if not head:
         raise EOFError("zero bytes")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return _from_16_bits(np.asarray(image))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels")
+    if head == b"\0\0\1\0":
+        _check_icon(file)
+    try:
+        image = Image.open(file, formats=formats.registered())
+    except UnidentifiedImageError as error:
+        raise _UnknownFormatError(formats.explain_unidentified(file)) from error
+    _check_size(image.width, image.height)
+    if image.format == "TIFF":
+        _check_tiff(image)
     image.load()
-    image.info.pop("transparency", None)  # has no part in the conversion but a warning
-    return image.convert("RGB")
+    return image
 
 
-def _from_16_bits(grey: np.ndarray) -> Image.Image:
-    values = grey.astype(np.int64)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError("grey values beyond 16 bits")
-    return Image.fromarray(((values * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8)).convert("RGB")
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+
+
+def _check_tiff(image: ImageFile.ImageFile) -> None:
+    """Refuse what Pillow would take for the image: rows that no strip holds, and a camera file's thumbnail."""
+    from PIL.TiffImagePlugin import IMAGELENGTH, SUBIFD, TiffImageFile
+
+    assert isinstance(image, TiffImageFile)
+    if image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _REDUCED and SUBIFD in image.tag_v2:
+        raise _UnknownFormatError("no decoder for camera RAW in Pillow, only for the thumbnail in this file")
+    bottom = max((tile.extents[3] for tile in image.tile if tile.extents is not None), default=0)
+    if bottom < image.tag_v2[IMAGELENGTH]:
+        raise EOFError(f"truncated: strips for {bottom:,} of {image.tag_v2[IMAGELENGTH]:,} rows")
+
+
+def _check_icon(file: BinaryIO) -> None:
+    """Pillow decodes icons when it opens them, and their own list of sizes may be wrong."""
+    from PIL import IcoImagePlugin
+
+    file.seek(0)
+    for entry in IcoImagePlugin.IcoFile(file).entry:
+        file.seek(entry.offset)
+        head = file.read(24)
+        is_png = head.startswith(b"\x89PNG\r\n\x1a\n")
+        width, height = struct.unpack_from(">II", head, 16) if is_png else struct.unpack_from("<ii", head, 4)
+        _check_size(abs(width), abs(height))
+
+
+def _has_more_frames(image: ImageFile.ImageFile) -> bool:
+    try:
+        return image.format in _WITH_FRAMES and bool(getattr(image, "is_animated", False))
+    except _DECODER_ERRORS:  # the second frame of a GIF is damaged
+        return False
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+    if isinstance(error, Image.DecompressionBombError):
         return f"too many pixels (limit {MAX_PIXELS:,})"
-    if isinstance(error, UnidentifiedImageError):
-        return f"not an image ({', '.join(FORMATS)})"
+    if isinstance(error, _UnknownFormatError):
+        return str(error)
+    if isinstance(error, ImportError):
+        return f"needs what this Pillow was built without ({error})"
+    if isinstance(error, MemoryError):
+        return "does not fit in memory"
     if isinstance(error, OSError) and error.strerror is not None:
-        return f"unreadable ({error.strerror})"
-    if "truncat" in str(error).lower() or "not enough image data" in str(error):
+        return error.strerror if error.errno == errno.EINVAL else f"unreadable ({error.strerror})"
+    return _decoder_reason(str(error), type(error).__name__)
+
+
+def _decoder_reason(message: str, kind: str) -> str:
+    missing = re.fullmatch(r"(?:de|en)coder (\w+) not available", message)
+    if missing:
+        return f"no decoder for {_CODECS.get(missing[1], missing[1])} in this Pillow"
+    if "truncat" in message.lower() or "not enough image data" in message:
         return "truncated"
-    return "zero bytes" if str(error) == "zero bytes" else f"damaged ({error or type(error).__name__})"
+    return message if message == "zero bytes" else f"damaged ({message if message else kind})"
 
 
 def _text(path: Path) -> str:

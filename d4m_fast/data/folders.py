@@ -11,12 +11,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from d4m_fast.data import formats
 from d4m_fast.data.decode import decode
 from d4m_fast.data.labels import class_infos, some
 from d4m_fast.data.records import ClassInfo, Item
 from d4m_fast.errors import DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+EXTENSIONS = formats.EXTENSIONS
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
 _RUN_FILES = ("plan.json", "config.json", "manifest.jsonl")
 _UNUSABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")  # a lone surrogate stands for a byte that is not UTF-8

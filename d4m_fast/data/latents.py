@@ -33,11 +33,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
-    """Latents (n, C, h, w) float32 of `items`, in their order; `failures` are the batch's other images."""
+    """Latents (n, C, h, w) float32 of `items`, in their order; `failures` are the batch's other images.
+
+    Attributes:
+        first_frames: how many of the items are the first frame of an animated image.
+    """
 
     items: list[Item]
     latents: np.ndarray
     failures: list[Failure]
+    first_frames: int = 0
 
 
 class LatentStore:
@@ -70,7 +75,7 @@ class LatentStore:
             self._files = LatentFiles.from_json(root, saved_state)
         if progress is not None:
             self._files.require_written()
-        start: dict[str, Any] = {"position": 0, "failures": [], "out_of_memory": []}
+        start: dict[str, Any] = {"position": 0, "failures": [], "first_frames": 0, "out_of_memory": []}
         self._state = start if saved_state is None else {name: saved_state[name] for name in start}
         self._bad: dict[int, list[int]] = {}  # ranks of damaged images by class
         self._note(self._state["failures"])
@@ -89,6 +94,11 @@ class LatentStore:
     @property
     def failures(self) -> list[Failure]:
         return [Failure(Item(f["class_id"], f["rank"], f["origin"]), f["reason"]) for f in self._state["failures"]]
+
+    @property
+    def first_frames(self) -> int:
+        """How many animated images gave their first frame only."""
+        return int(self._state["first_frames"])
 
     def usable(self, class_id: int) -> int:
         """How many of a class's images are good."""
@@ -169,6 +179,7 @@ class LatentStore:
         ]
         self._state["failures"] += failures
         self._note(failures)
+        self._state["first_frames"] += batch.first_frames
         self._state["position"] += len(batch.items) + len(batch.failures)
 
     def _note(self, failures: Sequence[dict[str, Any]]) -> None:

@@ -159,12 +159,13 @@ class RunDirectory:
 
         return Stream(len(samples), items())
 
-    def finish(self, plan: Plan, failures: list[Failure], watch: Stopwatch) -> dict[str, Any]:
+    def finish(self, plan: Plan, failures: list[Failure], first_frames: int, watch: Stopwatch) -> dict[str, Any]:
         """Derive the merged files, `summary.json` last; returns the summary.
 
         Args:
             plan: all of whose groups are committed.
             failures: the real images that were left out.
+            first_frames: how many animated images gave their first frame only.
             watch: the seconds of this process, per stage and per queue.
         """
         manifest, images = self._write_manifest(plan)
@@ -176,6 +177,7 @@ class RunDirectory:
             "images": images.total(),
             "classes": len(images),
             "quarantined": len(failures),
+            "first_frames": first_frames,
             "seconds": {stage: round(spent, 3) for stage, spent in watch.seconds.items()},
             "waits": {queue: round(spent, 3) for queue, spent in watch.waits.items()},
             "sha256_of": {

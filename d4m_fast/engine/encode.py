@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from d4m_fast.config import derive_seed
+from d4m_fast.data.decode import has_more_frames
 from d4m_fast.data.latents import EncodedBatch, Failure
 from d4m_fast.data.records import Item, Source
 from d4m_fast.data.stream import Stream
@@ -35,6 +36,7 @@ class Loaded:
         pixels: (n, H, W, 3) uint8; zeros where an image is damaged.
         noise: (n, C, h, w), or nothing where the posterior's mean is taken.
         good: rows that are not damaged.
+        first_frames: how many of them are the first frame of an animated image.
     """
 
     items: Sequence[Item]
@@ -42,6 +44,7 @@ class Loaded:
     noise: torch.Tensor | None
     good: list[int]
     failures: list[Failure]
+    first_frames: int
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,20 @@ class Loader:
 
     def __call__(self, items: Sequence[Item]) -> Loaded:
         pixels = host_empty((len(items), self.resolution, self.resolution, 3), torch.uint8, self.device)
-        good, failures = [], []
+        good, failures, first_frames = [], [], 0
         for row, item in enumerate(items):
             try:
-                pixels[row] = torch.from_numpy(self._square(item))
+                image = self.source.read(item)
+                pixels[row] = torch.from_numpy(self._square(image))
                 good.append(row)
+                first_frames += has_more_frames(image)
             except DataError as error:
                 pixels[row] = 0
                 failures.append(Failure(item, str(error)))
-        return Loaded(items, pixels, self._noise(items), good, failures)
+        return Loaded(items, pixels, self._noise(items), good, failures, first_frames)
 
-    def _square(self, item: Item) -> np.ndarray:
-        image, side = self.source.read(item), (self.resolution, self.resolution)
+    def _square(self, image: Image.Image) -> np.ndarray:
+        side = (self.resolution, self.resolution)
         return np.array(image if image.size == side else image.resize(side, Image.Resampling.BILINEAR))
 
     def _noise(self, items: Sequence[Item]) -> torch.Tensor | None:
@@ -129,4 +134,4 @@ def _landed(encoded: tuple[Loaded, Callable[[], torch.Tensor]]) -> EncodedBatch:
     loaded, wait = encoded
     items, latents = [loaded.items[row] for row in loaded.good], wait().numpy()[loaded.good]
     require_half_range(latents, [f"{item.origin} (class id {item.class_id})" for item in items])
-    return EncodedBatch(items, latents, loaded.failures)
+    return EncodedBatch(items, latents, loaded.failures, loaded.first_frames)

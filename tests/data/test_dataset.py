@@ -170,7 +170,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (root / "a" / "2.png").symlink_to(root / "gone.png")
     os.mkfifo(root / "a" / "3.png")
     source = open_source(str(root))
-    for item, reason in zip(source.items[1:], ("unreadable", "unreadable .not a file"), strict=True):
+    for item, reason in zip(source.items[1:], ("unreadable", "is a named pipe, not a file"), strict=True):
         with pytest.raises(DataError, match=reason):
             source.read(item)
     monkeypatch.setattr(Image, "open", lambda *a, **k: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))

@@ -180,7 +180,7 @@ def test_finish_derives_the_rest(tmp_path: Path) -> None:
     watch = Stopwatch()
     watch.seconds["open"], watch.waits["write"] = 1.23456, 0.5
     run.keep_plan(PLAN)
-    summary = run.finish(PLAN, [], watch)
+    summary = run.finish(PLAN, [], 0, watch)
     assert (summary["images"], summary["classes"], summary["seconds"]) == (6, 3, {"open": 1.235})
     assert summary["waits"] == {"write": 0.5}
     assert run.finished() == summary

@@ -1,0 +1,126 @@
+"""Pillow's images to 8-bit RGB: wide grey values scaled, the picture upright. The rules stand in docs/images.md."""
+
+from __future__ import annotations
+
+import struct
+from types import MappingProxyType
+
+import numpy as np
+from PIL import ExifTags, Image
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_WHITE_IS_ZERO = 0  # photometric interpretation of TIFF
+_UNSIGNED, _SIGNED = 1, 2  # sample formats of TIFF
+_SHORT = 0xFFFF
+_NOMINAL_TOPS = (1, 0xFF, _SHORT)  # of floating point; of integers, all but the first
+
+# Pillow has these in ImageOps.exif_transpose, which also writes the EXIF back, and fails where that is damaged.
+_TURNS = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+)
+# The infos of an image that getexif reads.
+_TURNING = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
+# What getexif raises on damaged EXIF and XMP.
+_EXIF_ERRORS = (SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, OSError, AssertionError, struct.error)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded image as 8-bit RGB, turned as its orientation says, transparency dropped.
+
+    Raises:
+        ValueError: grey values that are NaN or infinite.
+    """
+    rgb = _without_orientation(image)
+    turn = _TURNS.get(_orientation(image))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _without_orientation(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")) or _sample_format(image) == _SIGNED:
+        return _from_wide_grey(image)
+    if image.mode == "La":  # premultiplied, which Pillow converts to LA only
+        image = image.convert("LA")
+    image.info.pop("transparency", None)  # has no part in the conversion, but can make it fail
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Of EXIF or XMP; 1, upright, where there is none, it cannot be read, or Pillow has turned the image (TIFF)."""
+    if _TURNING.isdisjoint(image.info):
+        return 1
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _EXIF_ERRORS:
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _from_wide_grey(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        top = (1 << _bits(image)) - 1
+        table = _scaled(np.arange(_SHORT + 1, dtype=np.float64), 0, top)
+        grey = table[np.asarray(image)]
+    else:
+        values = _samples(image)
+        grey = _scaled(values.astype(np.float64), *_range(image, values))
+    if _tag(image, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits and fewer only
+        np.subtract(0xFF, grey, out=grey)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(H, W) float64 between two values to uint8; overwrites the values."""
+    values -= low
+    values *= 0xFF / (high - low)
+    np.clip(np.rint(values, out=values), 0, 0xFF, out=values)
+    return values.astype(np.uint8)
+
+
+def _samples(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image)
+    if values.dtype == np.int32 and _sample_format(image) == _UNSIGNED:
+        return values.view(np.uint32)  # Pillow has no mode for them
+    if values.dtype == np.uint8:
+        return values.view(np.int8)  # nor for these
+    if values.dtype == np.float32 and not np.isfinite(values).all():
+        raise ValueError("NaN or infinity among its grey values")
+    return values
+
+
+def _range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
+    """The values that become black and white: the narrowest usual range that holds all, else lowest and highest."""
+    if image.format == "PPM" and image.mode == "I":
+        return 0, _SHORT  # Pillow has scaled them to it
+    low, high = float(values.min()), float(values.max())
+    tops = _NOMINAL_TOPS if image.mode == "F" else _NOMINAL_TOPS[1:]
+    top = next((top for top in tops if high <= top), None)
+    return (0, top) if low >= 0 and top is not None else (low, max(high, low + 1))
+
+
+def _bits(image: Image.Image) -> int:
+    bits = _tag(image, _BITS_PER_SAMPLE, 16)
+    return bits if bits == 12 else 16
+
+
+def _sample_format(image: Image.Image) -> int | None:
+    """TIFF's, of images of one channel."""
+    if image.format != "TIFF" or len(image.getbands()) > 1:
+        return None
+    return _tag(image, _SAMPLE_FORMAT, _UNSIGNED)
+
+
+def _tag(image: Image.Image, tag: int, missing: int) -> int:
+    """The first value of a TIFF tag."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return missing
+    value = tags.get(tag, missing)
+    return int(value[0] if isinstance(value, tuple) else value)
