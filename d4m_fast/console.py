@@ -14,9 +14,12 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from d4m_fast.data.records import Source
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 LINE_SECONDS = 10.0
+SHOWN_CLASSES = 3
 
 
 class Sized(Protocol[T_co]):
@@ -85,6 +88,26 @@ def now_and_then(quiet: bool) -> Callable[[str], None]:
             said = time.monotonic()
 
     return listen
+
+
+def say_classes(source: Source) -> None:
+    """Show, on stderr, the prompts of the first classes, and what was left out of the images."""
+    from d4m_fast.data.labels import shared_prompts
+
+    for info in source.classes[:SHOWN_CLASSES]:
+        click.echo(f"class {info.id}: {display(info.folder)} -> {display(info.prompt)}", err=True)
+    shared = shared_prompts(source.classes)
+    if shared:
+        prompt, folders = next(iter(shared.items()))
+        others = f", and {len(shared) - 1} more are shared" if len(shared) > 1 else ""
+        click.echo(f"one prompt for several classes: {display(prompt)} ({', '.join(folders)}){others}", err=True)
+    for line in source.notes:
+        click.echo(display(line), err=True)
+
+
+def display(name: str) -> str:
+    """A name as it can be shown: what is not printable is written as an escape sequence."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def say_weights(line: str, quiet: bool) -> None:

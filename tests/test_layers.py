@@ -21,7 +21,7 @@ LAYERS = (
     ("planning",),
     ("options", "prepare", "console", "diagnose"),
     ("export",),
-    ("evaluation", "engine.encode", "engine.prototypes", "engine.generate", "engine.trial"),
+    ("evaluation", "engine.encode", "engine.prototypes", "engine.generate", "engine.trial", "engine.prompts"),
     ("engine.denoise",),
     ("engine.networks",),
     ("engine.eager", "engine.ort", "engine.trt"),

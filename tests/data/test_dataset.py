@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from d4m_fast.data import arrays, idx
-from d4m_fast.data.arrays import FASHION_MNIST
 from d4m_fast.data.dataset import open_source, subset
+from d4m_fast.data.idx_sets import FASHION_MNIST
 from d4m_fast.errors import DataError, PreflightError, UsageError
 
 
