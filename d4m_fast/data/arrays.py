@@ -124,11 +124,12 @@ def _array_source(
 ) -> ArraySource:
     """A set of known names has all of their classes; any other has those of its labels, 0 or 1 to the largest."""
     _check_arrays(kind, images, labels)
+    labels = labels.astype(np.int64)
     count = len(names) if names is not None else int(labels.max(initial=-1)) + 1
     first = 1 if names is None and labels.size and labels.min() == 1 else 0
     _check_labels(kind, labels, range(first, count))
     folders = [f"{i:0{len(str(count - 1))}d}" for i in range(first, count)]
-    labels = labels.astype(np.int64) - first
+    labels = labels - first
     if names is None and prompts.given is None and prompts.needed:
         raise DataError(
             f"{place}: no set known by its checksums, {count - first} classes (labels {first} to {count - 1}); give"

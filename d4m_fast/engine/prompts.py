@@ -27,11 +27,11 @@ def require_known_prompts(model: Model, classes: Sequence[ClassInfo]) -> None:
     known = {_normalized(prompt): prompt for prompt in read_json(file)["prompts"]}
     strangers = [info for info in classes if _normalized(info.prompt) not in known]
     if strangers:
-        first = strangers[0]
+        first, listed = strangers[0], ", ".join(known.values())
         raise UsageError(
-            f"--model {model.name}: knows {len(known)} prompts ({', '.join(known.values())}), and not {first.prompt!r} of"
-            f" class {first.folder} or {len(strangers) - 1} others: its images would show what it knows; take another"
-            " --model, or give --allow-unknown-prompts"
+            f"--model {model.name}: knows {len(known)} prompts ({listed}), and not {first.prompt!r} of class"
+            f" {first.folder} ({len(strangers):,} of {len(classes):,} classes): its images would show what it knows;"
+            " take another --model, or give --allow-unknown-prompts"
         )
 
 
@@ -50,8 +50,8 @@ def require_whole_prompts(encoder: TextEncoder, classes: Sequence[ClassInfo], ne
     for prompt, count in zip(prompts, encoder.count_tokens(prompts), strict=True):
         if count > most:
             raise UsageError(
-                f"class {folders[prompt]}: its prompt has {count} tokens, the text encoder takes {most} and would cut the"
-                f" rest ({prompt[:40]!r}...); shorten it, with --prompts FILE"
+                f"class {folders[prompt]}: its prompt has {count} tokens, the text encoder takes {most} and would cut"
+                f" the rest ({prompt[:40]!r}...); shorten it, with --prompts FILE"
             )
     if negative_prompt is not None and (count := encoder.count_tokens([negative_prompt])[0]) > most:
         raise UsageError(f"--negative-prompt: has {count} tokens, the text encoder takes {most}; shorten it")

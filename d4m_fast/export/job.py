@@ -106,10 +106,11 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     targets = _targets(config, device) if config.engine == "tensorrt" else ()
     key = Key(model.sha256, config.engine, config.precision, resolution, config.static_batch, targets)
     compared_on = _compared_on(config, device)
+    source = open_source(config.data, prompts_needed=False, own=[artifacts])
     job = ExportJob(
         config,
         model,
-        open_source(config.data, prompts_needed=False, own=[artifacts]),
+        source,
         schedule,
         key,
         artifacts,
