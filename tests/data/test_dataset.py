@@ -213,7 +213,7 @@ def test_a_number_that_is_a_folder_and_another_id(tmp_path: Path) -> None:
 
 def test_idx_files(tmp_path: Path) -> None:
     images, labels = write_idx(tmp_path, "train")
-    with pytest.raises(DataError, match="10 classes .labels 0 to 9.; give --prompts FILE with 10 lines"):
+    with pytest.raises(DataError, match=r"10 classes \(labels 0 to 9\); give --prompts FILE with 10 lines"):
         open_source(str(tmp_path))
     source = open_source(str(tmp_path), prompts_needed=False)
     assert [info.prompt for info in source.classes] == list("0123456789")

@@ -67,7 +67,7 @@ def test_prompts_may_repeat(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         ("a\n\nc\n", "line 2 is blank"),
-        ("", "has no prompts"),
+        ("", "line 1 is blank"),
         ("a\nb\n", "2 prompts for 3 classes"),
         ("a\nb\nc\nd\n", "4 prompts for 3 classes"),
         (b"a\n\xff\nc\n", "not UTF-8"),
