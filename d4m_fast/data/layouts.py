@@ -60,11 +60,19 @@ def _are_classes(root: Path, names: list[str]) -> bool:
         return False
     if any(_has_images(root / name) or _has_images(root / name / "images") for name in names):
         return True
-    holders = [name for name in names if holds_classes(root / name)]
-    return len(holders) != 1 and not any(_split_below(root / name, "train") for name in holders[:_MOST_LOOKED_INTO])
+    # No class has images of its own: either all are superclasses, or one folder is what an archive was unpacked into.
+    others = [name for name in names if name.lower() not in _COMPANIONS][:_MOST_LOOKED_INTO]
+    holders = [
+        name
+        for name in others
+        if _classes_below(root / name, "train", _MAX_DEPTH) is not None or _is_holder(root / name)
+    ]
+    return len(holders) != 1 and not any(_split_below(root / name, "train") for name in holders)
 
 
 def _reason(root: Path, names: list[str]) -> str:
+    if "images" in map(str.lower, names) and any(holds_classes(root / name) for name in names):
+        return f"{some(names)}: not all of these are class folders"
     bare = [name for name in names if _is_no_class(name) and _has_images(root / name)]
     if bare:
         return f"{bare[0]}/ holds images without class folders, one folder of images per class is needed"
@@ -91,6 +99,10 @@ def _classes_below(path: Path, split: str, depth: int) -> Path | None:
         if _first_has_images(below):
             return below
     return None
+
+
+def _is_holder(path: Path) -> bool:
+    return holds_classes(path) and _first_has_images(path)
 
 
 def _split_below(path: Path, split: str) -> Path | None:

@@ -81,7 +81,8 @@ def pair_mapping(pairs: Sequence[tuple[str, Any]], folders: Sequence[str]) -> li
     if values and all(
         isinstance(value, list) and len(value) == 2 and _WNID.fullmatch(str(value[0])) for value in values
     ):
-        pairs = [(str(wnid), text) for wnid, text in values]
+        # Keras' imagenet_class_index.json writes great_white_shark.
+        pairs = [(str(wnid), str(text).replace("_", " ")) for wnid, text in values]
     elif values and all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         if {_composed(key) for key, _ in pairs} & set(map(_composed, folders)):
             raise ValueError(f"gives class ids to folders, no prompts; {_ADVICE}")
