@@ -55,7 +55,7 @@ def pair_lines(lines: Sequence[Entry], folders: Sequence[str]) -> list[Entry]:
     """The entries of the classes, from lines with or without keys."""
     if any("\t" in line.text for line in lines):
         return _pair([_tabbed(line) for line in lines], folders)
-    _require_more_than_keys(lines, folders)
+    _require_more_than_keys(lines)
     if all(line.text.lstrip().startswith('"') for line in lines):
         rows = [_cells(line.text, ",") for line in lines]
         if all(len(row) == 2 for row in rows):
@@ -136,8 +136,8 @@ def _tabbed(line: Entry) -> _Keyed:
     return _Keyed(key.strip(), Entry(line.place, text))
 
 
-def _require_more_than_keys(lines: Sequence[Entry], folders: Sequence[str]) -> None:
-    """Refuse a list of the folders, such as wnids.txt."""
+def _require_more_than_keys(lines: Sequence[Entry]) -> None:
+    """Refuse a list of WordNet ids, such as wnids.txt."""
     if all(_WNID.fullmatch(line.text.strip()) for line in lines):
         raise ValueError(f"has WordNet ids and no prompts; {_ADVICE}")
 
