@@ -29,6 +29,7 @@ import torch
 from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.data.arrays import bundled
 from d4m_fast.data.dataset import open_source
+from d4m_fast.data.labels import Prompts
 from d4m_fast.data.latents import LatentStore
 from d4m_fast.data.timing import Stopwatch
 from d4m_fast.data.workers import Workers
@@ -55,7 +56,7 @@ def folder_of_cifar(archive: Path, folder: Path, images: int) -> Path:
 
 
 def folder_of_bundled(folder: Path, images: int) -> Path:
-    source = bundled("train", None)
+    source = bundled("train", Prompts())
     for item in source.items[:images]:
         (folder / str(item.class_id)).mkdir(parents=True, exist_ok=True)
         source.read(item).save(folder / str(item.class_id) / f"{item.rank:05d}.png")

@@ -29,6 +29,7 @@ from d4m_fast.console import (
     distilled_lines,
     lines_of,
     say,
+    say_classes,
     say_result,
     say_weights,
     track,
@@ -76,7 +77,7 @@ def cli() -> None:
 
 
 @cli.command()
-@of_config("--data", str, "'bundled', or a directory: an ImageFolder, Fashion-MNIST IDX or CIFAR files.")
+@of_config("--data", str, "'bundled', or a directory: an ImageFolder, IDX or CIFAR files.")
 @of_config("--model", str, "'bundled', a directory in diffusers format, or a hub id.")
 @of_config("--revision", str, "Commit, tag or branch of a model from the hub.  [default: main, recorded as a commit]")
 @of_config("--ipc", click.IntRange(min=1), "Images per class.")
@@ -92,6 +93,7 @@ def cli() -> None:
 @of_config("--image-size", click.IntRange(min=1), "Side of the written images.  [default: the resolution]")
 @of_config("--format", click.Choice(["png", "jpeg", "webp"]), "png is lossless; jpeg (4:4:4) and webp have quality 95.")
 @of_config("--prompts", str, "'official', or a file of prompts.  [default: class names]")
+@of_config("--allow-unknown-prompts/--no-allow-unknown-prompts", bool, "Prompts the model says it does not know, too.")
 @of_config("--negative-prompt", str, "Prompt to be guided away from.")
 @of_config("--seed", int, "Seed of the run.")
 @of_config(
@@ -125,6 +127,7 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
     if not quiet:
         say(f"engine: {job.engine_reason}")
         say(f"preset: {job.preset_line}")
+        say_classes(job.source)
     say_weights(job.model.weights_line, quiet)
     run = job.default_run() if out is None else out
     require_disk(job, run, cache)
@@ -202,10 +205,10 @@ def _students(
     from d4m_fast.evaluation.report import Subject
 
     require_finished(run)
-    distilled = open_source(str(run))
+    distilled = open_source(str(run), prompts_needed=False)
     origin = source_of(run) if train_data is None or test_data is None else None
-    train = open_source(_known("--train-data", train_data, origin))
-    test = open_source(_known("--test-data", test_data, origin), split="test")
+    train = open_source(_known("--train-data", train_data, origin), prompts_needed=False)
+    test = open_source(_known("--test-data", test_data, origin), split="test", prompts_needed=False)
     if test.fingerprint == train.fingerprint:
         raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
     judge = open_teacher(teacher, [info.prompt for info in test.classes]) if label_kind == "soft" else None

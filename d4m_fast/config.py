@@ -68,6 +68,7 @@ class DistillConfig:
         resolution: side of the encoded and generated images, in pixels; None is the model's own.
         image_size: side of the written images; None is `resolution`.
         prompts: None for the class names, "official", or a file.
+        allow_unknown_prompts: also those that a model which lists the prompts it knows does not list.
         strength: how far up the noise schedule a prototype is sent, in (0, 1].
         guidance: classifier-free guidance scale; at most 1 runs the UNet once per step instead of twice.
         steps: length of the whole schedule; about `steps * strength` of it are run.
@@ -93,6 +94,7 @@ class DistillConfig:
     image_size: int | None = None
     format: ImageFormat = "png"
     prompts: str | None = None
+    allow_unknown_prompts: bool = False
     preset: PresetName = "reference"
     scheduler: Scheduler = Preset.scheduler
     strength: float = Preset.strength

@@ -20,6 +20,8 @@ from d4m_fast.streams import printable, printable_json
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from d4m_fast.data.records import Source
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 LINE_SECONDS = 10.0
@@ -33,6 +35,7 @@ _HUSHING = {
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+SHOWN_CLASSES = 3
 
 
 class Sized(Protocol[T_co]):
@@ -140,6 +143,21 @@ def now_and_then(quiet: bool) -> Callable[[str], None]:
             said = time.monotonic()
 
     return listen
+
+
+def say_classes(source: Source) -> None:
+    """Show, on stderr, the prompts of the first classes, and what was left out of the images."""
+    from d4m_fast.data.labels import shared_prompts
+
+    for info in source.classes[:SHOWN_CLASSES]:
+        say(f"class {info.id}: {info.folder} -> {info.prompt}")
+    shared = shared_prompts(source.classes)
+    if shared:
+        prompt, folders = next(iter(shared.items()))
+        others = f", and {len(shared) - 1} more are shared" if len(shared) > 1 else ""
+        say(f"one prompt for several classes: {prompt} ({', '.join(folders)}){others}")
+    for line in source.notes:
+        say(line)
 
 
 def say_weights(line: str, quiet: bool) -> None:

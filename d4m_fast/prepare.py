@@ -27,6 +27,7 @@ from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.modules import import_libraries
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
 from d4m_fast.engine.ort import require_ort
+from d4m_fast.engine.prompts import require_known_prompts, require_whole_prompts
 from d4m_fast.engine.runtime import device_name, hardware, resolve_device, resolve_precision
 from d4m_fast.engine.schedule import WHOLE, Schedule, open_schedule
 from d4m_fast.engine.trial import trial_resolution, try_networks
@@ -66,6 +67,7 @@ class Job:
 
         Raises:
             ModelError: one cannot be loaded, does not run, or does not fit the others.
+            UsageError: the text encoder would cut a prompt, or take two for one.
         """
         if self.artifact is None:
             compiled, reference = self.config.compile, self.schedule.sensitive
@@ -74,6 +76,9 @@ class Job:
         else:
             networks = open_exported(self.model, self.resolution, self.artifact, self.device)
             try_networks(self.model, networks, self.resolution)
+        guided = networks.unet.doubles(self.config.guidance)
+        negative_prompt = self.config.negative_prompt if guided else None
+        require_whole_prompts(networks.text_encoder, self.source.classes, negative_prompt)
         return networks
 
     def import_libraries(self) -> None:
@@ -170,8 +175,12 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     dtype = resolve_precision(config.precision, device)
     begun = {} if run is None else options_of(run)
     model = open_model(config.model, _revision(config, begun))
-    source = open_source(config.data, prompts=config.prompts)
+    # A run's images and the cache are no classes of the next run, wherever they are.
+    own = [path for path in (run, artifacts, artifacts / "latents", artifacts / "engines") if path is not None]
+    source = open_source(config.data, prompts=config.prompts, own=own)
     source = source if config.classes is None else subset(source, config.classes)
+    if not config.allow_unknown_prompts:
+        require_known_prompts(model, source.classes)
     _require_images(source, config.ipc)
     require_format(config.format)
     if config.kmeans_on == "gpu":

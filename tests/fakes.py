@@ -20,6 +20,7 @@ class MemorySource:
     items: Sequence[Item]
     side: int
     fingerprint: str = "memory"
+    notes: Sequence[str] = ()
 
     def read(self, item: Item) -> Image.Image:
         return Image.new("RGB", (self.side, self.side), (10 * item.class_id + item.rank,) * 3)

@@ -22,7 +22,7 @@ LAYERS = (
     ("options", "prepare", "diagnose"),
     ("console", "endings"),
     ("export",),
-    ("evaluation", "engine.encode", "engine.prototypes", "engine.generate", "engine.trial"),
+    ("evaluation", "engine.encode", "engine.prototypes", "engine.generate", "engine.trial", "engine.prompts"),
     ("engine.denoise",),
     ("engine.networks",),
     ("engine.eager", "engine.ort", "engine.trt"),

@@ -20,7 +20,7 @@ from training import batch_indices, train
 
 from d4m_fast.config import derive_seed
 from d4m_fast.data import idx
-from d4m_fast.data.arrays import FASHION_MNIST as CLASSES
+from d4m_fast.data.idx_sets import FASHION_MNIST as CLASSES
 from d4m_fast.evaluation.convnet import ConvNet
 
 SEED = 0

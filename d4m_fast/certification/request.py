@@ -111,7 +111,7 @@ def prepare_certification(config: CertifyConfig, artifacts: Path, folder: Path) 
     schedule = open_schedule(model.path, STEPS, STRENGTH)
     shapes = trace_model(str(model.path), resolution)
     images = affordable(shapes, len(schedule.steps)) if config.images is None else config.images
-    source = open_source(config.data)
+    source = open_source(config.data, prompts_needed=False, own=[artifacts])
     return Request(config, model, source, schedule, shapes, device, artifacts, folder, resolution, images)
 
 

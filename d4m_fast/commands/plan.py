@@ -84,5 +84,5 @@ def _counted(options: dict[str, Any]) -> dict[str, Any]:
         raise UsageError("--data counts images and classes itself; leave --images and --classes out, or --data")
     from d4m_fast.data.dataset import open_source
 
-    source = open_source(data)
+    source = open_source(data, prompts_needed=False)
     return {**options, "images": len(source.items), "classes": len(source.classes)}

@@ -11,37 +11,51 @@ from pathlib import Path
 from PIL import Image
 
 from d4m_fast.data.arrays import arrays_below, bundled
-from d4m_fast.data.folders import SPLIT_FOLDERS, folders_below
-from d4m_fast.data.labels import some
+from d4m_fast.data.folders import folders_below
+from d4m_fast.data.labels import Prompts
+from d4m_fast.data.layouts import SPLIT_KINDS
 from d4m_fast.data.records import ClassInfo, Item, Source
+from d4m_fast.data.wording import some
 from d4m_fast.errors import DataError, UsageError
 
 BUNDLED = "bundled"
 _NUMBER = re.compile("([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
-def open_source(data: str, *, split: str = "train", prompts: str | None = None) -> Source:
+def open_source(
+    data: str,
+    *,
+    split: str = "train",
+    prompts: str | None = None,
+    prompts_needed: bool = True,
+    own: Sequence[Path] = (),
+) -> Source:
     """The images of one split, in class order for folders and in file order for arrays.
 
     Args:
-        data: "bundled", or a directory: class folders of images (itself, below `train/` or `test/`, `val/`, or below a
-            run's `images/`), Fashion-MNIST's IDX files, or CIFAR-10/100's python files.
+        data: "bundled", or a directory: class folders of images (itself, below a split's folder, or below `images/`),
+            IDX files of MNIST's relatives, or CIFAR-10/100's python files; `docs/data.md` lists the layouts.
         split: "train" or "test".
         prompts: see `labels.resolve_prompts`.
+        prompts_needed: False where the classes' prompts are not used: a set of unknown names is then opened, too.
+        own: directories that d4m-fast writes to; they are never classes.
 
     Raises:
         UsageError: no such split, or `prompts` does not suit this kind of data.
-        DataError: nothing usable there, a class without images, or damaged array files.
+        DataError: nothing usable there, a class that is empty or cannot be read, damaged array files, or classes whose
+            names nobody knows.
     """
-    if split not in SPLIT_FOLDERS:
+    if split not in SPLIT_KINDS:
         raise UsageError(f"split {split!r}: must be train or test")
+    asked = Prompts(prompts, prompts_needed)
     if data == BUNDLED:
-        return bundled(split, prompts)
+        return bundled(split, asked)
     root = Path(data)
     if not root.is_dir():
         problem = "not a directory" if root.exists() else "no such directory"
         raise DataError(f"{data}: {problem}; --data takes 'bundled' or a directory of class folders")
-    return arrays_below(root, split, prompts) or folders_below(root, split, prompts)
+    arrays = arrays_below(root, split, asked)
+    return folders_below(root, split, asked, own) if arrays is None else arrays
 
 
 def subset(source: Source, classes: str) -> Source:
@@ -71,6 +85,10 @@ class _Subset:
     items: tuple[Item, ...] = field(repr=False)
     fingerprint: str
     parent: Source
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return self.parent.notes
 
     def read(self, item: Item) -> Image.Image:
         return self.parent.read(item)

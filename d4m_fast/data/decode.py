@@ -46,6 +46,7 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 
+
 class _UnknownFormatError(Exception):
     """No format of ours; the text says what the file is."""
 

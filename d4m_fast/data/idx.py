@@ -16,16 +16,30 @@ FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+_TORCHVISION_FOLDERS = ("MNIST", "FashionMNIST", "KMNIST")
 MAX_BYTES = 1 << 30  # a damaged header must not ask for all memory; the largest real file has 47 MB
 
 
 def find(directory: Path, split: str) -> tuple[Path, Path] | None:
-    """The (images, labels) files of a split, in `directory` or where torchvision puts them below it."""
-    for folder in (directory, directory / "raw", directory / "FashionMNIST" / "raw"):
-        images, labels = (_variant(folder, stem) for stem in FILES[split])
-        if images is not None and labels is not None:
-            return images, labels
+    """The (images, labels) files of a split, in `directory` or where torchvision puts them below it.
+
+    Raises:
+        DataError: torchvision put several sets below it.
+    """
+    below = [directory / name / "raw" for name in _TORCHVISION_FOLDERS]
+    for folders in ([directory], [directory / "raw"], below):
+        pairs = [pair for folder in folders if (pair := _pair(folder, split)) is not None]
+        if len(pairs) > 1:
+            places = " and ".join(str(images.parent) for images, _ in pairs)
+            raise DataError(f"{directory}: holds several sets; give one of {places}")
+        if pairs:
+            return pairs[0]
     return None
+
+
+def _pair(folder: Path, split: str) -> tuple[Path, Path] | None:
+    images, labels = (_variant(folder, stem) for stem in FILES[split])
+    return None if images is None or labels is None else (images, labels)
 
 
 def read(path: Path) -> np.ndarray:

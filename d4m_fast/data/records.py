@@ -32,7 +32,8 @@ class Source(Protocol):
     """A labelled set of real images, read in its own order.
 
     `fingerprint` changes when any image, label or class does. `read` returns an RGB image of 8 bits per channel,
-    or raises `DataError` with the reason when the image is damaged.
+    or raises `DataError` with the reason when the image is damaged. `notes` says what was left out when it was listed,
+    one line for each kind.
     """
 
     @property
@@ -43,6 +44,9 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def read(self, item: Item) -> Image.Image: ...
 

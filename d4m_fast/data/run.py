@@ -44,8 +44,10 @@ from d4m_fast.data.timing import Stopwatch
 from d4m_fast.data.workers import Workers
 from d4m_fast.errors import RunDirectoryError
 
-# Decide whether a run goes on, or where its inputs lie; what these are is told by their hashes.
-INESSENTIAL = frozenset({"max_bad_fraction", "data", "model", "revision", "prompts", "artifacts"})
+# Decide whether a run starts or goes on, or where its inputs lie; what these are is told by their hashes.
+INESSENTIAL = frozenset(
+    {"max_bad_fraction", "data", "model", "revision", "prompts", "allow_unknown_prompts", "artifacts"}
+)
 WRITERS = 4  # threads; most of their time is the disk's
 QUEUED = 128  # images that may wait for them
 

@@ -49,6 +49,16 @@ class TextEncoder:
         ids: torch.Tensor = self._tokenized(prompts).input_ids
         return ids
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a prompt, its start and end included, before it is cut."""
+        length: int = self.tokenizer.model_max_length
+        return length
+
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt, whole, its start and end included."""
+        return [len(ids) for ids in self.tokenizer(list(prompts), verbose=False).input_ids] if prompts else []
+
     def _tokenized(self, prompts: Sequence[str]) -> Any:
         length = self.tokenizer.model_max_length
         return self.tokenizer(

@@ -106,7 +106,17 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     targets = _targets(config, device) if config.engine == "tensorrt" else ()
     key = Key(model.sha256, config.engine, config.precision, resolution, config.static_batch, targets)
     compared_on = _compared_on(config, device)
-    job = ExportJob(config, model, open_source(config.data), schedule, key, artifacts, compared_on, api)
+    source = open_source(config.data, prompts_needed=False, own=[artifacts])
+    job = ExportJob(
+        config,
+        model,
+        source,
+        schedule,
+        key,
+        artifacts,
+        compared_on,
+        api,
+    )
     weights = sum(file.stat().st_size for part in model.weights for file in part.files)
     # fp32, from weights that may be stored in half precision
     files.require_room(files.Need(job.path, max(0, 2 * weights - files.taken(job.path)), "exports"))

@@ -37,6 +37,10 @@ class Few:
     source: Source
     fingerprint: str = ""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        return self.source.notes
+
     def read(self, item: Item) -> Image.Image:
         return self.source.read(item)
 

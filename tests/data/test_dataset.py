@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from d4m_fast.data import arrays, idx
-from d4m_fast.data.arrays import FASHION_MNIST
 from d4m_fast.data.dataset import open_source, subset
 from d4m_fast.errors import DataError, PreflightError, UsageError
 
@@ -200,11 +199,13 @@ def test_unknown_classes_are_refused(tmp_path: Path, classes: str) -> None:
 
 
 def test_a_number_that_is_a_folder_and_another_id(tmp_path: Path) -> None:
-    source = open_source(str(image_folder(tmp_path, *(f"{i}/1.png" for i in range(11)))))
-    with pytest.raises(UsageError, match="write 2-2 or 10-10"):
-        subset(source, "10")
-    assert subset(source, "2-2").classes[0].folder == "10"
-    assert subset(source, "0").classes[0].folder == "0"
+    source = open_source(str(image_folder(tmp_path / "all", *(f"{i}/1.png" for i in range(11)))))
+    assert [info.folder for info in source.classes] == [str(i) for i in range(11)]
+    assert subset(source, "10").classes[0].folder == "10"
+    part = open_source(str(image_folder(tmp_path / "gaps", "0/1.png", "2/1.png", "4/1.png")))
+    with pytest.raises(UsageError, match="write 1-1 or 2-2"):
+        subset(part, "2")
+    assert subset(part, "2-2").classes[0].folder == "4"
 
 
 # Arrays
@@ -212,32 +213,34 @@ def test_a_number_that_is_a_folder_and_another_id(tmp_path: Path) -> None:
 
 def test_idx_files(tmp_path: Path) -> None:
     images, labels = write_idx(tmp_path, "train")
-    source = open_source(str(tmp_path))
-    assert [info.prompt for info in source.classes] == list(FASHION_MNIST)
+    with pytest.raises(DataError, match=r"10 classes \(labels 0 to 9\); give --prompts FILE with 10 lines"):
+        open_source(str(tmp_path))
+    source = open_source(str(tmp_path), prompts_needed=False)
+    assert [info.prompt for info in source.classes] == list("0123456789")
     assert [info.folder for info in source.classes] == list("0123456789")
     assert [item.class_id for item in source.items] == labels.tolist()
     assert [item.rank for item in source.items] == [0] * 10 + [1] * 10
     read = pixels(source.read(source.items[7]))
     assert np.array_equal(read, np.repeat(np.pad(images[7], 2)[..., None], 3, axis=-1))
     with pytest.raises(DataError, match="for the test split"):
-        open_source(str(tmp_path), split="test")
+        open_source(str(tmp_path), split="test", prompts_needed=False)
 
 
 def test_idx_files_that_do_not_fit(tmp_path: Path) -> None:
     write_idx(tmp_path, "train")
     labels = tmp_path / idx.FILES["train"][1]
     labels.write_bytes(b"\0\0\x08\x01" + struct.pack(">I", 20) + bytes(range(10)) * 2)
-    fingerprint = open_source(str(tmp_path)).fingerprint
+    fingerprint = open_source(str(tmp_path), prompts_needed=False).fingerprint
     for values, reason in [
         (bytes(19), "belong together"),
-        (bytes([10] * 20), "10 to 10"),
-        (bytes(20), "no images of 9"),
+        (bytes([10] * 20), "no images of 10 of 11"),
+        (bytes(19) + b"\2", "no images of 1 of 3"),
     ]:
         labels.write_bytes(b"\0\0\x08\x01" + struct.pack(">I", len(values)) + values)
         with pytest.raises(DataError, match=reason):
-            open_source(str(tmp_path))
+            open_source(str(tmp_path), prompts_needed=False)
     write_idx(tmp_path, "train")
-    assert open_source(str(tmp_path)).fingerprint != fingerprint
+    assert open_source(str(tmp_path), prompts_needed=False).fingerprint != fingerprint
 
 
 def test_bundled_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +249,7 @@ def test_bundled_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     np.savez(archive, test_images=images, test_labels=labels)
     monkeypatch.setattr(arrays, "_archive", lambda: archive)
     source = open_source("bundled", split="test")
-    assert source.fingerprint == open_source(str(tmp_path), split="test").fingerprint
+    assert source.fingerprint == open_source(str(tmp_path), split="test", prompts_needed=False).fingerprint
     assert source.items[3].origin == "test/00003"
     with pytest.raises(DataError, match="install the package again"):
         open_source("bundled", split="train")

@@ -21,7 +21,8 @@ def test_defaults_are_class_names_or_folder_names() -> None:
 
 def test_wnids_get_their_label_lines_only_when_all_folders_are_wnids() -> None:
     assert resolve_prompts(["n01440764", "n03126707"], None, None) == ["tench, Tinca tinca", "crane"]
-    assert resolve_prompts(["n01440764", "other"], None, None) == ["n01440764", "other"]
+    with pytest.raises(DataError, match="2 of 3 folders are WordNet ids; notes is not: remove it or give --prompts"):
+        resolve_prompts(["n01440764", "n03126707", "notes"], None, None)
 
 
 def test_official_lines_differ_in_the_two_cranes_only() -> None:
@@ -49,6 +50,7 @@ def test_official_is_refused_for_other_classes(folders: list[str], names: list[s
     [
         "an ant\na cat\nübung\n",
         "an ant\r\na cat\r\nübung",
+        "an ant\na cat\nübung\n\n",
         "\ufeffan ant\na cat\nübung\n",
         "ünï\tübung\nant\tan ant\nbig_cat\ta cat\n",
     ],
@@ -66,7 +68,6 @@ def test_prompts_may_repeat(tmp_path: Path) -> None:
     [
         ("a\n\nc\n", "line 2 is blank"),
         ("", "line 1 is blank"),
-        ("a\nb\nc\n\n", "line 4 is blank"),
         ("a\nb\n", "2 prompts for 3 classes"),
         ("a\nb\nc\nd\n", "4 prompts for 3 classes"),
         (b"a\n\xff\nc\n", "not UTF-8"),

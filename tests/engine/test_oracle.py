@@ -15,7 +15,7 @@ from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from oracle import reference
 
 from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, DistillConfig, PresetName, Scheduler, derive_seed
-from d4m_fast.data.arrays import FASHION_MNIST
+from d4m_fast.data.idx_sets import FASHION_MNIST
 from d4m_fast.data.plan import Batches, make_plan
 from d4m_fast.data.records import ClassInfo, Prototypes
 from d4m_fast.data.stream import Stream

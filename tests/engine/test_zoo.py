@@ -409,7 +409,7 @@ def test_refused(name: str, tmp_path: Path, distill: Callable[..., Ran]) -> None
     path = write(tmp_path / "model")
     ran = distill("--model", path)
     refused(ran, 1, *said)
-    lines = [line for line in ran.err.splitlines() if not line.startswith(("engine: ", "preset: "))]
+    lines = [line for line in ran.err.splitlines() if not line.startswith(("engine: ", "preset: ", "class "))]
     assert len(lines) == 1, ran.err
     record("models", {name: {"outcome": lines[0].removeprefix("error: ").replace(f"{path}", "MODEL")}})
     assert not (tmp_path / "run" / "config.json").exists()

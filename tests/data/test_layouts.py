@@ -1,0 +1,98 @@
+"""Every layout in docs/data.md, and links, names and folders that are no classes."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from pathlib import Path
+
+import pytest
+from dataset_layouts import LAYOUTS, Layout
+from PIL import Image
+
+from d4m_fast.data.dataset import open_source
+from d4m_fast.errors import DataError
+
+
+def classes_below(root: Path, *folders: str) -> Path:
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(root / folder / "1.png")
+    return root
+
+
+@pytest.mark.parametrize("layout", [row for row in LAYOUTS if not row.refusal], ids=lambda row: row.name)
+def test_layouts_that_are_opened(tmp_path: Path, layout: Layout) -> None:
+    source = open_source(str(layout.make(tmp_path)), split=layout.split)
+    assert [info.folder for info in source.classes] == list(layout.folders)
+    assert [info.prompt for info in source.classes] == list(layout.prompts)
+    said = " ".join(source.notes)
+    assert [part for part in layout.notes if part not in said] == []
+
+
+@pytest.mark.parametrize("layout", [row for row in LAYOUTS if row.refusal], ids=lambda row: row.name)
+def test_layouts_that_are_refused(tmp_path: Path, layout: Layout) -> None:
+    with pytest.raises(DataError) as refusal:
+        open_source(str(layout.make(tmp_path)), split=layout.split)
+    assert layout.refusal.format(root=tmp_path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("target", ["/proc", "/sys", "/dev", "/", "..", "."])
+@pytest.mark.parametrize("below", ["", "cat/"])
+def test_links_out_of_the_set_end_at_once(tmp_path: Path, target: str, below: str) -> None:
+    root = classes_below(tmp_path / "set", "cat", "dog")
+    (root / f"{below}elk").symlink_to(target)
+    started = time.monotonic()
+    if below and target in (".", ".."):  # folders above in the same set are passed over, as before
+        assert len(open_source(str(root)).items) == 2
+    else:
+        with pytest.raises(DataError, match="elk: "):
+            open_source(str(root))
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("target", ["gone", "elk"])
+def test_a_broken_link_in_place_of_a_class_is_named(tmp_path: Path, target: str) -> None:
+    root = classes_below(tmp_path, "cat", "dog")
+    (root / "elk").symlink_to(target)
+    with pytest.raises(DataError, match="broken links where class folders may be: elk"):
+        open_source(str(root))
+
+
+def test_folders_that_link_to_each_other_are_refused(tmp_path: Path) -> None:
+    root = classes_below(tmp_path, "cat", "dog")
+    (root / "cat" / "x").symlink_to(root / "dog")
+    (root / "dog" / "x").symlink_to(root / "cat")
+    with pytest.raises(DataError, match="links to the class folder dog"):
+        open_source(str(root))
+
+
+def test_one_folder_under_two_names_is_refused(tmp_path: Path) -> None:
+    root = classes_below(tmp_path, "cat", "dog")
+    (root / "elk").symlink_to(root / "dog")
+    with pytest.raises(DataError, match="is the same folder as"):
+        open_source(str(root))
+
+
+@pytest.mark.parametrize("name", ["a\u202eb", "a\u200bb", "a\u2028b", "a\ufeffb", "a\u3164b"])
+def test_invisible_characters_in_folder_names_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=f"U\\+{ord(name[1]):04X}"):
+        open_source(str(classes_below(tmp_path, "cat", name)))
+
+
+def test_joiners_that_scripts_need_are_let_through(tmp_path: Path) -> None:
+    folders = ["\u0645\u06cc\u200c\u062e\u0648", "👩\u200d🌾"]
+    assert [info.prompt for info in open_source(str(classes_below(tmp_path, *folders))).classes] == folders
+
+
+def test_names_that_differ_by_composition_only_are_refused(tmp_path: Path) -> None:
+    names = ["café", unicodedata.normalize("NFD", "café")]
+    with pytest.raises(DataError, match="two folders are called"):
+        open_source(str(classes_below(tmp_path, *names)))
+
+
+def test_own_directories_are_no_classes(tmp_path: Path) -> None:
+    root = classes_below(tmp_path, "cat", "dog", "out", "cat/art")
+    source = open_source(str(root), own=[root / "out", root / "cat" / "art", root / "none"])
+    assert [item.origin for item in source.items] == ["cat/1.png", "dog/1.png"]
+    assert source.notes == ("not read: cat/art, out (d4m-fast's own runs and cache)",)

@@ -1,0 +1,179 @@
+"""Forms of label files, and the prompts that come of each: rows of tests and of docs/data.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WNIDS = ("n01440764", "n01443537", "n02119789")
+WORDS = ("car", "dog", "ship")
+NUMBERS = tuple(str(i) for i in range(11))
+ANIMALS = ("tench, Tinca tinca", "goldfish", "kit fox")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+@dataclass(frozen=True)
+class LabelForm:
+    """A file for some folders, and its prompts, in class order, or the reason why it is refused."""
+
+    name: str
+    content: str | bytes
+    outcome: Sequence[str] | str
+    folders: Sequence[str] = WNIDS
+
+    @property
+    def shown(self) -> str:
+        """The first line of the file."""
+        text = self.content if isinstance(self.content, str) else self.content.decode("latin-1")
+        return text.lstrip().split("\n")[0].replace("\t", "<TAB>").replace("|", "\\|").rstrip("\r")
+
+
+def _joined(separator: str, *, folders: Sequence[str] = WNIDS, prompts: Sequence[str] = ANIMALS) -> str:
+    """Lines in the opposite of class order, so that a reading by position is wrong."""
+    pairs = reversed(list(zip(folders, prompts, strict=True)))
+    return "".join(f"{folder}{separator}{prompt}\n" for folder, prompt in pairs)
+
+
+def _numbered(separator: str, start: int = 0) -> str:
+    return "".join(f"{i}{separator}{prompt}\n" for i, prompt in enumerate(ANIMALS, start))
+
+
+ACCEPTED = (
+    LabelForm("folder, tab, prompt: never ambiguous", _joined("\t"), ANIMALS),
+    LabelForm("one prompt per line, in class order", "a car\na dog\na ship\n", ("a car", "a dog", "a ship"), WORDS),
+    LabelForm(
+        "... with CRLF and blank lines at the end",
+        "a car\r\na dog\r\na ship\r\n\r\n",
+        ("a car", "a dog", "a ship"),
+        WORDS,
+    ),
+    LabelForm("... with a byte order mark", "\ufeffa car\na dog\na ship", ("a car", "a dog", "a ship"), WORDS),
+    LabelForm("... after lines of comment", "# vehicles\na car\na dog\na ship", ("a car", "a dog", "a ship"), WORDS),
+    LabelForm("LOC_synset_mapping.txt: WordNet id, space, label", _joined(" "), ANIMALS),
+    LabelForm("WordNet id, comma, label", _joined(", "), ANIMALS),
+    LabelForm("WordNet id, colon, label", _joined(": "), ANIMALS),
+    LabelForm("WordNet id, semicolon, label", _joined(";"), ANIMALS),
+    LabelForm("WordNet id, equals sign, label", _joined(" = "), ANIMALS),
+    LabelForm("words.txt: more WordNet ids than classes", "n00001740\tentity\n" + _joined("\t"), ANIMALS),
+    LabelForm(
+        "map_clsloc.txt: WordNet id, the devkit's number, label",
+        "n02119789 1 kit_fox\nn01440764 7 tench\nn01443537 12 gold_fish\n",
+        ("tench", "gold fish", "kit fox"),
+    ),
+    LabelForm("number, colon, label", _numbered(": "), ANIMALS),
+    LabelForm("number, space, label, in order", _numbered(" "), ANIMALS),
+    LabelForm("number, tab, label", _numbered("\t"), ANIMALS),
+    LabelForm("numbers from 1", "3: a ship\n1: a car\n2: a dog\n", ("a car", "a dog", "a ship"), WORDS),
+    LabelForm(
+        "number, WordNet id, label",
+        "0 n01440764 tench\n1 n01443537 goldfish\n2 n02119789 fox\n",
+        ("tench", "goldfish", "fox"),
+    ),
+    LabelForm("folders 0 to 10, by number", _joined(": ", folders=NUMBERS, prompts=DIGITS), DIGITS, NUMBERS),
+    LabelForm("folders 0 to 10, one prompt per line", "\n".join(DIGITS), DIGITS, NUMBERS),
+    LabelForm(
+        "folder, colon, prompt",
+        _joined(": ", folders=WORDS, prompts=("a car", "a dog", "a ship")),
+        ("a car", "a dog", "a ship"),
+        WORDS,
+    ),
+    LabelForm(
+        "JSON object by number", '{"2": "kit fox", "0": "tench", "1": "goldfish"}', ("tench", "goldfish", "kit fox")
+    ),
+    LabelForm(
+        "JSON object by folder",
+        '{"n02119789": "fox", "n01440764": "tench", "n01443537": "goldfish"}',
+        ("tench", "goldfish", "fox"),
+    ),
+    LabelForm(
+        "imagenet_class_index.json",
+        '{"0": ["n01440764", "tench"], "2": ["n02119789", "kit_fox"], "1": ["n01443537", "goldfish"]}',
+        ("tench", "goldfish", "kit fox"),
+    ),
+    LabelForm(
+        "JSON object of class ids", '{"kit fox": 2, "tench": 0, "goldfish": 1}', ("tench", "goldfish", "kit fox")
+    ),
+    LabelForm("JSON list in class order", '["tench", "goldfish", "kit fox"]', ("tench", "goldfish", "kit fox")),
+    LabelForm(
+        "JSON list of pairs",
+        '[["n02119789", "fox"], ["n01440764", "tench"], ["n01443537", "goldfish"]]',
+        ("tench", "goldfish", "fox"),
+    ),
+    LabelForm(
+        "JSON lines",
+        '{"id": 1, "name": "dog"}\n{"id": 0, "name": "a car"}\n{"id": 2, "name": "a ship"}\n',
+        ("a car", "dog", "a ship"),
+        WORDS,
+    ),
+    LabelForm(
+        "a model's config.json",
+        '{"id2label": {"0": "tench", "1": "goldfish", "2": "fox"}}',
+        ("tench", "goldfish", "fox"),
+    ),
+    LabelForm(
+        "imagenet1000_clsidx_to_labels.txt: a Python dict",
+        "{0: 'tench, Tinca tinca',\n 1: \"goldfish\",\n 2: 'kit fox'}",
+        ANIMALS,
+    ),
+    LabelForm(
+        "lines of a dict without its braces", "0: 'tench, Tinca tinca',\n1: 'goldfish',\n2: 'kit fox'\n", ANIMALS
+    ),
+    LabelForm(
+        "CSV with a header",
+        'wnid,name\nn02119789,kit fox\nn01440764,"tench, Tinca tinca"\nn01443537,goldfish\n',
+        ANIMALS,
+    ),
+    LabelForm(
+        "CSV of quoted cells",
+        '"ship","a ship"\n"car","a car, red"\n"dog","a dog"\n',
+        ("a car, red", "a dog", "a ship"),
+        WORDS,
+    ),
+    LabelForm(
+        "prompts that begin with a number",
+        "10 downing street\na dog\n2 ships\n",
+        ("10 downing street", "a dog", "2 ships"),
+        WORDS,
+    ),
+    LabelForm(
+        "one prompt that begins with a folder's name",
+        "car on a road\na dog\na ship\n",
+        ("car on a road", "a dog", "a ship"),
+        WORDS,
+    ),
+)
+REFUSED = (
+    LabelForm("wnids.txt: WordNet ids alone", "n01440764\nn01443537\nn02119789\n", "WordNet ids and no prompts"),
+    LabelForm(
+        "every line begins with its folder's name",
+        "car on a road\ndog in a park\nship at sea\n",
+        "may be the prompt",
+        WORDS,
+    ),
+    LabelForm("numbers in no order before sentences", "2 cats\n3 dogs\n1 bird\n", "may be the prompt", WORDS),
+    LabelForm("ImageNet's numbers from 1", _numbered(": ", 1), "ILSVRC2012_ID"),
+    LabelForm(
+        "a line without the key of the others",
+        "n01440764 tench\ngoldfish\nn02119789 fox\n",
+        "line 2 does not begin with a WordNet id",
+    ),
+    LabelForm("a key twice", _joined("\t") + "n01440764\ttrout\n", "given twice: n01440764"),
+    LabelForm("a class without a line", "n01440764 tench\nn01443537 goldfish\n", "no prompt for: n02119789"),
+    LabelForm("a folder that is not there", "car\ta\ndog\tb\nship\tc\nelk\td\n", "no such class folder: elk", WORDS),
+    LabelForm("a number missing", "0: tench\n1: goldfish\n3: fox\n", "no 2"),
+    LabelForm("JSON with a repeated key", '{"0": "a", "0": "b", "1": "c", "2": "d"}', "given twice: 0"),
+    LabelForm("a Python dict with a repeated key", "{0: 'a', 1: 'b', 1: 'c'}", "given twice: 1"),
+    LabelForm("class_to_idx: folders and ids", '{"n01440764": 0, "n01443537": 1, "n02119789": 2}', "no prompts"),
+    LabelForm("JSON with other values", '{"0": {"name": "tench"}, "1": null, "2": "fox"}', "is no text"),
+    LabelForm("half a JSON file", '{"0": "tench", "1":', "neither"),
+    LabelForm("a Python expression", "{0: open('labels')}", "neither"),
+    LabelForm("YAML of a detector", "names:\n  0: tench\n  1: goldfish\n  2: fox\n", "YAML"),
+    LabelForm("UTF-16", "a\nb\nc\n".encode("utf-16"), "save it as UTF-8"),
+    LabelForm("Latin-1", "café\nb\nc\n".encode("latin-1"), "not UTF-8"),
+    LabelForm("a blank line between", "a car\n\na ship\n", "line 2 is blank", WORDS),
+    LabelForm("too few lines", "a car\na dog\n", "2 prompts for 3 classes", WORDS),
+    LabelForm("the folders' names in another order", "ship\ncar\ndog\n", "in another order", WORDS),
+    LabelForm("a right-to-left override", "a car\na \u202egod\na ship\n", "line 2.*U\\+202E", WORDS),
+    LabelForm("a zero-width space", "a car\na\u200bdog\na ship\n", "line 2.*U\\+200B", WORDS),
+    LabelForm("keys behind the labels", "tench n01440764\ngoldfish n01443537\nfox n02119789\n", "not at the start"),
+)
