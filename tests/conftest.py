@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from driving import CLASSES, PER_CLASS, Finished, Ran, run_cli, write_photos
+from surroundings import plain_surroundings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    stack = ExitStack()
+    stack.enter_context(plain_surroundings())
+    config.add_cleanup(stack.close)
 
 
 @pytest.fixture(autouse=True)
