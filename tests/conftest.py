@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,8 @@ from surroundings import plain_surroundings
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if sys.getfilesystemencoding() != "utf-8":
+        raise pytest.UsageError("the tests write files of names beyond ASCII: start them with PYTHONUTF8=1")
     stack = ExitStack()
     stack.enter_context(plain_surroundings())
     config.add_cleanup(stack.close)

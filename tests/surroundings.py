@@ -18,8 +18,8 @@ from unittest import mock
 # never learns the exit codes of its own children.
 SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD)
 
-# What the machine needs to be found and what the tests themselves ask for. Everything else (language, terminal, colours,
-# caches, libraries' switches, this package's own) is a user's setting, and no test reads it.
+# What the machine needs to be found and what the tests themselves ask for. Everything else (language, terminal,
+# colours, caches, libraries' switches, this package's own) is a user's setting, and no test reads it.
 KEPT = re.compile(
     r"PATH|TMPDIR|TEMP|TMP|USER|LOGNAME|VIRTUAL_ENV|SYSTEMROOT|CC|CXX"
     r"|(LD|DYLD|CUDA|NVIDIA|PYENV|PYTEST|COV|COVERAGE)_\w+"
