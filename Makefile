@@ -17,7 +17,7 @@ demo: $(VENV)/.installed ## install, distill the bundled images, score the resul
 	@echo "look at $(DEMO)/preview.png; the images are in $(DEMO)/images, how each was made in $(DEMO)/manifest.jsonl"
 
 test: $(VENV)/.installed-dev ## install and run the tests
-	$(BIN)/python -m pytest
+	PYTHONUTF8=1 $(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev ## ruff
 	$(BIN)/ruff check .

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from driving import CLASSES, PER_CLASS, Finished, Ran, run_cli, write_photos
+from shared_exports import SharedExports
+from surroundings import plain_surroundings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if sys.getfilesystemencoding() != "utf-8":
+        raise pytest.UsageError("the tests write files of names beyond ASCII: start them with PYTHONUTF8=1")
+    stack = ExitStack()
+    stack.enter_context(plain_surroundings())
+    config.add_cleanup(stack.close)
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +30,13 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _single_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _shared_exports() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", SharedExports(torch.onnx.export))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -225,7 +225,7 @@ def test_same_bytes_after_a_signal(
     distill: Distill, tmp_path: Path, finished: Finished, number: int, code: int, sign: str
 ) -> None:
     run = tmp_path / "run"
-    flags = ("--out", run, "--artifacts", tmp_path / "art", "--batch-size", 1, "--ipc", 4, "--steps", 80)
+    flags = ("--out", run, "--artifacts", tmp_path / "art", "--batch-size", 1, "--ipc", 4, "--steps", 16)
     process = start("distill", *finished.options, *flags)
     wait_for(lambda: any(run.glob(sign)), process)
     process.send_signal(number)

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 log = logging.getLogger(__name__)
 
 CLASSES, IPC = 8, 4
+SHUFFLED = [5, 0, 7, 2, 1, 6, 3, 4]
 REFERENCE = DistillConfig(ipc=IPC, steps=50, strength=0.7, guidance=8.0)
 
 
@@ -44,7 +45,7 @@ class Case:
     want: np.ndarray
 
     def ours(self, batch: int, order: list[int], config: DistillConfig = REFERENCE) -> np.ndarray:
-        """Decoded pixels of all images, put back in class order, made in `order` with our batches."""
+        """Decoded pixels of the classes in `order`, put back in class order, made with our batches."""
         stream = Stream(len(order), [self.prototypes[i] for i in order])
         plan = make_plan([self.prototypes[i].info.id for i in order], IPC, Batches(generate=batch), threads=2)
         schedule = open_schedule(
@@ -63,7 +64,11 @@ class Case:
                 watch=watch,
             )
             rows = {(s.info.id, s.index): s.pixels for s in made}
-        return np.stack([rows[p.info.id, i] for p in self.prototypes for i in range(IPC)])
+        return np.stack([rows[self.prototypes[c].info.id, i] for c in sorted(order) for i in range(IPC)])
+
+    def wanted(self, order: list[int]) -> np.ndarray:
+        """Diffusers' pixels of the images of some classes, in class order."""
+        return self.want.reshape(CLASSES, IPC, *self.want.shape[1:])[sorted(order)].reshape(-1, *self.want.shape[1:])
 
 
 def prototypes_of(class_id: int, scale: float) -> Prototypes:
@@ -105,10 +110,21 @@ def test_equal_batches_equal_diffusers(case: Case) -> None:
 
 
 @pytest.mark.usefixtures("before_quantisation")
-@pytest.mark.parametrize("batch", [1, 7, 32])
-@pytest.mark.parametrize("order", [list(range(CLASSES)), [5, 0, 7, 2, 1, 6, 3, 4]], ids=["sorted", "shuffled"])
+@pytest.mark.parametrize(
+    ("batch", "order"),
+    [
+        (1, [5, 2]),
+        (7, SHUFFLED),
+        *(
+            pytest.param(batch, order, marks=pytest.mark.slow)
+            for batch in (1, 7, 32)
+            for order in (list(range(CLASSES)), SHUFFLED)
+            if (batch, order) != (7, SHUFFLED)
+        ),
+    ],
+)
 def test_any_batch_and_order_stays_within_one_grey_level(case: Case, batch: int, order: list[int]) -> None:
-    furthest = np.abs(case.ours(batch, order) - case.want).max()
+    furthest = np.abs(case.ours(batch, order) - case.wanted(order)).max()
     log.info("batch %d, classes %s: at most %.2g apart", batch, order, furthest)
     assert furthest <= 1 / 255
 

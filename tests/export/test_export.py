@@ -232,7 +232,7 @@ def test_an_export_that_is_too_far_off_is_kept_as_rejected(
 ) -> None:
     monkeypatch.setattr(parity, "LIMITS", {"fp32": parity.Limits(0.0, 1e-12, 1.0, 0.0)})
     art = tmp_path / "art"
-    ran = run_cli("export", "--model", tiny_model, "--data", many, "--artifacts", art, "--quiet", "--static-batch", 3)
+    ran = run_cli("export", "--model", tiny_model, "--data", many, "--artifacts", art, "--quiet", "--static-batch", 4)
     refused(ran, 1, ".rejected", "relative L2", "the limit is 1e-12")
     assert certificate_of(art)["status"] == "rejected"
     assert len(list(art.glob("engines/*/*.rejected/*.onnx"))) == 4
