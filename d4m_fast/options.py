@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from d4m_fast.config import PRESETS, UNPROVEN, DistillConfig, Preset, Scheduler
 from d4m_fast.console import hushed
 from d4m_fast.data import files
+from d4m_fast.data.state import CONFIG, require_state
 from d4m_fast.errors import UsageError
 
 Command = Callable[..., Any]
@@ -98,8 +99,11 @@ def _load(context: click.Context, _: click.Parameter, file: Path | None) -> None
     import tomllib
 
     try:
-        text = files.read_regular(file).decode()
-        values = json.loads(text)["options"] if file.suffix == ".json" else tomllib.loads(text)
+        data = files.read_regular(file)
+        if CONFIG.heads(data):  # a run's own: a digit that changed by itself would make another run of it
+            values = require_state(file, CONFIG)["options"]
+        else:
+            values = json.loads(data)["options"] if file.suffix == ".json" else tomllib.loads(data.decode())
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"--config {file}: cannot be read as options ({error})") from error
     if not isinstance(values, dict):

@@ -9,7 +9,8 @@ import threading
 
 from d4m_fast.errors import PreflightError
 
-# Measured: PyTorch with CUDA, diffusers and transformers map 3.4 GiB; below that OpenBLAS exits and PyTorch aborts.
+# 3.5 GiB: under limits up to 3 GB (ulimit -v 3000000) OpenBLAS was seen to end the process and PyTorch to abort; under
+# 4 GB the error is one that can be told.
 ADDRESS_SPACE = 7 << 29
 OPEN_FILES = 40  # a run was seen to pass with 40, and to hang in a library with 20
 SPARE_THREADS = 8  # of ours: reading, encoding and writing images

@@ -203,3 +203,13 @@ def test_wrong_shapes_of_a_config_given(tmp_path: Path, text: str) -> None:
         (tmp_path / name).write_text(text)
         if name == "x.json" or text in ("[]", "5", "null", '"x"', "{", "\0", "[" * 50_000):
             assert_said(run_cli("distill", "--config", tmp_path / name))
+
+
+def test_a_run_s_config_with_another_digit_is_refused(finished: Finished, tmp_path: Path) -> None:
+    """It would make another run, which would be whole."""
+    config = tmp_path / "config.json"
+    config.write_text((finished.run / "config.json").read_text().replace('"seed": 0', '"seed": 1'))
+    ran = run_cli("distill", "--config", config, "--out", tmp_path / "run")
+    assert_said(ran)
+    assert ran.code == 5
+    assert "config.json: damaged" in ran.err
