@@ -215,7 +215,9 @@ def test_another_user(open_to_all: Path, distill_on: RunOn, tiny_model: Path, ph
     for name in ("plan.json", "config.json"):
         os.chown(open_to_all / "run" / name, 0, 0)
         (open_to_all / "run" / name).chmod(0o600)
-        one_line(run_on(nobody, open_to_all, "verify", open_to_all / "run"), 1, f"{name}: Permission denied")
+        one_line(
+            run_on(nobody, open_to_all, "verify", open_to_all / "run"), 6, f"{name}: cannot be read (Permission denied)"
+        )
 
 
 @root_only

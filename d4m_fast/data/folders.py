@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ def folders_below(root: Path, split: str, prompts: Prompts, own: Sequence[Path] 
     """
     require_real_folder(str(root))
     root = image_root(root, split)
-    walk = Walk(str(root), frozenset(identify(str(path)) for path in own if path.exists()))
+    walk = Walk(str(root), frozenset(identify(str(path)) for path in own if os.path.exists(path)))
     listed = {folder: walk.images(folder) for folder in in_class_order(walk.class_folders())}
     images = {folder: found for folder, found in listed.items() if found is not None}
     folders, files = list(images), list(images.values())

@@ -193,7 +193,7 @@ class LatentStore:
 
     def _finish(self) -> None:
         """Write the index that marks the artifact complete."""
-        self._files.sync()
+        self._checkpoint()  # the index may not fit on the disk any more
         self._write_state(INDEX)
         files.remove(self.path / PROGRESS)
         self.complete = True
