@@ -220,7 +220,7 @@ def every_half_fault() -> Iterator[Any]:
         yield pytest.param(component, fault, slow, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("component", "fault", "engine"), every_half_fault())
+@pytest.mark.parametrize(("component", "fault", "engine"), list(every_half_fault()))
 def test_a_faulty_fp16_runtime_fails(
     certify: Certify,
     tmp_path: Path,
