@@ -27,6 +27,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _own_seed() -> None:
+    """Random weights that a test draws do not depend on which tests went before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _single_thread() -> None:
     torch.set_num_threads(1)

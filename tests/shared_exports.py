@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+PLAIN = (bool, int, float, str, tuple, type(None))
+
 
 class SharedExports:
     """Stands for `torch.onnx.export`."""
@@ -40,11 +42,18 @@ def _described(module: torch.nn.Module) -> str:
         fields = {
             key: value
             for key, value in vars(part).items()
-            if not key.startswith("_") and isinstance(value, bool | int | float | str | tuple | type(None))
+            if not key.startswith("_") and key != "name_or_path" and isinstance(value, PLAIN)
         }
         processor = type(getattr(part, "processor", None))
-        parts.append(f"{name} {type(part)} {fields} {processor} {getattr(part, 'config', None)}")
+        parts.append(f"{name} {type(part)} {fields} {processor} {_config(part)}")
     return "\n".join(parts)
+
+
+def _config(part: Any) -> dict[str, Any]:
+    """Without the folder that it was read from."""
+    config = getattr(part, "config", {})
+    fields = dict(config) if isinstance(config, dict) else config.to_dict()
+    return {key: value for key, value in fields.items() if key != "_name_or_path"}
 
 
 def _digest(module: torch.nn.Module) -> str:
