@@ -1,6 +1,6 @@
 """Whatever is changed in a finished run, its latents or its export: it is found, or the images stay what they were.
 
-`D4M_CHANGES=docs/changes.json pytest -m slow tests/test_changes.py` keeps the counts that docs/state.md shows.
+`D4M_CHANGES=docs/state/changes.json pytest -m slow tests/test_changes.py` keeps the counts that docs/state.md shows.
 """
 
 from __future__ import annotations
