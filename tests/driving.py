@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -114,9 +116,19 @@ PRODUCTS = ("images/**/*", "prototypes/*", "manifest.jsonl", "preview.png", "qua
 
 
 def products(run: Path) -> dict[str, bytes]:
-    """What two runs of one config must agree on, byte for byte; of the plan, what it says, not why."""
-    plan = {**json.loads((run / "plan.json").read_text()), "why": None, "sha256": None}
+    """What two runs of one config must agree on, byte for byte; of the plan, what it says of the run."""
+    plan = {**json.loads((run / "plan.json").read_text()), "why": None, "latents": None, "sha256": None}
     return {**tree(run, *PRODUCTS), "plan.json": json.dumps(plan).encode()}
+
+
+def load_tool(name: str) -> ModuleType:
+    """A script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def leftovers(root: Path) -> list[Path]:

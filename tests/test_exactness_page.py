@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from driving import ROOT
+from driving import ROOT, load_tool
 from engine.test_scheduler_matrix import SCHEDULERS
 from engine.test_zoo import EQUALS, REFUSED
 
@@ -18,12 +17,7 @@ FOLDER = ROOT / "docs" / "exactness"
 
 @pytest.fixture(scope="module")
 def renderer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_exactness", ROOT / "tools" / "render_exactness.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("render_exactness")
 
 
 def rows(table: str) -> dict[str, Any]:
