@@ -39,6 +39,13 @@ def _numbered(separator: str, start: int = 0) -> str:
 
 
 ACCEPTED = (
+    LabelForm(
+        "other classes' names in a sentence",
+        "a car on a ship\na dog\na ship\n",
+        ("a car on a ship", "a dog", "a ship"),
+        WORDS,
+    ),
+    LabelForm("tabs, and folders like comments", "#1\ta\n[b]\tb\n{c}\tc\n", ("a", "b", "c"), ("#1", "[b]", "{c}")),
     LabelForm("folder, tab, prompt: never ambiguous", _joined("\t"), ANIMALS),
     LabelForm("one prompt per line, in class order", "a car\na dog\na ship\n", ("a car", "a dog", "a ship"), WORDS),
     LabelForm(
@@ -172,7 +179,16 @@ REFUSED = (
     LabelForm("Latin-1", "café\nb\nc\n".encode("latin-1"), "not UTF-8"),
     LabelForm("a blank line between", "a car\n\na ship\n", "line 2 is blank", WORDS),
     LabelForm("too few lines", "a car\na dog\n", "2 prompts for 3 classes", WORDS),
-    LabelForm("the folders' names in another order", "ship\ncar\ndog\n", "in another order", WORDS),
+    LabelForm("the folders' names in another order", "ship\ncar\ndog\n", "names the class ship", WORDS),
+    LabelForm("sentences in another order", "a ship\na car\na dog\n", "names the class ship", WORDS),
+    LabelForm("keys in other letters", "Ship: a boat\nCar: a van\nDog: a pet\n", "names the class ship", WORDS),
+    LabelForm("keys at the end", "a boat,ship\na van,car\na pet,dog\n", "names the class ship", WORDS),
+    LabelForm("keys with a slash", "ship/: a\ncar/: b\ndog/: c\n", "names the class ship", WORDS),
+    LabelForm("keys with a wide colon", "ship\uff1aa\ncar\uff1ab\ndog\uff1ac\n", "names the class ship", WORDS),
+    LabelForm("keys in words", "sea ship: x\ncar: y\n", "names the class sea_ship", ("car", "sea_ship")),
+    LabelForm("WordNet ids in capitals", "N02119789 fox\nN01440764 tench\nN01443537 goldfish\n", "class n02119789"),
+    LabelForm("WordNet ids with a dash", "n02119789_fox\nn01440764_tench\nn01443537_goldfish\n", "class n02119789"),
+    LabelForm("an empty list", "[]", "0 prompts for 3 classes"),
     LabelForm("a right-to-left override", "a car\na \u202egod\na ship\n", "line 2.*U\\+202E", WORDS),
     LabelForm("a zero-width space", "a car\na\u200bdog\na ship\n", "line 2.*U\\+200B", WORDS),
     LabelForm("keys behind the labels", "tench n01440764\ngoldfish n01443537\nfox n02119789\n", "not at the start"),

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from d4m_fast.data.characters import invisible_character
-from d4m_fast.data.files import read_regular
+from d4m_fast.data.files import open_regular
 from d4m_fast.data.prompt_keys import Entry, has_csv_header, pair_csv, pair_lines, pair_mapping
 from d4m_fast.errors import DataError
 
 _ADVICE = "write folder<TAB>prompt lines"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_WNID = re.compile(r"\bn[0-9]{8}\b")
+_WNID = re.compile(r"(?<![a-z0-9])n[0-9]{8}(?![0-9])", re.IGNORECASE)  # N01440764, too, and n01440764_tench
+MAX_BYTES = 64 << 20  # ImageNet's largest label file has 1.5 MB
 
 
 def read_prompts(path: Path, folders: Sequence[str]) -> list[str]:
@@ -42,16 +43,17 @@ def read_prompts(path: Path, folders: Sequence[str]) -> list[str]:
     prompts = [entry.text for entry in entries]
     if all(_WNID.search(prompt) for prompt in prompts):
         raise DataError(f"{path}: every prompt has a WordNet id in it, not at the start of its line; {_ADVICE}")
-    if len(prompts) > 1 and sorted(prompts) == sorted(folders) and prompts != list(folders):
-        raise DataError(f"{path}: the prompts are the folders' names in another order; {_ADVICE}")
     return prompts
 
 
 def _text(path: Path) -> str:
     try:
-        content = read_regular(path)
+        with open_regular(path) as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); --prompts takes 'official' or a file") from error
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{path}: more than {MAX_BYTES:,} bytes, so no file of prompts; --prompts takes a text file")
     if content.startswith(_UTF16):
         raise DataError(f"{path}: is UTF-16 text; save it as UTF-8")
     try:
@@ -61,19 +63,20 @@ def _text(path: Path) -> str:
 
 
 def _entries(text: str, folders: Sequence[str]) -> list[Entry]:
-    if text.lstrip()[:1] in ("{", "["):
+    tabbed = all("\t" in line for line in text.rstrip().splitlines())  # the form that is never ambiguous
+    if not tabbed and text.lstrip()[:1] in ("{", "["):
         return _from_structure(text, folders)
-    lines = _lines(text)
+    lines = _lines(text, comments=not tabbed)
     if re.match(r"(?:---|names\s*:\s*(?:[\[{].*)?$|(?:path|train|val|nc)\s*:)", lines[0].text):
         raise ValueError(f"looks like YAML, which is not read; {_ADVICE}")
     return pair_csv(lines, folders) if has_csv_header(lines) else pair_lines(lines, folders)
 
 
-def _lines(text: str) -> list[Entry]:
-    """Lines that are no comments, and their numbers; blank ones at the end do not count."""
+def _lines(text: str, *, comments: bool) -> list[Entry]:
+    """Lines and their numbers, without comments where there may be some; blank ones at the end do not count."""
     # Not splitlines(): it would also break at form feeds and Unicode separators inside a prompt.
     numbered = enumerate(re.split("\r\n|\n|\r", text.rstrip("\r\n\t ")), 1)
-    lines = [Entry(f"line {number}", line) for number, line in numbered if not line.startswith("#")]
+    lines = [Entry(f"line {number}", line) for number, line in numbered if not (comments and line.startswith("#"))]
     if not lines:
         raise ValueError("has no prompts; write one line per class, or folder<TAB>prompt lines")
     for line in lines:

@@ -138,7 +138,7 @@ def _tabbed(line: Entry) -> _Keyed:
 
 def _require_more_than_keys(lines: Sequence[Entry]) -> None:
     """Refuse a list of WordNet ids, such as wnids.txt."""
-    if all(_WNID.fullmatch(line.text.strip()) for line in lines):
+    if lines and all(_WNID.fullmatch(line.text.strip()) for line in lines):
         raise ValueError(f"has WordNet ids and no prompts; {_ADVICE}")
 
 
@@ -193,7 +193,33 @@ def _unambiguous(keyed: Sequence[_Keyed], lines: Sequence[Entry], *, numbers: bo
 
 def _in_order(lines: Sequence[Entry], folders: Sequence[str]) -> list[Entry]:
     _require_count(len(lines), len(folders))
+    _require_own_names(lines, folders)
     return [replace(line, text=line.text.strip()) for line in lines]
+
+
+def _require_own_names(lines: Sequence[Entry], folders: Sequence[str]) -> None:
+    """Refuse lines that name each class once, and not in class order: these are keys, or names sorted otherwise.
+
+    "Ship: a boat", "photo of a Ship" and "a boat, ship" all name the class of the folder `ship`.
+    """
+    names = [_spoken(folder) for folder in folders]
+    spoken = [f" {_spoken(line.text)} " for line in lines]
+    named = [[i for i, name in enumerate(names) if f" {name} " in line] for line in spoken]
+    # Of sea_ship and ship, "a sea ship" names the first.
+    longest = [max(found, key=lambda i: len(names[i]), default=None) for found in named]
+    if None in longest or len(set(longest)) < len(folders):
+        return
+    wrong = next((position for position, i in enumerate(longest) if position != i), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{lines[wrong].place} names the class {folders[longest[wrong] or 0]} and stands in the place of"
+            f" {folders[wrong]}; {_ADVICE}"
+        )
+
+
+def _spoken(text: str) -> str:
+    """Its words, without case and punctuation."""
+    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 def _require_count(entries: int, classes: int) -> None:

@@ -13,15 +13,21 @@ from d4m_fast.data.formats import EXTENSIONS, WITHOUT_DECODER
 from d4m_fast.data.wording import some
 from d4m_fast.errors import DataError
 
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip", ".7z", ".rar")
+ARCHIVES = (
+    *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4"),
+    *(".tar.lzma", ".zip", ".7z", ".rar", ".squashfs", ".sqsh"),
+)
 TOOL_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "__pycache__", "lost+found", "$recycle.bin", "recycler"}
-    | {"system volume information", "_cache", "__cache__", "_thumbnails"}
+    | {"system volume information", "_cache", "__cache__", "_thumbnails", "_macosx", "_ipynb_checkpoints"}
+    | {"@__thumb", "@tmp", "@recently-snapshot", "~snapshot", "network trash folder", "temporary items", "found.000"}
 )
 _PSEUDO_FILE_SYSTEMS = ("/proc", "/sys", "/dev")
 _MAX_DEPTH = 32  # of folders below a class; ImageFolder layouts have one or two
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")  # a lone surrogate stands for a byte that is not UTF-8
-_FILE_SUFFIX = re.compile(r".+\.[A-Za-z][A-Za-z0-9]{0,4}")
+_FILE_SUFFIXES = (
+    *(".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".mat", ".npy", ".py"),
+)
 _CACHE_ENTRY = re.compile(r"[0-9a-f]{16}(?:-[0-9]+)?|\.building-on-.*")  # of `engines` and `latents`
 _RUN_RECORDS = frozenset({"config.json", "plan.json", "manifest.jsonl"})
 _RUN_FOLDERS = frozenset({"groups", "prototypes", "images"})
@@ -59,6 +65,11 @@ def identify(path: str) -> Identity:
 def is_image(name: str) -> bool:
     """Whether a file's name is that of an image, in a format that is read."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a link that leads nowhere was one to a file, as far as its name tells."""
+    return is_image(name) or name.startswith(".") or name.lower().endswith(_FILE_SUFFIXES)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -136,7 +147,7 @@ class Walk:
                 folders.append(entry)
             elif entry.name.lower().endswith(ARCHIVES):
                 archives.append(entry.name)
-            elif entry.is_symlink() and not os.path.exists(entry.path) and not _FILE_SUFFIX.fullmatch(entry.name):
+            elif entry.is_symlink() and not os.path.exists(entry.path) and not _is_file_name(entry.name):
                 broken.append(entry.name)
             else:
                 self._leave_out(entry.name, " images beside the class folders" if is_image(entry.name) else "")

@@ -59,6 +59,28 @@ def test_a_broken_link_in_place_of_a_class_is_named(tmp_path: Path, target: str)
         open_source(str(root))
 
 
+@pytest.mark.parametrize("name", ["003.ak47", "002.Lay", "c.d", "v1.0"])
+def test_a_broken_link_with_a_dot_may_be_a_class(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "set"
+    for folder in ("cat", "dog"):
+        (root / folder).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(root / folder / "1.png")
+    (root / name).symlink_to("nowhere")
+    with pytest.raises(DataError, match="broken links where class folders may be"):
+        open_source(str(root))
+
+
+@pytest.mark.parametrize("suffix", [".tar.zst", ".tbz2", ".txz", ".tar.lz4"])
+def test_classes_packed_otherwise_are_named(tmp_path: Path, suffix: str) -> None:
+    root = tmp_path / "set"
+    for folder in ("cat", "dog"):
+        (root / folder).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(root / folder / "1.png")
+    (root / f"elk{suffix}").write_bytes(b"packed")
+    with pytest.raises(DataError, match="is still packed"):
+        open_source(str(root))
+
+
 def test_folders_that_link_to_each_other_are_refused(tmp_path: Path) -> None:
     root = classes_below(tmp_path, "cat", "dog")
     (root / "cat" / "x").symlink_to(root / "dog")
