@@ -186,7 +186,36 @@ LAYOUTS = (
         ("glioma", "pituitary"),
         split="test",
     ),
-    Layout("Train/ and Test/ of bare images", ["Train/1.png", "Test/2.png"], refusal="without class folders"),
+    Layout("Train/ and Test/ of bare images", ["Train/1.png", "Test/2.png"], refusal="one folder of images per class"),
+    Layout(
+        "Dogs vs. Cats (Kaggle), all images side by side",
+        ["train/cat.0.jpg", "train/dog.0.jpg", "test1/1.jpg"],
+        refusal="test1 and train are splits by their names",
+    ),
+    Layout(
+        "Intel scenes (Kaggle)",
+        [
+            *_each(("sea", "street"), "seg_train/seg_train/{folder}/1.jpg", "seg_test/seg_test/{folder}/1.jpg"),
+            "seg_pred/1.jpg",
+        ],
+        refusal="did you mean {root}/seg_train/seg_train",
+    ),
+    Layout(
+        "numbered splits",
+        _each(("cat", "dog"), "01_train/{folder}/1.jpg", "02_test/{folder}/1.jpg"),
+        refusal="did you mean {root}/01_train",
+    ),
+    Layout(
+        "cats and dogs as courses hold them",
+        _each(("cats", "dogs"), "training_set/training_set/{folder}/1.jpg", "test_set/test_set/{folder}/1.jpg"),
+        refusal="did you mean {root}/training_set/training_set",
+    ),
+    Layout(
+        "classes that are called like splits",
+        ["bullet_train/1.jpg", "test_tube/1.jpg"],
+        ("bullet_train", "test_tube"),
+        ("bullet train", "test tube"),
+    ),
     Layout(
         "a split of other classes",
         ["train/a/1.png", "train/b/1.png", "valid/a/1.png"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from types import MappingProxyType
 
 from d4m_fast.data.walk import is_folder, is_image, is_run, is_skipped, list_entries
 from d4m_fast.data.wording import some
@@ -15,6 +16,15 @@ _SPLIT_NAME = re.compile(
     "(?:[-_ ]?(?:set|data|images|split))?(?:[-_]?[0-9]{2,4})?",
     re.IGNORECASE,
 )
+_SPLIT_WORDS = MappingProxyType(
+    {
+        **dict.fromkeys(("train", "training", "trn"), "train"),
+        **dict.fromkeys(("test", "testing", "tst"), "test"),
+        **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
+    }
+)
+_FILLERS = frozenset({"set", "data", "images", "split", "dataset"})
+_WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # trainingSet, seg_train, stage1_test
 SPLIT_KINDS = {"train": ("train",), "test": ("test", "val")}
 _CONTAINERS = frozenset({"images", "image", "imgs", "img", "jpg", "jpeg", "jpegs", "png", "jpegimages", "pictures"})
 _COMPANIONS = frozenset(
@@ -37,11 +47,42 @@ def image_root(root: Path, split: str) -> Path:
     splits = {name: kind for name in names if (kind := _split_of(name)) and holds_classes(root / name)}
     if splits:
         return root / _chosen_split(root, splits, split)
+    _require_no_pair(root, names, split)
     if len(names) == 1 and names[0].lower() == "images" and holds_classes(root / names[0]):
         return root / names[0]
     if names and not _are_classes(root, names):
         raise DataError(f"{root}: {_reason(root, names)}{_suggestion(root, split)}")
     return root
+
+
+def _require_no_pair(root: Path, names: list[str], split: str) -> None:
+    """Refuse folders that are splits by what they have in common: seg_train and seg_test, train and test1.
+
+    One alone may be a class: bullet_train, test_tube.
+    """
+    stems: dict[str, dict[str, str]] = {}
+    for name in names:
+        named = _named_split(name)
+        if named is not None:
+            stems.setdefault(named[1], {}).setdefault(named[0], name)
+    pair = next((kinds for kinds in stems.values() if "train" in kinds and len(kinds) > 1), None)
+    if pair is not None:
+        mine = next((pair[kind] for kind in SPLIT_KINDS[split] if kind in pair), pair["train"])
+        inside = root / mine if _first_has_images(root / mine) else _classes_below(root / mine, split, _MAX_DEPTH)
+        advice = "one folder of images per class is needed" if inside is None else f"did you mean {inside}?"
+        raise DataError(
+            f"{root}: {' and '.join(sorted(pair.values()))} are splits by their names, no classes; {advice}"
+        )
+
+
+def _named_split(name: str) -> tuple[str, str] | None:
+    """The kind of split that a folder's first or last word is, and its other words; None where it is none."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    words = [word for word in words if word not in _FILLERS]
+    for at, rest in ((0, words[1:]), (-1, words[:-1])):
+        if words and words[at] in _SPLIT_WORDS:
+            return _SPLIT_WORDS[words[at]], " ".join(rest)
+    return None
 
 
 def holds_classes(path: Path) -> bool:
@@ -89,7 +130,7 @@ def _classes_below(path: Path, split: str, depth: int) -> Path | None:
     inside = _split_below(path, split)
     if inside is not None:
         return inside
-    for name in _folders(path)[:_MOST_LOOKED_INTO] if depth else ():
+    for name in _by_split(_folders(path)[:_MOST_LOOKED_INTO], split) if depth else ():
         below = path / name
         if name.lower() in _COMPANIONS or _has_images(below):
             continue
@@ -99,6 +140,13 @@ def _classes_below(path: Path, split: str, depth: int) -> Path | None:
         if _first_has_images(below):
             return below
     return None
+
+
+def _by_split(names: list[str], split: str) -> list[str]:
+    """Without the folders of other splits; those of the split itself come first."""
+    named = [(name, _named_split(name)) for name in names]
+    mine = [(words[1], name) for name, words in named if words is not None and words[0] in SPLIT_KINDS[split]]
+    return [name for _, name in sorted(mine)] + [name for name, words in named if words is None]
 
 
 def _is_holder(path: Path) -> bool:

@@ -209,11 +209,12 @@ def _require_own_names(lines: Sequence[Entry], folders: Sequence[str]) -> None:
     longest = [max(found, key=lambda i: len(names[i]), default=None) for found in named]
     if None in longest or len(set(longest)) < len(folders):
         return
-    wrong = next((position for position, i in enumerate(longest) if position != i), None)
+    wrong = next(((position, i) for position, i in enumerate(longest) if i is not None and position != i), None)
     if wrong is not None:
+        place, named_class = wrong
         raise ValueError(
-            f"{lines[wrong].place} names the class {folders[longest[wrong] or 0]} and stands in the place of"
-            f" {folders[wrong]}; {_ADVICE}"
+            f"{lines[place].place} names the class {folders[named_class]} and stands in the place of {folders[place]};"
+            f" {_ADVICE}"
         )
 
 
