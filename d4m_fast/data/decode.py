@@ -18,12 +18,13 @@ from d4m_fast.data.pixels import to_rgb
 from d4m_fast.data.quiet import quiet_pillow
 from d4m_fast.errors import DataError, PreflightError
 
-RULES = 2  # of the way from a file to RGB; latents and runs made by others are not gone on with
+RULES = 3  # of the way from a file to RGB; latents and runs made by others are not gone on with
 MAX_PIXELS = 100_000_000  # 300 MB once decoded
 
 _MORE_FRAMES = "d4m-fast: more frames"  # key in the info of a decoded image
 # Not an MPO's previews, nor an icon's sizes: its first picture, and its largest, are the image.
 _WITH_FRAMES = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
+_PLANES = 2  # of TIFF's PlanarConfiguration: one colour after the other
 _NEW_SUBFILE_TYPE, _REDUCED = 254, 1  # a TIFF tag, and its flag of a smaller copy of another picture in the file
 _CODECS = {"jpeg": "JPEG", "jpeg2k": "JPEG 2000", "zip": "PNG", "libtiff": "compressed TIFF"}  # as Pillow calls them
 
@@ -111,11 +112,29 @@ def _check_size(width: int, height: int) -> None:
 
 def _check_tiff(image: ImageFile.ImageFile) -> None:
     """Refuse what Pillow would take for the image: rows that no strip holds, and a camera file's thumbnail."""
-    from PIL.TiffImagePlugin import IMAGELENGTH, SUBIFD, TiffImageFile
+    from PIL.TiffImagePlugin import (
+        BITSPERSAMPLE,
+        COMPRESSION,
+        IMAGELENGTH,
+        PLANAR_CONFIGURATION,
+        SAMPLESPERPIXEL,
+        STRIPOFFSETS,
+        SUBIFD,
+        TILEOFFSETS,
+        TiffImageFile,
+    )
 
     assert isinstance(image, TiffImageFile)
-    if image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _REDUCED and SUBIFD in image.tag_v2:
-        raise _UnknownFormatError("no decoder for camera RAW in Pillow, only for the thumbnail in this file")
+    if image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _REDUCED:
+        if SUBIFD in image.tag_v2:
+            raise _UnknownFormatError("no decoder for camera RAW in Pillow, only for the thumbnail in this file")
+        raise _UnknownFormatError("its first page is a reduced copy of another page; save that one alone")
+    if image.tag_v2.get(PLANAR_CONFIGURATION, 1) == _PLANES and image.tag_v2.get(SAMPLESPERPIXEL, 1) > 1:
+        # Pillow reads uncompressed planes of 16 bits as if they were of 8.
+        if max(image.tag_v2.get(BITSPERSAMPLE, (8,))) > 8 and image.tag_v2.get(COMPRESSION, 1) == 1:
+            raise _UnknownFormatError("uncompressed planes of more than 8 bits, which Pillow reads wrongly")
+        if len(image.tag_v2.get(STRIPOFFSETS, image.tag_v2.get(TILEOFFSETS, ()))) < image.tag_v2[SAMPLESPERPIXEL]:
+            raise EOFError("truncated: fewer strips than colour planes")
     bottom = max((tile.extents[3] for tile in image.tile if tile.extents is not None), default=0)
     if bottom < image.tag_v2[IMAGELENGTH]:
         raise EOFError(f"truncated: strips for {bottom:,} of {image.tag_v2[IMAGELENGTH]:,} rows")

@@ -12,6 +12,7 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WHITE_IS_ZERO = 0  # photometric interpretation of TIFF
 _UNSIGNED, _SIGNED = 1, 2  # sample formats of TIFF
 _SHORT = 0xFFFF
+_OVERSHOOT = 1.02  # of filters and rounding, clipped
 _NOMINAL_TOPS = (1, 0xFF, _SHORT)  # of floating point; of integers, all but the first
 
 # Pillow has these in ImageOps.exif_transpose, which also writes the EXIF back, and fails where that is damaged.
@@ -96,13 +97,18 @@ def _samples(image: Image.Image) -> np.ndarray:
 
 
 def _range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
-    """The values that become black and white: the narrowest usual range that holds all, else lowest and highest."""
+    """The values that become black and white: the narrowest usual range that holds all, else lowest and highest.
+
+    A wider one than the narrowest counts only where it is half filled: 0...4095 would be nearly black in 0...65535.
+    """
     if image.format == "PPM" and image.mode == "I":
         return 0, _SHORT  # Pillow has scaled them to it
     low, high = float(values.min()), float(values.max())
     tops = _NOMINAL_TOPS if image.mode == "F" else _NOMINAL_TOPS[1:]
-    top = next((top for top in tops if high <= top), None)
-    return (0, top) if low >= 0 and top is not None else (low, max(high, low + 1))
+    top = next((top for top in tops if high <= _OVERSHOOT * top), None)
+    if low >= 0 and top is not None and (top == tops[0] or high > top / 2):
+        return 0, top
+    return low, high if high > low else low + 1
 
 
 def _bits(image: Image.Image) -> int:

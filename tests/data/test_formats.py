@@ -338,3 +338,68 @@ def test_the_thumbnail_of_a_camera_file_is_not_taken_for_the_image(tmp_path: Pat
     tags[254], tags[330] = 1, 8
     path = written(tmp_path / "image.tif", saved(picture(), "TIFF", tiffinfo=tags))
     assert reason(path).startswith("no decoder for camera RAW in Pillow")
+
+
+@pytest.mark.parametrize(
+    ("kind", "high", "white"),
+    [
+        (np.float32, 1.0, 255),
+        (np.float32, 1.0001, 255),
+        (np.float32, 0.5, 128),
+        (np.float32, 300.0, 255),
+        (np.float32, 2.0, 255),
+        (np.int32, 100, 100),
+        (np.int32, 256, 255),
+        (np.int32, 4095, 255),
+        (np.int32, 40_000, 156),
+        (np.int32, 70_000, 255),
+    ],
+)
+def test_wide_grey_is_never_nearly_black(tmp_path: Path, kind: type, high: float, white: int) -> None:
+    """A picture from 0 to `high`, at its brightest; the usual range next above may be far too wide."""
+    values: np.ndarray = np.linspace(0, high, 64).reshape(8, 8).astype(kind)
+    Image.fromarray(values).save(tmp_path / "grey.tif")
+    assert np.asarray(decode(tmp_path / "grey.tif")).max() == white
+
+
+def planar(bits: int, strips: int) -> bytes:
+    """An uncompressed TIFF of 4x4 pixels whose three colours lie one after the other."""
+    plane = 4 * 4 * bits // 8
+    start = 8 + 2 + 12 * 10 + 4
+    lists = struct.pack(
+        f"<3H{strips}I{strips}I",
+        bits,
+        bits,
+        bits,
+        *range(start + 64, start + 64 + strips * plane, plane),
+        *[plane] * strips,
+    )
+    offsets = start + 6 if strips > 1 else start + 64
+    sizes = start + 6 + 4 * strips if strips > 1 else plane
+    tags = [
+        *((256, 4, 1, 4), (257, 4, 1, 4), (258, 3, 3, start), (259, 3, 1, 1), (262, 3, 1, 2)),
+        *((273, 4, strips, offsets), (277, 3, 1, 3), (278, 4, 1, 4), (279, 4, strips, sizes), (284, 3, 1, 2)),
+    ]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return b"II*\0\x08\0\0\0" + directory + lists.ljust(64, b"\0") + bytes(range(3 * plane))
+
+
+@pytest.mark.parametrize(
+    ("bits", "strips", "reason"),
+    [(16, 3, "planes of more than 8 bits"), (8, 1, "truncated")],
+)
+def test_planes_that_pillow_reads_wrongly_are_left_out(tmp_path: Path, bits: int, strips: int, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        decode(written(tmp_path / "image.tif", planar(bits, strips)))
+
+
+def test_planes_of_8_bits_are_read(tmp_path: Path) -> None:
+    pixels = np.asarray(decode(written(tmp_path / "image.tif", planar(8, 3))))
+    np.testing.assert_array_equal(pixels, np.arange(48, dtype=np.uint8).reshape(3, 4, 4).transpose(1, 2, 0))
+
+
+def test_a_reduced_copy_is_not_taken_for_the_image(tmp_path: Path) -> None:
+    pages = [Image.new("RGB", (side, side)) for side in (4, 16)]
+    pages[0].save(tmp_path / "image.tif", save_all=True, append_images=pages[1:], tiffinfo={254: 1})
+    with pytest.raises(DataError, match="a reduced copy of another page"):
+        decode(tmp_path / "image.tif")
