@@ -211,6 +211,17 @@ LAYOUTS = (
         refusal="did you mean {root}/training_set/training_set",
     ),
     Layout(
+        "Flowers (Kaggle), the set once more inside itself",
+        [*_each(("daisy", "rose"), "{folder}/1.jpg", "flowers/{folder}/1.jpg")],
+        refusal="holds folders called like the classes beside it (daisy, rose)",
+    ),
+    Layout(
+        "superclasses of classes that share names",
+        ["colour/apple/1.jpg", "colour/pear/1.jpg", "grey/apple/1.jpg"],
+        ("colour", "grey"),
+        ("colour", "grey"),
+    ),
+    Layout(
         "classes that are called like splits",
         ["bullet_train/1.jpg", "test_tube/1.jpg"],
         ("bullet_train", "test_tube"),

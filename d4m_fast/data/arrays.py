@@ -94,10 +94,9 @@ def _name_of_set(root: Path, files: tuple[Path, Path], split: str) -> str | None
     other_split = next(other for other in idx.FILES if other != split)
     others = idx.find(root, other_split)
     if others is not None and known_set(*others) != name:
-        sets = [
-            f"{s} is {n or 'no set known by its checksums'}"
-            for s, n in ((split, name), (other_split, known_set(*others)))
-        ]
+        unknown = "no set known by its checksums"
+        names = ((split, name), (other_split, known_set(*others)))
+        sets = [f"{part} is {unknown if known is None else known}" for part, known in names]
         raise DataError(f"{root}: {' but '.join(sets)}; take both splits from one set, or move one away")
     return name
 

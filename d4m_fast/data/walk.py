@@ -20,7 +20,7 @@ ARCHIVES = (
 TOOL_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "__pycache__", "lost+found", "$recycle.bin", "recycler"}
     | {"system volume information", "_cache", "__cache__", "_thumbnails", "_macosx", "_ipynb_checkpoints"}
-    | {"@__thumb", "@tmp", "@recently-snapshot", "~snapshot", "network trash folder", "temporary items", "found.000"}
+    | {"@__thumb", "@tmp", "@recently-snapshot", "~snapshot", "network trash folder", "temporary items"}
 )
 _PSEUDO_FILE_SYSTEMS = ("/proc", "/sys", "/dev")
 _MAX_DEPTH = 32  # of folders below a class; ImageFolder layouts have one or two
@@ -28,6 +28,7 @@ _CONTROL = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")  # a lone surrogate s
 _FILE_SUFFIXES = (
     *(".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".mat", ".npy", ".py"),
 )
+_RECOVERED = re.compile("FOUND\\.[0-9]{3}", re.IGNORECASE)  # what chkdsk makes
 _CACHE_ENTRY = re.compile(r"[0-9a-f]{16}(?:-[0-9]+)?|\.building-on-.*")  # of `engines` and `latents`
 _RUN_RECORDS = frozenset({"config.json", "plan.json", "manifest.jsonl"})
 _RUN_FOLDERS = frozenset({"groups", "prototypes", "images"})
@@ -82,7 +83,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 def is_skipped(name: str) -> bool:
     """Whether a folder is hidden, or one that tools leave behind."""
-    return name.startswith(".") or name.lower() in TOOL_FOLDERS
+    return name.startswith(".") or name.lower() in TOOL_FOLDERS or _RECOVERED.fullmatch(name) is not None
 
 
 def is_run(names: Collection[str]) -> bool:
@@ -171,7 +172,23 @@ class Walk:
         if self._collect(folder, (identify(self.root),), found, set()):
             self.own_folders.add(folder)
             return None
+        self._require_no_copy(folder, found)
         return [(f"{directory}/{name}", size) for directory in sorted(found) for name, size in sorted(found[directory])]
+
+    def _require_no_copy(self, folder: str, found: Iterable[str]) -> None:
+        """Refuse a folder that holds the set once more, as some archives do: its images would be a class of their own.
+
+        Raises:
+            DataError: two or more folders in it are called like class folders beside it.
+        """
+        inside = {directory.split("/")[1] for directory in found if "/" in directory}
+        repeated = inside & set(self._class_of.values()) - {folder}
+        if len(repeated) > 1:
+            copies = some(sorted(repeated))
+            raise DataError(
+                f"{self.root}/{folder}: holds folders called like the classes beside it ({copies}), as a copy of the set"
+                " does; remove it, or give it alone"
+            )
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from driving import ROOT
+from driving import ROOT, load_tool
 from exactness import record
 from image_variants import Variant, variants
 from PIL import Image, ImageOps
@@ -106,12 +105,7 @@ def rows() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def renderer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_images", ROOT / "tools" / "render_images.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("render_images")
 
 
 def test_the_page_is_what_the_files_say(renderer: ModuleType) -> None:

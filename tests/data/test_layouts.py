@@ -61,10 +61,7 @@ def test_a_broken_link_in_place_of_a_class_is_named(tmp_path: Path, target: str)
 
 @pytest.mark.parametrize("name", ["003.ak47", "002.Lay", "c.d", "v1.0"])
 def test_a_broken_link_with_a_dot_may_be_a_class(tmp_path: Path, name: str) -> None:
-    root = tmp_path / "set"
-    for folder in ("cat", "dog"):
-        (root / folder).mkdir(parents=True)
-        Image.new("RGB", (4, 4)).save(root / folder / "1.png")
+    root = classes_below(tmp_path / "set", "cat", "dog")
     (root / name).symlink_to("nowhere")
     with pytest.raises(DataError, match="broken links where class folders may be"):
         open_source(str(root))
@@ -72,10 +69,7 @@ def test_a_broken_link_with_a_dot_may_be_a_class(tmp_path: Path, name: str) -> N
 
 @pytest.mark.parametrize("suffix", [".tar.zst", ".tbz2", ".txz", ".tar.lz4"])
 def test_classes_packed_otherwise_are_named(tmp_path: Path, suffix: str) -> None:
-    root = tmp_path / "set"
-    for folder in ("cat", "dog"):
-        (root / folder).mkdir(parents=True)
-        Image.new("RGB", (4, 4)).save(root / folder / "1.png")
+    root = classes_below(tmp_path / "set", "cat", "dog")
     (root / f"elk{suffix}").write_bytes(b"packed")
     with pytest.raises(DataError, match="is still packed"):
         open_source(str(root))
