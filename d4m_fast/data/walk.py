@@ -186,8 +186,8 @@ class Walk:
         if len(repeated) > 1:
             copies = some(sorted(repeated))
             raise DataError(
-                f"{self.root}/{folder}: holds folders called like the classes beside it ({copies}), as a copy of the set"
-                " does; remove it, or give it alone"
+                f"{self.root}/{folder}: holds folders called like the classes beside it ({copies}), as a copy of the"
+                " set does; remove it, or give it alone"
             )
 
     @property

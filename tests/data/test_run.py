@@ -167,6 +167,13 @@ def test_a_group_that_lost_an_image_is_done_again(tmp_path: Path, damage: str) -
     assert sorted(RunDirectory(tmp_path, IDENTITY).committed(PLAN)) == [1]
 
 
+def test_a_group_of_another_plan_is_not_taken_for_one_of_this(tmp_path: Path) -> None:
+    """Of a plan that was lost and made anew: what fits is kept, and no class is left out."""
+    written(tmp_path)
+    other = Plan(32, 1, (Group(0, (0,), 4, 2), Group(1, (2,), 4, 2), Group(2, (1,), 4, 2)), {})
+    assert RunDirectory(tmp_path, IDENTITY).committed(other) == {1}
+
+
 def test_records_name_every_image(tmp_path: Path) -> None:
     written(tmp_path)
     found = record(tmp_path, 0)
