@@ -9,6 +9,9 @@ WNIDS = ("n01440764", "n01443537", "n02119789")
 WORDS = ("car", "dog", "ship")
 NUMBERS = tuple(str(i) for i in range(11))
 ANIMALS = ("tench, Tinca tinca", "goldfish", "kit fox")
+PADDED = tuple(f"{i:02d}" for i in range(11))
+VEHICLES = ("a van", "a pet", "a boat")
+SEPARATORS = {"bar": " | ", "arrow": " -> ", "double arrow": "=>", "dash": " - ", "wide colon": "\uff1a"}
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -61,6 +64,31 @@ ACCEPTED = (
     LabelForm("WordNet id, colon, label", _joined(": "), ANIMALS),
     LabelForm("WordNet id, semicolon, label", _joined(";"), ANIMALS),
     LabelForm("WordNet id, equals sign, label", _joined(" = "), ANIMALS),
+    *(
+        LabelForm(f"folder, {name}, prompt", _joined(mark, folders=WORDS, prompts=VEHICLES), VEHICLES, WORDS)
+        for name, mark in SEPARATORS.items()
+    ),
+    *(LabelForm(f"WordNet id, {name}, label", _joined(mark), ANIMALS) for name, mark in SEPARATORS.items()),
+    *(LabelForm(f"number, {name}, label", _numbered(mark), ANIMALS) for name, mark in SEPARATORS.items()),
+    LabelForm("number, folder, prompt", "0,car,a van\n1,dog,a pet\n2,ship,a boat\n", VEHICLES, WORDS),
+    LabelForm(
+        "CUB-200's classes.txt", "1 001.Black_Bird\n2 002.Auk\n", ("Black Bird", "Auk"), ("001.Black_Bird", "002.Auk")
+    ),
+    LabelForm("folders 00 to 10, keys 0 to 10", _joined(": ", folders=NUMBERS, prompts=DIGITS), DIGITS, PADDED),
+    LabelForm("a list in Markdown", "- a van\n- a pet\n- a boat\n", VEHICLES, WORDS),
+    LabelForm("lines in quotes", "'a van'\n'a pet'\n'a boat'\n", VEHICLES, WORDS),
+    LabelForm("lines that end with a comma", "a van,\na pet,\na boat,\n", VEHICLES, WORDS),
+    LabelForm(
+        "learned tokens", "<van-1>\n<pet-1> in grass\n<boat-1>\n", ("<van-1>", "<pet-1> in grass", "<boat-1>"), WORDS
+    ),
+    LabelForm(
+        "prompts with weights", "(a van:1.2)\n(a pet)\n(a boat)\n", ("(a van:1.2)", "(a pet)", "(a boat)"), WORDS
+    ),
+    LabelForm(
+        "CSV with two columns of keys",
+        "index,wnid,label\n0,n01440764,tench\n2,n02119789,fox\n1,n01443537,goldfish\n",
+        ("tench", "goldfish", "fox"),
+    ),
     LabelForm("words.txt: more WordNet ids than classes", "n00001740\tentity\n" + _joined("\t"), ANIMALS),
     LabelForm(
         "map_clsloc.txt: WordNet id, the devkit's number, label",
@@ -184,10 +212,17 @@ REFUSED = (
     LabelForm("keys in other letters", "Ship: a boat\nCar: a van\nDog: a pet\n", "names the class ship", WORDS),
     LabelForm("keys at the end", "a boat,ship\na van,car\na pet,dog\n", "names the class ship", WORDS),
     LabelForm("keys with a slash", "ship/: a\ncar/: b\ndog/: c\n", "names the class ship", WORDS),
-    LabelForm("keys with a wide colon", "ship\uff1aa\ncar\uff1ab\ndog\uff1ac\n", "names the class ship", WORDS),
     LabelForm("keys in words", "sea ship: x\ncar: y\n", "names the class sea_ship", ("car", "sea_ship")),
     LabelForm("WordNet ids in capitals", "N02119789 fox\nN01440764 tench\nN01443537 goldfish\n", "class n02119789"),
     LabelForm("WordNet ids with a dash", "n02119789_fox\nn01440764_tench\nn01443537_goldfish\n", "class n02119789"),
+    LabelForm("ImageNet's labels in another order", "goldfish\nkit fox\ntench\n", "names the class n01443537"),
+    LabelForm("... two swapped, in sentences", "a goldfish\na photo of a tench\na fox\n", "names the class n01443537"),
+    LabelForm("... by number", "0: goldfish\n1: tench\n2: kit fox\n", "names the class n01443537"),
+    LabelForm("... shifted by one", "a fish\ntench\ngoldfish\n", "names the class n01440764"),
+    LabelForm("two keys that differ", "0,dog,a\n1,car,b\n2,ship,c\n", "pairs car with dog", WORDS),
+    LabelForm("an unknown separator", "ship ~> a\nsea ~> b\n", "may be the prompt", ("sea", "ship")),
+    LabelForm("half of a separator", "0 ~ a van\n1 ~ a pet\n2 ~ a boat\n", "every prompt begins with ~", WORDS),
+    LabelForm("HTML", "<li>a van</li>\n<li>a pet</li>\n<li>a boat</li>\n", "HTML", WORDS),
     LabelForm("an empty list", "[]", "0 prompts for 3 classes"),
     LabelForm("a right-to-left override", "a car\na \u202egod\na ship\n", "line 2.*U\\+202E", WORDS),
     LabelForm("a zero-width space", "a car\na\u200bdog\na ship\n", "line 2.*U\\+200B", WORDS),

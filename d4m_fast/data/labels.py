@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from d4m_fast.data.characters import invisible_character
+from d4m_fast.data.class_names import WNID, imagenet_labels, spoken_folders
 from d4m_fast.data.prompt_file import read_prompts
+from d4m_fast.data.prompt_order import Classes
 from d4m_fast.data.records import ClassInfo
 from d4m_fast.data.wording import some
 from d4m_fast.errors import DataError, UsageError
 
 OFFICIAL = "official"
-_WNID = re.compile("n[0-9]{8}")
-_WNID_AND_NAME = re.compile("n[0-9]{8}[-_. ](.+)")  # Stanford Dogs: n02085620-Chihuahua
-_NUMBER_AND_NAME = re.compile("([0-9]+)[.](.+)")  # CUB-200 and Caltech-256: 001.Black_footed_Albatross
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +44,19 @@ def resolve_prompts(folders: Sequence[str], names: Sequence[str] | None, prompts
 
     Raises:
         UsageError: "official" for classes that are not WordNet ids.
-        DataError: the file does not fit the classes, some folders are WordNet ids and others are not, or one is not of
-            ImageNet-1K, or a prompt has characters that cannot be seen.
+        DataError: the file does not fit the classes, some folders are WordNet ids, or have one before their name, and
+            others do not, or one is not of ImageNet-1K, or a prompt has characters that cannot be seen.
     """
     if prompts is not None and prompts != OFFICIAL:
-        return read_prompts(Path(prompts), folders)
-    wnids = [folder for folder in folders if _WNID.fullmatch(folder)] if names is None else []
+        return read_prompts(Path(prompts), Classes(folders, names))
+    wnids = [folder for folder in folders if WNID.fullmatch(folder)] if names is None else []
     if prompts == OFFICIAL and (not wnids or len(wnids) < len(folders)):
         raise UsageError("--prompts official: only for ImageNet class folders (n01440764, ...); give a file instead")
     if wnids:
         _require_only_wnids(folders, wnids)
         return _from_table(folders, official=prompts == OFFICIAL)
-    texts = _folder_names(folders) if names is None else names
-    return [_visible(text.replace("_", " ")) for text in texts]
-
-
-def imagenet_labels(*, official: bool = False) -> dict[str, str]:
-    """WordNet id -> label line of the 1,000 ImageNet-1K classes, in class order."""
-    text = (resources.files("d4m_fast") / "assets" / "labels" / "imagenet-1k.tsv").read_text(encoding="utf-8")
-    rows = [line.split("\t") for line in text.splitlines()]
-    return {wnid: other[0] if official and other else label for wnid, label, *other in rows}
+    texts = spoken_folders(folders) if names is None else [name.replace("_", " ") for name in names]
+    return [_visible(text) for text in texts]
 
 
 def class_infos(folders: Sequence[str], names: Sequence[str] | None, prompts: Prompts) -> tuple[ClassInfo, ...]:
@@ -96,19 +86,10 @@ def _require_only_wnids(folders: Sequence[str], wnids: Sequence[str]) -> None:
 
 def _from_table(folders: Sequence[str], *, official: bool) -> list[str]:
     table = imagenet_labels(official=official)
-    unknown = [folder for folder in folders if folder not in table]
+    unknown = [folder for folder in folders if folder.lower() not in table]
     if unknown:
         raise DataError(f"{some(unknown)}: no ImageNet-1K class, so no label is known; give them with --prompts FILE")
-    return [table[folder] for folder in folders]
-
-
-def _folder_names(folders: Sequence[str]) -> Sequence[str]:
-    """The folders without a WordNet id or a number before the name, where every folder has one of its own."""
-    numbered = [_NUMBER_AND_NAME.fullmatch(folder) for folder in folders]
-    if len({match[1] for match in numbered if match}) == len(folders):
-        return [match[2] for match in numbered if match]
-    named = [_WNID_AND_NAME.fullmatch(folder) for folder in folders]
-    return [match[1] for match in named if match] if all(named) else folders
+    return [table[folder.lower()] for folder in folders]
 
 
 def _visible(text: str) -> str:

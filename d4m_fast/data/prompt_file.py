@@ -14,20 +14,22 @@ from typing import Any
 
 from d4m_fast.data.characters import invisible_character
 from d4m_fast.data.files import open_regular
-from d4m_fast.data.prompt_keys import Entry, has_csv_header, pair_csv, pair_lines, pair_mapping
+from d4m_fast.data.prompt_keys import has_csv_header, pair_csv, pair_lines, pair_mapping
+from d4m_fast.data.prompt_order import Classes
+from d4m_fast.data.prompt_pairs import ADVICE, Entry
 from d4m_fast.errors import DataError
 
-_ADVICE = "write folder<TAB>prompt lines"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _WNID = re.compile(r"(?<![a-z0-9])n[0-9]{8}(?![0-9])", re.IGNORECASE)  # N01440764, too, and n01440764_tench
 MAX_BYTES = 64 << 20  # ImageNet's largest label file has 1.5 MB
 
 
-def read_prompts(path: Path, folders: Sequence[str]) -> list[str]:
-    """One prompt per class, in the order of `folders`.
+def read_prompts(path: Path, classes: Classes) -> list[str]:
+    """Return one prompt per class, in class order.
 
     Keys in the file (folder names, WordNet ids, positions from 0 or 1) pair prompts with classes; a file without keys
     has one prompt per line, in class order. WordNet ids may be more than the classes; other keys must be exactly them.
+    Prompts that stand by position and name the classes in another order are refused.
 
     Raises:
         DataError: the file cannot be read, does not fit the classes, can be read in two ways, or has characters that
@@ -35,14 +37,14 @@ def read_prompts(path: Path, folders: Sequence[str]) -> list[str]:
     """
     text = _text(path)
     try:
-        entries = _entries(text, folders)
+        entries = _entries(text, classes)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    for entry, folder in zip(entries, folders, strict=True):
+    for entry, folder in zip(entries, classes.folders, strict=True):
         _check(path, entry, folder)
     prompts = [entry.text for entry in entries]
     if all(_WNID.search(prompt) for prompt in prompts):
-        raise DataError(f"{path}: every prompt has a WordNet id in it, not at the start of its line; {_ADVICE}")
+        raise DataError(f"{path}: every prompt has a WordNet id in it, not at the start of its line; {ADVICE}")
     return prompts
 
 
@@ -62,14 +64,14 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
 
-def _entries(text: str, folders: Sequence[str]) -> list[Entry]:
+def _entries(text: str, classes: Classes) -> list[Entry]:
     tabbed = all("\t" in line for line in text.rstrip().splitlines())  # the form that is never ambiguous
     if not tabbed and text.lstrip()[:1] in ("{", "["):
-        return _from_structure(text, folders)
+        return _from_structure(text, classes)
     lines = _lines(text, comments=not tabbed)
     if re.match(r"(?:---|names\s*:\s*(?:[\[{].*)?$|(?:path|train|val|nc)\s*:)", lines[0].text):
-        raise ValueError(f"looks like YAML, which is not read; {_ADVICE}")
-    return pair_csv(lines, folders) if has_csv_header(lines) else pair_lines(lines, folders)
+        raise ValueError(f"looks like YAML, which is not read; {ADVICE}")
+    return pair_csv(lines, classes) if has_csv_header(lines) else pair_lines(lines, classes)
 
 
 def _lines(text: str, *, comments: bool) -> list[Entry]:
@@ -87,33 +89,33 @@ def _lines(text: str, *, comments: bool) -> list[Entry]:
     return lines
 
 
-def _from_structure(text: str, folders: Sequence[str]) -> list[Entry]:
+def _from_structure(text: str, classes: Classes) -> list[Entry]:
     value = _parse(text)
     if isinstance(value, _Mapping) and isinstance(dict(value).get("id2label"), _Mapping):
         value = dict(value)["id2label"]  # a model's config.json
     if isinstance(value, _Mapping):
-        return pair_mapping(value, folders)
+        return pair_mapping(value, classes)
     if not isinstance(value, list):
-        raise ValueError(f"is neither a list nor a table of prompts; {_ADVICE}")
+        raise ValueError(f"is neither a list nor a table of prompts; {ADVICE}")
     if value and all(isinstance(row, _Mapping) for row in value):
-        return _from_rows(value, folders)
+        return _from_rows(value, classes)
     if value and all(isinstance(row, list) and len(row) == 2 for row in value):
-        return pair_mapping([(str(key), prompt) for key, prompt in value], folders)
+        return pair_mapping([(str(key), prompt) for key, prompt in value], classes)
     if not all(isinstance(row, str) for row in value):
-        raise ValueError(f"its list has something else than texts; {_ADVICE}")
-    return pair_lines([Entry(f"entry {number}", row) for number, row in enumerate(value, 1)], folders)
+        raise ValueError(f"its list has something else than texts; {ADVICE}")
+    return pair_lines([Entry(f"entry {number}", row) for number, row in enumerate(value, 1)], classes)
 
 
-def _from_rows(rows: Sequence[_Mapping], folders: Sequence[str]) -> list[Entry]:
+def _from_rows(rows: Sequence[_Mapping], classes: Classes) -> list[Entry]:
     """Of objects: one key each, or the same fields each, which are read as CSV columns are."""
     if all(len(row) == 1 for row in rows):
-        return pair_mapping([pair for row in rows for pair in row], folders)
+        return pair_mapping([pair for row in rows for pair in row], classes)
     fields = [name for name, _ in rows[0]]
     if any([name for name, _ in row] != fields for row in rows):
-        raise ValueError(f"its objects have different fields; {_ADVICE}")
+        raise ValueError(f"its objects have different fields; {ADVICE}")
     table = [fields, *([str(value) for _, value in row] for row in rows)]
     entries = [Entry(f"object {number}", "", cells) for number, cells in enumerate(table)]
-    return pair_csv(entries, folders)
+    return pair_csv(entries, classes)
 
 
 class _Mapping(list[tuple[str, Any]]):
@@ -131,7 +133,7 @@ def _parse(text: str) -> Any:
             return reader(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-    raise ValueError(f"starts like JSON or a Python dict, and is neither; {_ADVICE}")
+    raise ValueError(f"starts like JSON or a Python dict, and is neither; {ADVICE}")
 
 
 def _json(text: str) -> Any:

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from d4m_fast.data.labels import imagenet_labels, resolve_prompts
+from d4m_fast.data.class_names import imagenet_labels
+from d4m_fast.data.labels import resolve_prompts
 from d4m_fast.errors import DataError, UsageError
 
 FOLDERS = ["ant", "big_cat", "ünï"]
@@ -87,3 +88,46 @@ def test_prompt_files_that_do_not_fit(tmp_path: Path, content: str | bytes, reas
 def test_missing_prompt_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         resolve_prompts(FOLDERS, None, str(tmp_path / "none.txt"))
+
+
+@pytest.mark.parametrize("synonym", [0, -1])
+def test_imagenet_labels_in_class_order_are_read(tmp_path: Path, synonym: int) -> None:
+    labels = imagenet_labels()
+    prompts = [f"a photo of a {label.split(', ')[synonym]}" for label in labels.values()]
+    assert resolve_prompts(list(labels), None, prompt_file(tmp_path, "\n".join(prompts))) == prompts
+
+
+@pytest.mark.parametrize(
+    "order",
+    [sorted(range(1000), key=str), [*range(1, 1000), 0], [0, 900, *range(2, 900), 1, *range(901, 1000)]],
+    ids=["as text", "turned", "two swapped"],
+)
+def test_imagenet_labels_in_another_order_are_refused(tmp_path: Path, order: list[int]) -> None:
+    labels = imagenet_labels()
+    names = list(labels.values())
+    with pytest.raises(DataError, match=r"names the class n.* and stands in the place of n"):
+        resolve_prompts(list(labels), None, prompt_file(tmp_path, "\n".join(names[i] for i in order)))
+
+
+def test_names_of_a_set_in_another_order_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 1 names the class 1 and stands in the place of 0"):
+        resolve_prompts(["0", "1"], ["shirt", "ankle boot"], prompt_file(tmp_path, "an ankle boot\na shirt\n"))
+
+
+@pytest.mark.parametrize(
+    ("folders", "prompts"),
+    [
+        (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ["Chihuahua", "Japanese spaniel"]),
+        (["001.Black_Bird", "002.Auk"], ["Black Bird", "Auk"]),
+        (["N01440764", "N03126707"], ["tench, Tinca tinca", "crane"]),
+        (["1.2mm", "1.5mm"], ["1.2mm", "1.5mm"]),
+    ],
+)
+def test_names_in_folder_names(folders: list[str], prompts: list[str]) -> None:
+    assert resolve_prompts(folders, None, None) == prompts
+
+
+@pytest.mark.parametrize("folders", [["n02085620-Chihuahua", "n02085782-Pug", "notes"], ["001.Auk", "002.Owl", "x"]])
+def test_a_folder_called_otherwise_than_most_is_named(folders: list[str]) -> None:
+    with pytest.raises(DataError, match=f"2 of 3 folders are called like '.*', but not {folders[-1]}"):
+        resolve_prompts(folders, None, None)
