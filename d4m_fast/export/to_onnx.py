@@ -87,6 +87,7 @@ def export_onnx(
     program = _trace(module, component, sizes, opset, static_batch)
     graph = program.model.graph
     graph.name = component
+    _forget_origin(program.model)
     program.model.metadata_props.update(metadata)
     _check(graph, component, sizes, static_batch, path)
     if for_ort:
@@ -162,6 +163,13 @@ def _check(graph: Any, component: Component, sizes: Mapping[str, int], static_ba
             if (length if isinstance(length, int) else None) != wanted:
                 said = "any number" if wanted is None else wanted
                 raise ModelError(f"{path}: axis {axis} of {value.name} is {length} in the graph, asked for was {said}")
+
+
+def _forget_origin(model: Any) -> None:
+    """Take out the exporter's stack traces: with the paths of this machine, no two installations would agree."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    ClearMetadataAndDocStringPass()(model)
 
 
 def _save(model: Any, path: Path) -> None:

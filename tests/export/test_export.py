@@ -109,6 +109,14 @@ def test_the_batch_is_free_and_the_rest_is_fixed(exported: Path, tiny_model: Pat
     assert model.opset_import[0].version == certificate_of(exported)["components"][component]["opset"]
 
 
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_nothing_of_this_machine_is_in_the_files(exported: Path, component: Component) -> None:
+    content = b"".join(file.read_bytes() for file in exported.rglob(f"{component}*.onnx"))
+    assert len(content) > 10_000
+    assert b".py" not in content
+    assert str(Path(torch.__file__).parent).encode() not in content
+
+
 def test_a_static_batch_is_in_the_graph(tmp_path: Path, tiny_model: Path) -> None:
     sizes = open_model(str(tiny_model)).sizes(16)
     file = tmp_path / "decoder.onnx"
