@@ -1,6 +1,6 @@
 """A change of the code's form changes no byte of what a run, an export and an evaluation make.
 
-A change of what they make is made on purpose: `python tools/behaviour.py > tests/behaviour.json`, and said in CHANGELOG.md.
+To change them on purpose: `python tools/behaviour.py > tests/behaviour.json`, and a line in CHANGELOG.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pytest
 from driving import ROOT, load_tool
 
 
+@pytest.mark.slow
 def test_the_same_bytes_as_on_record(tmp_path: Path) -> None:
     recorded = json.loads((ROOT / "tests" / "behaviour.json").read_text(encoding="utf-8"))
     tool = load_tool("behaviour")

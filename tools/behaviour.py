@@ -21,18 +21,10 @@ from pathlib import Path
 
 import torch
 
+from d4m_fast.engine.runtime import processor_name
+
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARIES = (
-    "diffusers",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "pillow",
-    "torch",
-    "torchvision",
-    "transformers",
-)
+LIBRARIES = ("diffusers", "numpy", "onnx", "onnxruntime", "onnxscript", "pillow", "torch", "transformers")
 DISTILL = ("distill", "--classes", "1,8", "--ipc", "3", "--steps", "6", "--batch-size", "4", "--threads", "1")
 EVALUATE = ("--width", "4", "--seeds", "1", "--workers", "1", "--label-kind", "hard")
 
@@ -40,7 +32,7 @@ EVALUATE = ("--width", "4", "--seeds", "1", "--workers", "1", "--label-kind", "h
 def surroundings() -> dict[str, object]:
     """Return what the bytes of a run depend on, beside this package."""
     return {
-        "processor": torch.backends.cpu.get_cpu_capability(),
+        "processor": f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}",
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
     }
 
