@@ -24,8 +24,8 @@ import presets  # noqa: E402
 
 from d4m_fast.kernels.roofline import H100  # noqa: E402
 
-BLOCK = re.compile(r"(<!-- bench:(\S+) begin -->\n).*?(<!-- bench:\2 end -->)", re.DOTALL)
-MARKER = re.compile(r"<!-- bench:\S+ (?:begin|end) -->")
+BLOCK = re.compile(r"^(<!-- bench:(\S+) begin -->\n).*?^(<!-- bench:\2 end -->)$", re.DOTALL | re.MULTILINE)
+MARKER = re.compile(r"^<!-- bench:\S+ (?:begin|end) -->$", re.MULTILINE)
 IMAGENET = {"classes": 1000, "n": 1300, "d": 16_384}  # in the latents of 512 pixel images
 
 
@@ -33,7 +33,7 @@ def roofline(_: Path) -> str:
     """Return the least time of k-means on a GPU, which is calculated here and now."""
     ks = (10, 50, 100, 200)
     columns = [kmeans_roofline.rows(k=k, machine=H100, **IMAGENET) for k in ks]
-    lines = [[name, *(f"{column[name]:,g}" for column in columns)] for name in columns[0]]
+    lines = [[name, *(f"{column[name]:,.1f}" for column in columns)] for name in columns[0]]
     return bench_tables.markdown(("ms for 1,000 classes", *(f"k = {k}" for k in ks)), lines)
 
 
