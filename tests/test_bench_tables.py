@@ -6,10 +6,11 @@ import json
 import re
 import shutil
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 
 import pytest
-from driving import ROOT, load_tool
+from driving import ROOT, json_lines, load_tool
 
 BENCH = ROOT / "bench"
 ANY_NUMBER = re.compile(r"\d")
@@ -31,6 +32,22 @@ def test_every_page_has_the_tables_of_its_files(renderer: ModuleType) -> None:
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert text == renderer.render(text), f"{page}: run python tools/render_benches.py"
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence"),
+    [
+        ("README.md", "{onnx reference:.1f} images per second reach the disk with the official settings and"),
+        ("README.md", "{onnx unipc:.0f} with `--preset unipc`; the official code's loop makes {official loop:.1f} ("),
+        ("docs/throughput.md", "put {onnx reference:.1f} images per second on the disk with the official settings and"),
+        ("docs/throughput.md", "and {onnx unipc:.0f} with `--preset unipc`, where the official code's loop makes"),
+        ("docs/throughput.md", "loop makes {official loop:.1f} ("),
+    ],
+)
+def test_the_sentences_on_speed_are_those_of_the_file(page: str, sentence: str) -> None:
+    rounds = json_lines(BENCH / "official.jsonl")
+    medians = {name.removeprefix("distill, ").replace(",", ""): median(r[name] for r in rounds) for name in rounds[0]}
+    assert sentence.format(**medians) in " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
 def test_every_table_is_on_a_page(renderer: ModuleType) -> None:
