@@ -1,4 +1,4 @@
-"""Distilled against random real images, for a grid of generation settings; the README's accuracy table.
+"""Distilled against random real images, for a grid of generation settings; some figures of docs/accuracy.md.
 
     python bench/accuracy.py --ipc 10 --width 32 --strength 0.7,0.3 --guidance 8,2
 

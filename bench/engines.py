@@ -11,7 +11,7 @@ steps at strength 0.5, three UNet calls and one decode of another. Rows: (a)
 diffusers' pipeline, one image per call; (b) diffusers' pipeline on a batch; (c) our loop on PyTorch; (d) our loop on
 ONNX Runtime; (e) our loop on torch.compile, with a minute of compiling per batch before the clock starts. A line is one
 row in one round: the engines take turns, each after one short run of its own shape; (a) and the matrix product's peak
-are measured in every round, for ratios within it. The table has the medians over all rounds of its file.
+are measured in every round, for ratios within it. `--table` prints the medians over all rounds of a file.
 """
 
 from __future__ import annotations
@@ -46,6 +46,13 @@ CPU = torch.device("cpu")
 PAUSE = 0.1  # seconds, for the threads of the last engine to go to sleep
 SHORT = (2, 1.0)  # steps and strength of the warm-up: two UNet calls and a decode
 ONE = "(a) diffusers, one image per call"
+COLUMNS = {  # of the table; (a) stands in the line of batch 1
+    ONE: "diffusers' pipeline",
+    "(b) diffusers, batched": "diffusers' pipeline",
+    "(c) our loop, PyTorch": "our loop, PyTorch",
+    "(e) our loop, torch.compile": "our loop, torch.compile",
+    "(d) our loop, ONNX Runtime": "our loop, ONNX Runtime",
+}
 Make = Callable[[], object]
 
 
@@ -160,22 +167,35 @@ def lines(rows: dict[str, Make], batch: int, rounds: int, flops: float) -> Itera
             yield {**row, "ratio": rate / rates[ONE], "share_of_matrix_product": gflops / peak}
 
 
-def table(file: Path) -> str:
-    """Medians over rounds, as Markdown."""
-    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+def table(file: Path, model: str) -> str:
+    """Return a model's medians over rounds as Markdown: images/s, times (a), and share of the matrix product's peak."""
+    cells: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for line in map(json.loads, file.read_text().splitlines()):
-        cells.setdefault((line["model"], line["batch"], line["row"]), []).append(line)
-    head = [
-        "| model | batch | | images/s | ratio to (a) | of the matrix product | rounds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for (model, batch, row), found in sorted(cells.items()):
-        rate, ratio, share = (
-            statistics.median(line[name] for line in found)
-            for name in ("images_per_second", "ratio", "share_of_matrix_product")
-        )
-        head.append(f"| {model} | {batch} | {row} | {rate:.2f} | {ratio:.2f} | {100 * share:.0f} % | {len(found)} |")
-    return "\n".join(head)
+        if line["model"] == model:
+            cells.setdefault((line["batch"], COLUMNS[line["row"]]), []).append(line)
+    names = list(dict.fromkeys(COLUMNS.values()))
+    lines = [f"| batch | {' | '.join(names)} | rounds |", "|---" * (2 + len(names)) + "|"]
+    for batch in sorted({batch for batch, _ in cells}):
+        shown = (cell(cells.get((batch, name), [])) for name in names)
+        rounds = min(len(found) for (size, _), found in cells.items() if size == batch)
+        lines.append(f"| {batch} | {' | '.join(shown)} | {rounds} |")
+    return "\n".join(lines)
+
+
+def cell(rounds: list[dict[str, Any]]) -> str:
+    """Return one row's medians at a batch."""
+    if not rounds:
+        return ""
+    rate, ratio, share = (
+        statistics.median(line[name] for line in rounds)
+        for name in ("images_per_second", "ratio", "share_of_matrix_product")
+    )
+    return f"{rate:.2f} ({ratio:.2f}, {100 * share:.0f} %)"
+
+
+def models(file: Path) -> list[str]:
+    """Return the models of a file, in its order."""
+    return list(dict.fromkeys(json.loads(line)["model"] for line in file.read_text().splitlines()))
 
 
 @click.command(help=__doc__)
@@ -185,7 +205,7 @@ def table(file: Path) -> str:
 @click.option("--strength", default=0.7, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--compiled/--no-compiled", default=True, show_default=True, help="With torch.compile: a minute a batch.")
-@click.option("--table", "shown", type=click.Path(path_type=Path), help="Print such a file's table, instead.")
+@click.option("--table", "shown", type=click.Path(path_type=Path), help="Print such a file's tables, instead.")
 @torch.inference_mode()
 def main(
     batches: str,
@@ -197,7 +217,8 @@ def main(
     shown: Path | None,
 ) -> None:
     if shown is not None:
-        click.echo(table(shown))
+        for found in models(shown):
+            click.echo(f"{found}\n{table(shown, found)}\n")
         return
     keep_freed_memory()
     model = open_model(name)

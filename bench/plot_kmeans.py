@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 COLOURS = {
     "ours, Lloyd": "tab:blue",
@@ -44,6 +40,11 @@ def markdown(found: list[dict[str, Any]]) -> str:
 
 
 def draw(found: list[dict[str, Any]], out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     shapes = sorted({(row["n"], row["d"]) for row in found}, key=lambda shape: shape[1])
     figure, axes = plt.subplots(2, len(shapes), figsize=(4 * len(shapes), 6), sharex=True, layout="constrained")
     for column, shape in enumerate(shapes):

@@ -251,17 +251,28 @@ def rows(out: Path) -> None:
 @click.argument("file", type=click.Path(exists=True, path_type=Path), default="bench/presets.jsonl")
 def table(file: Path) -> None:
     """The lines of `rows` as Markdown; accuracies are percent, mean and standard deviation over the seeds."""
-    tables: dict[str, list[dict[str, Any]]] = {}
+    click.echo("\n\n".join(tables(file).values()))
+
+
+def tables(file: Path) -> dict[str, str]:
+    """Return the tables of a file by name: `speed`, `distance`, and accuracies as `ipc10` and the like."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for line in file.read_text().splitlines():
         row = json.loads(line)
-        tables.setdefault(row.pop("table"), []).append(row)
-    ranked = {name: sorted(tables.pop(name, []), key=lambda row: -row["samples"]) for name in ("speed", "distance")}
-    cost_head = ("arm", "UNet calls", "samples")
-    echo_table((*cost_head, "images/s", "times reference"), [list(row.values()) for row in ranked["speed"]])
-    echo_table((*cost_head, "PSNR", "features", "images"), [list(row.values()) for row in ranked["distance"]])
-    heads = [f"{kind}, {on}" for kind, on in COLUMNS] + [f"{kind}, less reference" for kind in ("soft", "hard")]
-    for name in sorted(tables):
-        echo_table((name, *heads, "seeds"), accuracies(tables[name]))
+        found.setdefault(row.pop("table"), []).append(row)
+    ranked = {name: sorted(found.pop(name, []), key=lambda row: -row["samples"]) for name in ("speed", "distance")}
+    cost_head = ("setting", "UNet calls", "UNet samples")
+    heads = [f"{kind}, {on.replace('_', ' ')}" for kind, on in COLUMNS]
+    heads += [f"{kind}, less `reference`" for kind in ("soft", "hard")]
+    return {
+        "speed": markdown((*cost_head, "images/s", "times `reference`"), map(_values, ranked["speed"])),
+        "distance": markdown((*cost_head, "PSNR, dB", "feature distance", "images"), map(_values, ranked["distance"])),
+        **{name: markdown(("setting", *heads, "seeds"), accuracies(found[name])) for name in sorted(found)},
+    }
+
+
+def _values(row: dict[str, Any]) -> list[Any]:
+    return list(row.values())
 
 
 def accuracies(cells: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
@@ -282,12 +293,14 @@ def accuracies(cells: Sequence[dict[str, Any]]) -> Iterator[list[Any]]:
         yield [arm, *found, *apart, ", ".join(counts)]
 
 
-def echo_table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    click.echo(f"\n| {' | '.join(head)} |\n{'|---' * len(head)}|")
+def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """Return a table whose lines begin with an arm, which is named after the preset that it is."""
+    shown = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for arm, *values in lines:
         named = " = ".join([*(name for name in PRESETS if settings(name) == arm), f"`{arm}`"])
-        shown = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
-        click.echo(f"| {' | '.join([named, *shown])} |")
+        cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+        shown.append(f"| {' | '.join([named, *cells])} |")
+    return "\n".join(shown)
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:

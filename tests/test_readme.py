@@ -1,4 +1,4 @@
-"""The README claims no more of GPUs than certificates that lie in `docs/` do."""
+"""README and pages claim no more of GPUs than certificates that lie in `docs/` do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from driving import ROOT
+
+from d4m_fast.certification.render import BEGIN, END, insert
 
 NO = ("not yet", "not built yet")
 
@@ -35,10 +37,18 @@ def certified_gpus(folder: Path) -> list[str]:
     return [device.split(" (")[0] for device in whole if device != "cpu"]
 
 
-def test_the_readme_claims_what_is_certified() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(list(gpu_cells(text))) >= 5
+@pytest.mark.parametrize(("page", "parts"), [("README.md", 5), ("docs/certify.md", 14)])
+def test_a_page_claims_what_is_certified(page: str, parts: int) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert len(list(gpu_cells(text))) >= parts
     assert unproven(text, certified_gpus(ROOT / "docs")) == []
+
+
+def test_the_certificate_goes_between_the_markers_of_its_page(tmp_path: Path) -> None:
+    page = tmp_path / "certify.md"
+    page.write_bytes((ROOT / "docs" / "certify.md").read_bytes())
+    insert(f"{BEGIN}\na table\n{END}", page)
+    assert f"## The result\n\n{BEGIN}\na table\n{END}\n\n## What ran where" in page.read_text(encoding="utf-8")
 
 
 TABLE = """x | y

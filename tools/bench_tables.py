@@ -1,0 +1,176 @@
+"""Tables of the benches that print none themselves, from the JSON that they left in bench/."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+KERNELS = {
+    "Conv": ("Conv",),
+    "MatMul, Gemm": ("MatMul", "Gemm"),
+    "MultiHeadAttention": ("MultiHeadAttention",),
+    "Add, Mul": ("Add", "Mul"),
+    "Gelu, QuickGelu (SiLU)": ("Gelu", "QuickGelu"),
+    "InstanceNormalization, LayerNormalization": ("InstanceNormalization", "LayerNormalization"),
+    "changes of layout": ("Split", "ReorderInput", "ReorderOutput", "DepthToSpace", "Concat", "GatherND"),
+}
+NETWORKS = {"bundled": "bundled model", "medium-model": "UNet of 35 million"}
+COMPONENTS = {
+    "text_encoder": "text encoder",
+    "unet": "UNet",
+    "vae_decoder": "VAE decoder",
+    "vae_encoder": "VAE encoder",
+}
+ENGINES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "host": ""}
+PROFILED_BATCHES = (1, 32)
+STEPS = ("export", "compare", "half", "build")
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Return the lines of a bench."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
+
+
+def real_size(folder: Path) -> str:
+    """Return what exporting networks of Stable Diffusion 1.5's sizes takes and gives."""
+    rows = {(row["component"], row["step"]): row for row in read_rows(folder / "real_size.jsonl")}
+    lines = []
+    for component, name in COMPONENTS.items():
+        export, compare, half, build = (rows[component, step] for step in STEPS)
+        peak = max(rows[component, step]["peak_bytes"] for step in STEPS)
+        fused = f", {build['attentions']} fused attentions" if build["attentions"] else ""
+        lines.append(
+            [
+                name,
+                f"{export['bytes'] / 1e9:.2f} GB, {export['seconds']:.0f} s",
+                f"{compare['relative_l2']:.1e}",
+                f"{half['bytes'] / 1e9:.2f} GB",
+                f"{build['bytes'] / 1e9:.2f} GB{fused}",
+                f"{build['build_seconds']:.0f} s",
+                f"{peak / 1e9:.1f} GB",
+            ]
+        )
+    targets = " and ".join(target.upper() for target in rows["unet", "build"]["targets"])
+    head = ("", "fp32 ONNX", "relative L2 from PyTorch", "fp16 ONNX", f"engine for {targets}", "build", "peak memory")
+    return markdown(head, lines)
+
+
+def kernels(folder: Path) -> str:
+    """Return where a UNet call goes, kernel by kernel, for each network that was profiled."""
+    networks = read_rows(folder / "unet_kernels.jsonl")
+    head = ["kernel"]
+    for network in networks:
+        head += [f"{NETWORKS[network['model']]}, {network['rows']} rows: ms", "of the call", "GFLOP/s"]
+    named = {kernel for group in KERNELS.values() for kernel in group}
+    others = tuple({kernel for network in networks for kernel in network["kernels"]} - named)
+    groups = {**KERNELS, "all others": others}
+    lines = [[name, *(cell for n in networks for cell in _kernel_cells(n, group))] for name, group in groups.items()]
+    whole = [cell for n in networks for cell in (str(n["ms"]), "", str(n["gflops"]))]
+    peaks = [cell for n in networks for cell in ("", "", "{matrix_product}, {convolution}".format(**n["peak"]))]
+    best = "PyTorch's best matrix product and convolution on that core"
+    return markdown(head, [*lines, ["**the call**", *whole], [best, *peaks]])
+
+
+def _kernel_cells(network: Row, group: Sequence[str]) -> list[str]:
+    rows = [row for kernel, row in network["kernels"].items() if kernel in group]
+    spent = sum(row["ms"] for row in rows)
+    work = sum(row["ms"] * row["gflops"] for row in rows)
+    return [f"{spent:.1f}", f"{100 * spent / network['ms']:.0f} %", f"{work / spent:.0f}" if work else ""]
+
+
+def encoding(folder: Path) -> str:
+    """Return images encoded per second, and times the peer's."""
+    rows = read_rows(folder / "encoding.jsonl")
+    lines = []
+    for row in rows:
+        speed = f"{row['images_per_second']:,.4g}", f"{row['ratio']:.2f}"
+        lines.append([str(row["pixels"]), f"{row['images']:,}", row["row"], *speed])
+    return markdown(("pixels", "images", "", "images/s", "times diffusers'"), lines)
+
+
+def end_to_end(folder: Path) -> str:
+    """Return a whole run's time over that of its networks' calls."""
+    *rounds, summary = read_rows(folder / "end_to_end.jsonl")
+    ratios = [row["ratio"] for row in rounds]
+    figures = (summary["median_ratio"], min(ratios), max(ratios))
+    head = ("images", "rounds", "a run's time over its calls', median", "least", "most")
+    return markdown(head, [[str(rounds[0]["images"]), str(len(rounds)), *(f"{ratio:.2f}" for ratio in figures)]])
+
+
+def linear(folder: Path) -> str:
+    """Return the cost of an image in runs of more and more of them."""
+    lines = []
+    for row in read_rows(folder / "linear.jsonl"):
+        resumed = row["made"] < row["images"]
+        shares = [f"{100 * share:.2f} %" for share in row["share_of_time"].values()]
+        cost = ["", "", ""] if resumed else [f"{row['ms_per_image']:.2f}", *shares]
+        name = f"{row['images']:,}" + (f", resumed before its last {row['made']}" if resumed else "")
+        lines.append([name, *cost, f"{row['seconds_to_first_image']:.1f} s", f"{row['peak_mb']} MB"])
+    head = ("images", "ms per image", "plan and manifest", "commit records", "first image after", "peak memory")
+    return markdown(head, lines)
+
+
+def start(folder: Path) -> str:
+    """Return how long it takes until something happens."""
+    (row,) = read_rows(folder / "start.jsonl")
+    names = {
+        "help_seconds": "`d4m-fast --help`, whole",
+        "import_seconds": "imports of a run",
+        "first_encoded_batch_seconds": "from their end to the first encoded batch",
+    }
+    return markdown(("", "seconds"), [[name, f"{row[key]:.1f}"] for key, name in names.items()])
+
+
+def stages(folder: Path) -> str:
+    """Return every stage's speed, from a profile."""
+    profile = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
+    lines = []
+    for stage, records in profile["stages"].items():
+        batches = {record["batch"] for record in records}
+        shown = batches & {*PROFILED_BATCHES} or batches
+        lines += [_stage_line(stage, record) for record in records if record["batch"] in shown]
+    return markdown(("stage", "engine", "batch", "images/s", "p50, ms", "GFLOP/s", "of the peak"), lines)
+
+
+def _stage_line(stage: str, record: Row) -> list[str]:
+    rate, computed = record["images_per_second"], record.get("gflops") is not None
+    work = [f"{record['gflops']:.0f}", f"{100 * record['share_of_peak']:.0f} %"] if computed else ["", ""]
+    speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+    median = 1e3 * record["latency_seconds"]["p50"]
+    name = "whole run" if stage == "distill" else stage
+    return [name, ENGINES[record["engine"]], str(record["batch"]), speed, f"{median:,.2f}", *work]
+
+
+def clustering(folder: Path) -> str:
+    """Return accuracies of students on sets that differ in their prototypes."""
+    rows = read_rows(folder / "clustering.jsonl")
+    columns = list(dict.fromkeys((row["ipc"], row["labels"]) for row in rows))
+    cells = {(row["prototypes"], row["ipc"], row["labels"]): f"{row['mean']:.1f} ± {row['std']:.1f}" for row in rows}
+    names = list(dict.fromkeys(row["prototypes"] for row in rows))
+    head = ("prototypes", *(f"{ipc} per class, {labels} labels" for ipc, labels in columns))
+    return markdown(head, [[name, *(cells[name, *column] for column in columns)] for name in names])
+
+
+def accuracy(folder: Path) -> str:
+    """Return accuracies of students on distilled and on random real images, and the difference of their means."""
+    rows = [row for row in read_rows(folder / "presets.jsonl") if "seed" in row]
+    lines = []
+    for ipc, labels in ((ipc, labels) for ipc in sorted({row["ipc"] for row in rows}) for labels in ("soft", "hard")):
+        arms = [
+            [row["test"] for row in rows if (row["arm"], row["ipc"], row["labels"]) == (arm, ipc, labels)]
+            for arm in ("model 50 0:1", "random")
+        ]
+        distilled, real = map(statistics.fmean, arms)
+        shown = [f"{statistics.fmean(arm):.1f} ± {statistics.stdev(arm):.1f}" for arm in arms]
+        lines.append([str(ipc), labels, *shown, f"{distilled - real:+.1f}"])
+    return markdown(("images per class", "labels", "distilled", "random real", "difference"), lines)
