@@ -59,7 +59,7 @@ def certify(
     d4m-fast certify
     d4m-fast certify --steps parity,speed-torch --seconds 5
     d4m-fast certify --model stable-diffusion-v1-5 --data imagenet/train --out certify-sd15
-    d4m-fast certify --render certify/certify.json --into README.md
+    d4m-fast certify --render certify/certify.json --into docs/certify.md
     """
     if render is not None:
         _render(render, into)
