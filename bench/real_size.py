@@ -29,9 +29,9 @@ from d4m_fast.engine.runtime import Tensors
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
-from d4m_fast.export.parity import compare
 from d4m_fast.export.to_onnx import export_onnx, opset_of
 from d4m_fast.export.to_trt import BuildOptions, build_engine, ranges
+from d4m_fast.measure.parity import compare
 
 CPU = torch.device("cpu")
 RESOLUTION = 512

@@ -25,7 +25,7 @@ import torch
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.export.hoist import hoist_context
 from d4m_fast.export.to_onnx import export_onnx, opset_of
-from d4m_fast.profiling.peak import measure_peak
+from d4m_fast.measure.peak import measure_peak
 
 Shape = list[int]
 

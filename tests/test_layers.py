@@ -22,6 +22,7 @@ LAYERS = (
     ("options", "prepare", "diagnose"),
     ("console", "endings"),
     ("export",),
+    ("measure",),
     ("evaluation", "engine.encode", "engine.prototypes", "engine.generate", "engine.trial", "engine.prompts"),
     ("engine.denoise",),
     ("engine.networks",),

@@ -19,8 +19,8 @@ from driving import Finished, Ran, run_cli
 
 from d4m_fast.errors import DataError, ModelError
 from d4m_fast.evaluation.relabel import load_teacher, teacher_folder
+from d4m_fast.measure.gpus import GPUS
 from d4m_fast.planning.calibrate import read_profile
-from d4m_fast.planning.gpus import GPUS
 
 HANG_SECONDS = 20
 SHAPES = ("[]", "5", "{}", "null", '"x"', "", "{", "\0", "\ufeff{}", "[" * 50_000, '{"a": 1e999}')

@@ -16,9 +16,9 @@ from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
-from d4m_fast.export import parity
 from d4m_fast.export.judge import GUIDANCE
 from d4m_fast.export.probe import final_images
+from d4m_fast.measure import parity
 
 
 def agree(engine: Engine, networks: Networks, reference: Reference, request: Request) -> Findings:

@@ -19,9 +19,9 @@ from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.engine.trial import trial_resolution, try_networks
 from d4m_fast.errors import ModelError
-from d4m_fast.export import parity
 from d4m_fast.export.judge import GUIDANCE
 from d4m_fast.export.probe import Probe, probe
+from d4m_fast.measure import parity
 
 FILE, SEAL = "reference.safetensors", "reference.json"
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from d4m_fast.certification.request import Request
-from d4m_fast.certification.speed import STAGES
 from d4m_fast.certification.step import Record, Step, failed, recorded
-from d4m_fast.planning.gpus import gpu_of
+from d4m_fast.measure.calls import NETWORK_OF
+from d4m_fast.measure.gpus import gpu_of
 
 FILE = "certify.json"
 BASELINES = ("compiled-fp16", "compiled-fp32", "torch-fp32")
@@ -60,7 +60,7 @@ def baseline(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
 def _row(name: str, found: Mapping[str, Record], calls: int) -> dict[str, Any]:
     parity = found.get(f"parity-{name}")
     agreed = {} if parity is None else parity["figures"]
-    timed = {s: found[f"speed-{name}-{s}"]["figures"] for s in STAGES if f"speed-{name}-{s}" in found}
+    timed = {s: found[f"speed-{name}-{s}"]["figures"] for s in NETWORK_OF if f"speed-{name}-{s}" in found}
     rates = {s: figures.get("images_per_second") for s, figures in timed.items()}
     unet, decode = rates.get("unet"), rates.get("decode")
     own = [record for step, record in found.items() if f"-{name}" in step]

@@ -14,13 +14,14 @@ from d4m_fast.certification import engines, reference
 from d4m_fast.certification.agreement import agree
 from d4m_fast.certification.engines import Engine
 from d4m_fast.certification.request import Request
-from d4m_fast.certification.speed import STAGES, Stage, measure
+from d4m_fast.certification.speed import measure
 from d4m_fast.certification.step import Check, Findings, Step
 from d4m_fast.data.exports import CERTIFICATE_FILE
 from d4m_fast.data.state import CERTIFICATE, require_state
 from d4m_fast.engine.networks import Networks
 from d4m_fast.export.export import export
 from d4m_fast.export.job import exported, hindrance_of_export
+from d4m_fast.measure.calls import NETWORK_OF, NetworkStage
 
 Say = Callable[[str], None]
 NO_CUPY = "CuPy is not installed: pip install 'd4m-fast[gpu]'"
@@ -90,7 +91,7 @@ def _steps_of(engine: Engine, opened: Opened, request: Request, say: Say) -> lis
         Step(
             f"speed-{engine.name}-{stage}", partial(_speed, engine, stage, opened, request), partial(key, *timed), after
         )
-        for stage in STAGES
+        for stage in NETWORK_OF
     ]
     return [*([export_step] if engine.exported else []), parity, *speeds]
 
@@ -124,7 +125,7 @@ def _export(engine: Engine, request: Request, say: Say) -> Findings:
     return Findings((Check("its export is certified", status == "certified", status),), figures)
 
 
-def _speed(engine: Engine, stage: Stage, opened: Opened, request: Request) -> Findings:
+def _speed(engine: Engine, stage: NetworkStage, opened: Opened, request: Request) -> Findings:
     return measure(engine, stage, opened.engine(engine), request)
 
 

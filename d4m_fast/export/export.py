@@ -31,10 +31,10 @@ from d4m_fast.export.hoist import hoist_context
 from d4m_fast.export.job import ExportJob
 from d4m_fast.export.judge import GUIDANCE, candidate, judge, speed
 from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
-from d4m_fast.export.parity import resized
 from d4m_fast.export.probe import Probe, probe
 from d4m_fast.export.to_onnx import export_onnx, opset_of
 from d4m_fast.export.to_trt import BuildOptions, Say, build_engine, check_engine
+from d4m_fast.measure.parity import resized
 
 EXPORTED_WITH = ("onnxruntime", "torch", "diffusers", "transformers", "onnx", "onnxscript")
 RUN_WITH = {
@@ -254,7 +254,7 @@ def _judged(job: ExportJob, certificate: dict[str, Any], reference: Networks, re
         judge(certificate, job, reference, networks, recorded)
         yield "parity"
         if job.runnable:
-            certificate["speed"] = speed(reference, networks, recorded, job.config.threads)
+            certificate["speed"] = speed(reference, networks, recorded, job.device, job.config.threads)
         yield "speed"
     certificate["unverified"] = [] if job.runnable else [f"it has not run on its own device, only {compared}"]
     certificate["status"] = (

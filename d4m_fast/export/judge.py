@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.errors import NonFiniteError
-from d4m_fast.export import parity
 from d4m_fast.export.job import ExportJob
 from d4m_fast.export.probe import Probe, final_images
 from d4m_fast.export.twin import write_twin
+from d4m_fast.measure import parity
+from d4m_fast.measure.clock import alternate
 
 GUIDANCE = 8.0  # the reference preset's
 HALF_IMAGES = 2  # of a call, that PyTorch's own half precision is measured on: it is slow on a CPU
@@ -106,36 +106,18 @@ def _half_errors(
     return parity.half_errors(ours, pytorch, rows=max(SIGNATURES[component].rows(call) for call in few))
 
 
-def speed(reference: Networks, networks: Networks, recorded: Probe, threads: int) -> dict[str, Any]:
+def speed(
+    reference: Networks, networks: Networks, recorded: Probe, device: torch.device, threads: int
+) -> dict[str, Any]:
     """Seconds per image of both, from the UNet's and the decoder's calls of the reference preset."""
     engines = {"torch": reference, "exported": networks}
     generating: tuple[Component, ...] = ("unet", "vae_decoder")
     taken, images = dict.fromkeys(engines, 0.0), len(recorded.images)
     for component in generating:
         runtimes = {name: engine.runtime(component) for name, engine in engines.items()}
-        for name, seconds in _alternate(runtimes, recorded.calls[component][0]).items():
+        call = recorded.calls[component][0]
+        calls = {name: partial(runtime, call) for name, runtime in runtimes.items()}
+        for name, seconds in alternate(calls, device, rounds=ALTERNATIONS, pause=PAUSE).items():
             taken[name] += len(recorded.calls[component]) * seconds / images
     ratio = taken["torch"] / taken["exported"]
     return {"seconds_per_image": taken, "ratio": ratio, "batch": images, "threads": threads}
-
-
-def _alternate(runtimes: Mapping[str, Runtime], call: Tensors) -> dict[str, float]:
-    """Median seconds of a call, the runtimes taking turns, each after a pause and an untimed call of its own.
-
-    Threads of the one that has just run would otherwise still be spinning on the cores of the next.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in runtimes}
-    for _ in range(ALTERNATIONS):
-        for name, runtime in runtimes.items():
-            time.sleep(PAUSE)
-            _wait(runtime(call))
-            start = time.perf_counter()
-            _wait(runtime(call))
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def _wait(outputs: Tensors) -> None:
-    """Until the device is done: a copy to the host waits for it."""
-    for x in outputs.values():
-        x.cpu()

@@ -15,8 +15,11 @@ from d4m_fast.engine.memory import fitting, free_memory, release
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.schedule import Schedule
 from d4m_fast.errors import OutOfMemoryError
+from d4m_fast.measure.calls import NetworkStage, network_call
+from d4m_fast.measure.clock import time_call
+from d4m_fast.measure.flops import most_activations, trace_model
+from d4m_fast.measure.sweep import Point, best_rate, sweep
 from d4m_fast.planning.cost import most_images
-from d4m_fast.planning.flops import most_activations, trace_model
 from d4m_fast.prepare import Job
 
 SMALLEST, LARGEST = 8, 512
@@ -64,10 +67,10 @@ def choose_batches(job: Job, networks: Networks, schedule: Schedule, encoded_wit
 
         return Stage(images, calls, usual, fits, int(rough / rows), call)
 
-    calls = _Calls(job, networks, schedule)
-    encode = stage("vae_encoder", len(job.source.items), 1, ENCODE_BATCH, 1, calls.encode)
-    unet = stage("unet", made, len(schedule.steps), GENERATE_BATCH, halves, calls.unet)
-    decode = stage("vae_decoder", made, 1, GENERATE_BATCH, 1, calls.decode)
+    call = partial(_call, job, networks)
+    encode = stage("vae_encoder", len(job.source.items), 1, ENCODE_BATCH, 1, call("encode"))
+    unet = stage("unet", made, len(schedule.steps), GENERATE_BATCH, halves, call("unet"))
+    decode = stage("vae_decoder", made, 1, GENERATE_BATCH, 1, call("decode"))
     given = job.config.batch_size
     encoding = _chosen(encode) if encoded_with is None else (encoded_with, {"by": "latents that are there"})
     generation = _chosen(unet) if given == "auto" else (given, {"by": "--batch-size"})
@@ -84,7 +87,7 @@ def _chosen(stage: Stage) -> tuple[int, dict[str, Any]]:
         batch = _within(stage.usual, stage)
         return batch, {"by": "default" if batch == stage.usual else "memory"}
     started = time.perf_counter()
-    speeds = dict(_measured(stage, candidates))
+    speeds = {point.batch: point.rate for point in _measured(stage, candidates) if point.seconds is not None}
     spent = time.perf_counter() - started
     why = {"by": "probe", "images_per_second": {str(b): round(x, 3) for b, x in speeds.items()}}
     return fastest(speeds), {**why, "fits": stage.fits(), "seconds": round(spent, 3)}
@@ -110,54 +113,31 @@ def fastest(speeds: dict[int, float]) -> int:
     return min(good, default=1)
 
 
-def _measured(stage: Stage, candidates: list[int]) -> Iterator[tuple[int, float]]:
-    """Images per second of each batch, until one is too slow or does not fit."""
-    best = 0.0
-    for batch in candidates:
+def _measured(stage: Stage, candidates: list[int]) -> Iterator[Point]:
+    """Each batch, until one is too slow or does not fit."""
+
+    def measure(batch: int) -> Point:
         try:
-            speed = batch / min(_seconds(stage.call, batch) for _ in range(CALLS))
-        except OutOfMemoryError:
-            return
-        yield batch, speed
-        best = max(best, speed)
-        if speed < HOPELESS * best:
-            return
+            # The least of several: the first one warms up.
+            return Point(batch, min(_seconds(stage.call, batch) for _ in range(CALLS)))
+        except OutOfMemoryError as error:
+            return Point(batch, None, str(error))
+
+    return sweep(candidates, measure, lambda points: points[-1].rate < HOPELESS * best_rate(points))
 
 
 def _seconds(call: Callable[[int], object], batch: int) -> float:
-    started = time.perf_counter()
-    call(batch)
-    return time.perf_counter() - started
+    return time_call(partial(call, batch), torch.device("cpu"))  # the call itself waits for the device
 
 
-@dataclass(frozen=True)
-class _Calls:
-    """The networks on zeros; reading one number back waits for the device."""
-
-    job: Job
-    networks: Networks
-    schedule: Schedule
-
-    def encode(self, batch: int) -> object:
-        pixels = self._zeros(batch, 3, self.job.resolution, self.job.resolution)
-        return self._wait("encode", lambda: self.networks.vae_encoder(pixels)[0])
-
-    def unet(self, batch: int) -> object:
-        guidance = self.job.config.guidance
-        sample = self._zeros(batch, *self.job.latent_shape)
-        rows = batch * (2 if self.networks.unet.doubles(guidance) else 1)
-        states = self._zeros(rows, self.job.model.tokens, self.job.model.width_text)
-        timestep = torch.tensor(self.schedule.steps[0].timestep, device=self.job.device)
-        return self._wait("denoise", lambda: self.networks.unet(sample, timestep, states, guidance))
-
-    def decode(self, batch: int) -> object:
-        latents = self._zeros(batch, *self.job.latent_shape)
-        return self._wait("decode", lambda: self.networks.vae_decoder(latents))
-
-    def _zeros(self, *shape: int) -> torch.Tensor:
-        return torch.zeros(shape, device=self.job.device)
+def _call(job: Job, networks: Networks, stage: NetworkStage) -> Callable[[int], object]:
+    """The stage's network on so many images; reading one number back waits for the device."""
 
     @torch.inference_mode()
-    def _wait(self, stage: str, call: Callable[[], torch.Tensor]) -> object:
-        with fitting(stage):
-            return call().flatten()[0].item()
+    def call(batch: int) -> object:
+        sizes, guidance = job.model.sizes(job.resolution), job.config.guidance
+        run = network_call(stage, networks, sizes, batch, guidance=guidance, inputs_on=job.device)
+        with fitting("denoise" if stage == "unet" else stage):
+            return run().flatten()[0].item()
+
+    return call

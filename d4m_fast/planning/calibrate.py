@@ -9,8 +9,8 @@ from typing import Any
 
 from d4m_fast.data.state import read_json
 from d4m_fast.errors import DataError
+from d4m_fast.measure.gpus import Gpu
 from d4m_fast.planning.cost import Share
-from d4m_fast.planning.gpus import Gpu
 
 STAGES = ("encode", "unet", "decode", "students")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from d4m_fast.config import require
-from d4m_fast.planning.flops import Shapes, Traced
-from d4m_fast.planning.gpus import Gpu
+from d4m_fast.measure.flops import Shapes, Traced
+from d4m_fast.measure.gpus import Gpu
 
 SHARES = (0.15, 0.50)  # of a GPU's peak: what published single-image stacks reach, and what large batches may
 ELEMENTS = 2**31 - 1  # beyond which many kernels' 32-bit indices overflow

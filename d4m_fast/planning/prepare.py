@@ -11,10 +11,10 @@ from d4m_fast.config import DistillConfig
 from d4m_fast.engine.compatibility import read_configs
 from d4m_fast.engine.schedule import open_schedule
 from d4m_fast.evaluation.convnet import ConvNet
+from d4m_fast.measure.flops import Traced, model_path, trace, trace_model
+from d4m_fast.measure.gpus import GPUS
 from d4m_fast.planning.calibrate import Build, read_profile
 from d4m_fast.planning.cost import Figure, PlanRequest, plan_figures
-from d4m_fast.planning.flops import Traced, model_path, trace, trace_model
-from d4m_fast.planning.gpus import GPUS
 
 _TAKEN = ("images", "classes", "ipc", "gpus", "precision", "epochs", "student_size", "students", "stored_labels")
 

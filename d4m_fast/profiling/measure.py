@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,8 @@ import numpy as np
 import torch
 
 from d4m_fast.data.timing import Stopwatch
-from d4m_fast.engine.runtime import synchronize
-from d4m_fast.profiling.memory import PeakMemory
+from d4m_fast.measure.clock import time_call
+from d4m_fast.measure.memory import PeakMemory
 from d4m_fast.profiling.request import Stage
 
 PERCENTILES = (50, 90, 99)
@@ -93,20 +92,13 @@ def measure(task: Task, device: torch.device, memory: PeakMemory, watch: Stopwat
     """Warm up, then call until `least` seconds and calls are reached."""
     memory.reset()
     with watch(f"{task.name}, warm-up"):
-        warmup = _timed(task, 0, device)
+        warmup = time_call(lambda: task.call(0), device)
     seconds, repeats = least
     latencies: list[float] = []
     while len(latencies) < repeats or sum(latencies) < seconds:
+        number = 1 + len(latencies)
         with watch(task.name):
-            latencies.append(_timed(task, 1 + len(latencies), device))
+            latencies.append(time_call(lambda number=number: task.call(number), device))  # type: ignore[misc]
     return Row(
         task.stage, task.engine, task.batch, task.flops, warmup, tuple(latencies), memory.bytes(), seconds={}, waits={}
     )
-
-
-def _timed(task: Task, number: int, device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    task.call(number)
-    synchronize(device)
-    return time.perf_counter() - start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from d4m_fast.data.timing import Stopwatch
 from d4m_fast.data.workers import Workers
 from d4m_fast.engine.networks import Networks
 from d4m_fast.kernels.kmeans import kmeans
-from d4m_fast.planning.flops import Shapes
+from d4m_fast.measure.calls import NETWORK_OF, NetworkStage, network_call
+from d4m_fast.measure.flops import Shapes
 from d4m_fast.prepare import Job
 from d4m_fast.profiling.measure import Task
 from d4m_fast.profiling.request import HOST, NETWORK_STAGES, Stage
 
-TIMESTEP = 501
 POINTS_PER_PROTOTYPE = 10
 Call = Callable[[int], object]
 
@@ -36,10 +37,10 @@ def network_tasks(
     The UNet's call is a guided one, two samples per image; a distilled image takes as many as its schedule has steps.
     """
     makers: dict[Stage, tuple[Callable[[Job, Networks, int], Call], int]] = {
-        "encode": (_encode, shapes.parts["vae_encoder"].flops),
+        "encode": (partial(_network, stage="encode"), shapes.parts["vae_encoder"].flops),
         "text": (_text, shapes.parts["text_encoder"].flops),
-        "unet": (_unet, 2 * shapes.parts["unet"].flops),
-        "decode": (_decode, shapes.parts["vae_decoder"].flops),
+        "unet": (partial(_network, stage="unet"), 2 * shapes.parts["unet"].flops),
+        "decode": (partial(_network, stage="decode"), shapes.parts["vae_decoder"].flops),
     }
     for stage in stages:
         if stage in NETWORK_STAGES:
@@ -48,28 +49,18 @@ def network_tasks(
                 yield Task(stage, job.config.engine, batch, batch * flops, make(job, networks, batch))
 
 
-def _encode(job: Job, networks: Networks, batch: int) -> Call:
-    pixels = 2 * torch.rand(batch, 3, job.resolution, job.resolution) - 1
-    return lambda _: networks.vae_encoder(pixels)[0].float().cpu()
-
-
 def _text(job: Job, networks: Networks, batch: int) -> Call:
     prompts = list(islice(cycle([info.prompt for info in job.source.classes]), batch))
     return lambda _: networks.text_encoder(prompts)
 
 
-def _unet(job: Job, networks: Networks, batch: int) -> Call:
-    runtime, model, guidance = networks.unet.runtime, job.model, job.config.guidance
-    sample = torch.randn(batch, *job.latent_shape, device=runtime.device)
-    rows = 2 * batch if networks.unet.doubles(guidance) else batch
-    states = torch.randn(rows, model.tokens, model.width_text, device=runtime.device)
-    timestep = torch.tensor(TIMESTEP, device=runtime.device)
-    return lambda _: networks.unet(sample, timestep, states, guidance)
-
-
-def _decode(job: Job, networks: Networks, batch: int) -> Call:
-    latents = torch.randn(batch, *job.latent_shape, device=networks.vae_decoder.runtime.device)
-    return lambda _: networks.vae_decoder(latents).float().cpu()
+def _network(job: Job, networks: Networks, batch: int, stage: NetworkStage) -> Call:
+    """From the host's memory and back; the UNet's inputs and outputs stay on the device, as they do in a run."""
+    stays = stage == "unet"
+    device = networks.runtime(NETWORK_OF[stage]).device if stage != "encode" else torch.device("cpu")
+    sizes, guidance = job.model.sizes(job.resolution), job.config.guidance
+    call = network_call(stage, networks, sizes, batch, guidance=guidance, inputs_on=device)
+    return lambda _: call() if stays else call().float().cpu()
 
 
 def cluster_task(job: Job, networks: Networks, images: int) -> Task:

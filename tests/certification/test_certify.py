@@ -40,6 +40,7 @@ from d4m_fast.engine.runtime import Runtime
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.errors import DamageError, ModelError
 from d4m_fast.export import job
+from d4m_fast.measure.sweep import Point
 
 TORCH_HALF, COMPILED_HALF = Engine("torch", "fp16"), Engine("compiled", "fp16")
 CPU_STEPS = [
@@ -401,7 +402,7 @@ def test_a_sweep_ends_at_the_second_batch_that_does_not_pay(
     seconds = {b: None if rate is None else b / rate for b, rate in zip(batches, rates, strict=True)}
     monkeypatch.setattr(speed, "_batches", lambda *_: batches)
     monkeypatch.setattr(speed, "make_call", lambda *_: None)
-    monkeypatch.setattr(speed, "_point", lambda _, batch, __: speed.Point(batch, seconds[batch]))
+    monkeypatch.setattr(speed, "_point", lambda _, batch, __: Point(batch, seconds[batch]))
     asked = types.SimpleNamespace(config=types.SimpleNamespace(sizes=None))
-    points = speed.sweep("unet", cast(Any, None), cast(Any, asked), compiled=False)
+    points = speed.sweep_batches("unet", cast(Any, None), cast(Any, asked), compiled=False)
     assert [point.batch for point in points] == list(batches[:tried])

@@ -12,7 +12,7 @@ from driving import refused, run_cli
 from d4m_fast.certification import report
 from d4m_fast.certification.render import BEGIN, END, insert, markdown
 from d4m_fast.data.state import MACHINE, write_state
-from d4m_fast.planning.gpus import GPUS, gpu_of
+from d4m_fast.measure.gpus import GPUS, gpu_of
 
 H100 = "NVIDIA H100 80GB HBM3 (sm90)"
 CALLS = 36

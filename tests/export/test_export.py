@@ -24,10 +24,10 @@ from d4m_fast.engine.model import open_model
 from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.errors import ModelError
-from d4m_fast.export import parity
 from d4m_fast.export.job import exported as whole
 from d4m_fast.export.job import prepare_export
 from d4m_fast.export.to_onnx import export_onnx
+from d4m_fast.measure import parity
 
 Change = Callable[[Callable[[dict[str, Any]], object]], None]
 

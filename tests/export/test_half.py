@@ -29,9 +29,10 @@ from safetensors.torch import load_file, save_file
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.networks import open_networks
 from d4m_fast.engine.signature import COMPONENTS, Component
-from d4m_fast.export import export, job, parity
+from d4m_fast.export import export, job
 from d4m_fast.export.job import ExportJob
 from d4m_fast.export.judge import HALF_IMAGES, Candidate
+from d4m_fast.measure import parity
 
 OLD_LIMIT = 3e-3  # fixed, and below what PyTorch's own half precision has of these models
 DEEP: list[dict[str, Any]] = [

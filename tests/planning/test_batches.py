@@ -12,9 +12,9 @@ from driving import Finished, Ran, products
 
 from d4m_fast import pipeline
 from d4m_fast.errors import OutOfMemoryError
+from d4m_fast.measure.flops import most_activations, trace_model
 from d4m_fast.planning import batches
 from d4m_fast.planning.batches import CALLS, LEVEL, PART, Stage, affordable, fastest
-from d4m_fast.planning.flops import most_activations, trace_model
 
 Distill = Callable[..., Ran]
 

@@ -11,9 +11,9 @@ import torch
 from driving import refused, run_cli
 from torch import nn
 
+from d4m_fast.measure.flops import Shapes, Traced, trace, trace_model
+from d4m_fast.measure.gpus import GPUS
 from d4m_fast.planning.cost import ASSUMED, PlanRequest, best_batch, image_flops, plan_figures
-from d4m_fast.planning.flops import Shapes, Traced, trace, trace_model
-from d4m_fast.planning.gpus import GPUS
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from d4m_fast.data.timing import Event, Stopwatch
 from d4m_fast.engine.runtime import marks
 from d4m_fast.errors import DataError
-from d4m_fast.profiling import measure as measuring
-from d4m_fast.profiling import peak as peaks
+from d4m_fast.measure import clock as clocks
+from d4m_fast.measure import peak as peaks
+from d4m_fast.measure.memory import PeakMemory
+from d4m_fast.measure.peak import Peak, measure_peak
 from d4m_fast.profiling.compare import compare
 from d4m_fast.profiling.measure import Row, Task, measure
-from d4m_fast.profiling.memory import PeakMemory
-from d4m_fast.profiling.peak import Peak, measure_peak
 from d4m_fast.profiling.request import ProfileRequest
 from d4m_fast.profiling.trace import chrome_trace
 
@@ -56,7 +56,7 @@ def test_rates_are_those_of_the_median_call() -> None:
 
 def test_the_first_call_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(measuring, "time", clock)
+    monkeypatch.setattr(clocks, "time", clock)
     numbers = []
 
     def call(number: int) -> None:
@@ -94,7 +94,7 @@ def test_peaks_count_their_operations_as_pytorch_does(problems: Any) -> None:
 def test_the_peak_is_the_best_of_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock by which every call takes as long as is said."""
     seconds = iter([0.01] * 5 + [0.02] * 5 + [0.4, 0.2, 0.3, 0.3, 0.3])
-    monkeypatch.setattr(peaks, "_seconds", lambda *_: next(seconds))
+    monkeypatch.setattr(peaks, "time_call", lambda *_: next(seconds))
     calls = iter([(10**9, lambda: None), (10**10, lambda: None), (10**9, lambda: None), (10**15, lambda: None)])
     assert peaks._best(calls, CPU, 0.1) == pytest.approx(500)
     assert Peak(1, 5).or_better(Peak(2, 3)) == Peak(2, 5)

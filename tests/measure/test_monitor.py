@@ -11,9 +11,9 @@ import pytest
 import torch
 from driving import refused, run_cli
 
-from d4m_fast.certification import monitor
-from d4m_fast.certification.monitor import NVML, CpuMonitor, GpuMonitor, require_nvml
 from d4m_fast.errors import PreflightError
+from d4m_fast.measure import monitor
+from d4m_fast.measure.monitor import NVML, CpuMonitor, GpuMonitor, require_nvml
 
 GPU = torch.device("cuda:0")
 

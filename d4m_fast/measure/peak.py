@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import conv2d
 
-from d4m_fast.engine.runtime import synchronize
+from d4m_fast.measure.clock import Call, time_call
 
 SIDES = (512, 1024, 2048, 4096, 8192, 16384)
 CHANNELS = (32, 64, 128, 256, 512, 1024, 2048)
 IMAGES, PIXELS, KERNEL = 8, 64, 3  # of the convolution
 LONG_ENOUGH = 0.1  # seconds; a longer problem is no better filled
 ROUNDS = 5
-
-Call = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +66,8 @@ def _best(problems: Iterator[tuple[int, Call]], device: torch.device, long_enoug
     best = 0.0
     for flop, call in problems:
         call()
-        taken = min(_seconds(call, device) for _ in range(ROUNDS))
+        taken = min(time_call(call, device) for _ in range(ROUNDS))
         best = max(best, flop / taken / 1e9)
         if taken >= long_enough:
             break
     return best
-
-
-def _seconds(call: Call, device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - start

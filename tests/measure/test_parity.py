@@ -13,7 +13,7 @@ from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.runtime import InPieces, Runtime, Tensors
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
-from d4m_fast.export.parity import (
+from d4m_fast.measure.parity import (
     HALF_RATIO,
     IDENTICAL_PSNR,
     LIMITS,
