@@ -17,6 +17,7 @@ from unittest import mock
 import pytest
 from driving import ROOT, Finished, Ran, command, environment, leftovers, products, refused, run_cli
 from machine import NOBODY, REFUSED_LOCKS, REFUSED_SYNCS, Machine, run_on
+from PIL import Image
 
 from d4m_fast import endings, pipeline
 from d4m_fast.data.locks import OWNER
@@ -369,6 +370,23 @@ def test_quiet_is_quiet(distill_on: RunOn) -> None:
 
     ran = distill_on(Machine(before=warn), "--quiet")
     assert (ran.code, ran.err) == (0, "")
+
+
+LOCALES = ({"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "C.UTF-8"})
+
+
+@pytest.mark.parametrize("variables", LOCALES, ids=lambda variables: variables["LC_ALL"])
+@pytest.mark.parametrize("flags", [[], ["-X", "utf8=0"]], ids=["", "flag"])
+def test_names_are_utf8_in_every_locale(tmp_path: Path, variables: dict[str, str], flags: list[str]) -> None:
+    """The bundled model does not know them, and the line of that has them as they are."""
+    for name in ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{CJK UNIFIED IDEOGRAPH-732B}"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / name / "1.png")
+    python, *args = command("distill", "--data", tmp_path / "data", "--quiet")
+    done = subprocess.run(
+        [python, *flags, *args], capture_output=True, env={**environment(), "PYTHONUTF8": "0", **variables}, check=False
+    )
+    one_line(Ran(done.returncode, "", done.stderr.decode()), 2, "'caf\N{LATIN SMALL LETTER E WITH ACUTE}'")
 
 
 def test_the_page_has_every_exit_code() -> None:

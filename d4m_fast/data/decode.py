@@ -6,14 +6,15 @@ import errno
 import os
 import re
 import struct
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from d4m_fast.data import formats, png_text
+from d4m_fast.data.cuts import is_cut_short
 from d4m_fast.data.files import PASSING, open_regular
+from d4m_fast.data.formats import DECODER_ERRORS
 from d4m_fast.data.pixels import to_rgb
 from d4m_fast.data.quiet import quiet_pillow
 from d4m_fast.errors import DataError, PreflightError
@@ -24,28 +25,10 @@ MAX_PIXELS = 100_000_000  # 300 MB once decoded
 _MORE_FRAMES = "d4m-fast: more frames"  # key in the info of a decoded image
 # Not an MPO's previews, nor an icon's sizes: its first picture, and its largest, are the image.
 _WITH_FRAMES = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
+_READ_WHEN_CUT = frozenset({"TIFF", "JPEG2000"})  # Pillow takes other pixels for the picture then
 _PLANES = 2  # of TIFF's PlanarConfiguration: one colour after the other
 _NEW_SUBFILE_TYPE, _REDUCED = 254, 1  # a TIFF tag, and its flag of a smaller copy of another picture in the file
 _CODECS = {"jpeg": "JPEG", "jpeg2k": "JPEG 2000", "zip": "PNG", "libtiff": "compressed TIFF"}  # as Pillow calls them
-
-# What Pillow's decoders are known to raise on damaged files.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ImportError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 class _UnknownFormatError(Exception):
@@ -63,7 +46,7 @@ def decode(path: Path) -> Image.Image:
     try:
         with open_regular(path) as file:
             return _decoded(file)
-    except (*_DECODER_ERRORS, _UnknownFormatError) as error:
+    except (*DECODER_ERRORS, _UnknownFormatError) as error:
         if isinstance(error, OSError) and error.errno in PASSING:
             raise PreflightError(
                 f"{_text(path)}: cannot be read ({error.strerror}); mend that, or remove the image, and run again"
@@ -92,17 +75,36 @@ def _loaded(file: BinaryIO) -> ImageFile.ImageFile:
     head = file.read(4)
     if not head:
         raise EOFError("zero bytes")
-    if head == b"\0\0\1\0":
-        _check_icon(file)
-    try:
-        image = Image.open(file, formats=formats.registered())
-    except UnidentifiedImageError as error:
-        raise _UnknownFormatError(formats.explain_unidentified(file)) from error
+    image = _opened(file, is_icon=head == b"\0\0\1\0")
     _check_size(image.width, image.height)
+    if image.format in _READ_WHEN_CUT and is_cut_short(file):
+        raise EOFError("truncated")
     if image.format == "TIFF":
         _check_tiff(image)
-    image.load()
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        if png_text.is_refusal(error) or getattr(error, "errno", None) is not None:
+            raise
+        if is_cut_short(file) or _strips_end(image) > file.seek(0, os.SEEK_END):
+            raise EOFError("truncated") from error
+        raise
     return image
+
+
+def _opened(file: BinaryIO, *, is_icon: bool) -> ImageFile.ImageFile:
+    try:
+        if is_icon:
+            _check_icon(file)
+        return Image.open(file, formats=formats.registered())
+    except (UnidentifiedImageError, *formats.HEADER_ERRORS) as error:
+        if png_text.is_refusal(error):
+            raise
+        raise _UnknownFormatError(formats.explain_refusal(file)) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise _UnknownFormatError(formats.explain_refusal(file)) from error
 
 
 def _check_size(width: int, height: int) -> None:
@@ -140,6 +142,13 @@ def _check_tiff(image: ImageFile.ImageFile) -> None:
         raise EOFError(f"truncated: strips for {bottom:,} of {image.tag_v2[IMAGELENGTH]:,} rows")
 
 
+def _strips_end(image: ImageFile.ImageFile) -> int:
+    """Of a TIFF, the end of its last strip or tile; 0 of others."""
+    tags = getattr(image, "tag_v2", {})
+    offsets, sizes = ([*tags.get(strips, ()), *tags.get(tiles, ())] for strips, tiles in ((273, 324), (279, 325)))
+    return max(map(sum, zip(offsets, sizes, strict=False)), default=0)
+
+
 def _check_icon(file: BinaryIO) -> None:
     """Pillow decodes icons when it opens them, and their own list of sizes may be wrong."""
     from PIL import IcoImagePlugin
@@ -156,7 +165,7 @@ def _check_icon(file: BinaryIO) -> None:
 def _has_more_frames(image: ImageFile.ImageFile) -> bool:
     try:
         return image.format in _WITH_FRAMES and bool(getattr(image, "is_animated", False))
-    except _DECODER_ERRORS:  # the second frame of a GIF is damaged
+    except DECODER_ERRORS:  # the second frame of a GIF is damaged
         return False
 
 

@@ -61,13 +61,15 @@ def jpeg(tmp_path: Path) -> bytes:
     [
         (b"", "zero bytes"),
         (b"just some text", "text in place of an image"),
-        (b"GIF89a" + bytes(40), "damaged, or of a kind of GIF that Pillow does not read"),
+        (b"GIF89a" + bytes(40), "truncated"),
+        (b"GIF89a" + bytes(40) + b";", "damaged, or of a kind of GIF that Pillow does not read"),
         (png(10_001, 10_000), "too many pixels"),
         (png(60_000, 60_000), "too many pixels"),
         (png(2_000_000_000, 2_000_000_000), "too many pixels"),
         (png(64, 64, bytes(100)), "truncated|damaged"),
         (png(64, 64, bytes(64 * 193))[:60], "truncated|damaged"),
-        (b"BM" + bytes(8), "truncated|damaged"),
+        (b"BM" + bytes(8), "only 10 bytes, too few for an image"),
+        (b"BM" + bytes(10), "truncated"),
         (b"P5\n64 64\n255\nabc", "truncated"),
     ],
 )
