@@ -20,7 +20,7 @@ def run() -> NoReturn:
 def _start_again() -> None:
     """Replace this process; returns where that is refused, and names are then read as the locale says.
 
-    The encoding cannot be changed later: class names, and so prompts, would be of the wrong letters. The flag goes before
+    The encoding cannot be changed later: class names, and so prompts, would be of the wrong letters. The flag outranks
     PYTHONUTF8=0, and the variable is for the processes that are started.
     """
     arguments = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 import struct
@@ -15,11 +16,11 @@ from d4m_fast.data import formats, png_text
 from d4m_fast.data.cuts import is_cut_short
 from d4m_fast.data.files import PASSING, open_regular
 from d4m_fast.data.formats import DECODER_ERRORS
-from d4m_fast.data.pixels import to_rgb
+from d4m_fast.data.pixels import UnscalableError, to_rgb
 from d4m_fast.data.quiet import quiet_pillow
-from d4m_fast.errors import DataError, PreflightError
+from d4m_fast.errors import DataError, PreflightError, wants_of_machine
 
-RULES = 3  # of the way from a file to RGB; latents and runs made by others are not gone on with
+RULES = 4  # of the way from a file to RGB; latents and runs made by others are not gone on with
 MAX_PIXELS = 100_000_000  # 300 MB once decoded
 
 _MORE_FRAMES = "d4m-fast: more frames"  # key in the info of a decoded image
@@ -46,10 +47,11 @@ def decode(path: Path) -> Image.Image:
     try:
         with open_regular(path) as file:
             return _decoded(file)
-    except (*DECODER_ERRORS, _UnknownFormatError) as error:
-        if isinstance(error, OSError) and error.errno in PASSING:
+    except (*DECODER_ERRORS, _UnknownFormatError, UnscalableError) as error:
+        if _is_of_machine(error):
+            said = error.strerror if isinstance(error, OSError) and error.strerror is not None else "out of memory"
             raise PreflightError(
-                f"{_text(path)}: cannot be read ({error.strerror}); mend that, or remove the image, and run again"
+                f"{_text(path)}: cannot be read ({said}); mend that, or remove the image, and run again"
             ) from error
         raise DataError(f"{_text(path)}: {_reason(error)}") from error
 
@@ -102,7 +104,7 @@ def _opened(file: BinaryIO, *, is_icon: bool) -> ImageFile.ImageFile:
             raise
         raise _UnknownFormatError(formats.explain_refusal(file)) from error
     except OSError as error:
-        if error.errno is not None:
+        if error.errno is not None or _is_of_machine(error):
             raise
         raise _UnknownFormatError(formats.explain_refusal(file)) from error
 
@@ -162,6 +164,24 @@ def _check_icon(file: BinaryIO) -> None:
         _check_size(abs(width), abs(height))
 
 
+def _is_of_machine(error: BaseException) -> bool:
+    """Whether the file may be sound: who left it out would make another result for want of memory."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in PASSING
+    if isinstance(error, MemoryError):
+        return True
+    return wants_of_machine(error) and not _has_room()
+
+
+def _has_room() -> bool:
+    """Whether the largest image would fit: Pillow's decoders say that of sizes in damaged files, too."""
+    try:
+        mmap.mmap(-1, 4 * MAX_PIXELS).close()
+    except OSError:
+        return False
+    return True
+
+
 def _has_more_frames(image: ImageFile.ImageFile) -> bool:
     try:
         return image.format in _WITH_FRAMES and bool(getattr(image, "is_animated", False))
@@ -172,12 +192,10 @@ def _has_more_frames(image: ImageFile.ImageFile) -> bool:
 def _reason(error: BaseException) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"too many pixels (limit {MAX_PIXELS:,})"
-    if isinstance(error, _UnknownFormatError):
+    if isinstance(error, (_UnknownFormatError, UnscalableError)):
         return str(error)
     if isinstance(error, ImportError):
         return f"needs what this Pillow was built without ({error})"
-    if isinstance(error, MemoryError):
-        return "does not fit in memory"
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror if error.errno == errno.EINVAL else f"unreadable ({error.strerror})"
     return _decoder_reason(str(error), type(error).__name__)
