@@ -27,6 +27,7 @@ _MORE_FRAMES = "d4m-fast: more frames"  # key in the info of a decoded image
 # Not an MPO's previews, nor an icon's sizes: its first picture, and its largest, are the image.
 _WITH_FRAMES = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
 _READ_WHEN_CUT = frozenset({"TIFF", "JPEG2000"})  # Pillow takes other pixels for the picture then
+_YCBCR, _SUBSAMPLING = 6, 530  # of TIFF's PhotometricInterpretation; a tag, halved in both directions by default
 _PLANES = 2  # of TIFF's PlanarConfiguration: one colour after the other
 _NEW_SUBFILE_TYPE, _REDUCED = 254, 1  # a TIFF tag, and its flag of a smaller copy of another picture in the file
 _CODECS = {"jpeg": "JPEG", "jpeg2k": "JPEG 2000", "zip": "PNG", "libtiff": "compressed TIFF"}  # as Pillow calls them
@@ -83,6 +84,8 @@ def _loaded(file: BinaryIO) -> ImageFile.ImageFile:
         raise EOFError("truncated")
     if image.format == "TIFF":
         _check_tiff(image)
+    if image.format == "PNG" and image.mode == "P" and image.palette is None:  # Pillow would make one up
+        raise _UnknownFormatError("damaged (a PNG image of palette colours without a palette)")
     try:
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
@@ -120,6 +123,7 @@ def _check_tiff(image: ImageFile.ImageFile) -> None:
         BITSPERSAMPLE,
         COMPRESSION,
         IMAGELENGTH,
+        PHOTOMETRIC_INTERPRETATION,
         PLANAR_CONFIGURATION,
         SAMPLESPERPIXEL,
         STRIPOFFSETS,
@@ -139,6 +143,9 @@ def _check_tiff(image: ImageFile.ImageFile) -> None:
             raise _UnknownFormatError("uncompressed planes of more than 8 bits, which Pillow reads wrongly")
         if len(image.tag_v2.get(STRIPOFFSETS, image.tag_v2.get(TILEOFFSETS, ()))) < image.tag_v2[SAMPLESPERPIXEL]:
             raise EOFError("truncated: fewer strips than colour planes")
+    is_ycbcr = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == _YCBCR and image.tag_v2.get(COMPRESSION, 1) == 1
+    if is_ycbcr and tuple(image.tag_v2.get(_SUBSAMPLING, (2, 2))) != (1, 1):
+        raise _UnknownFormatError("uncompressed YCbCr of halved colour, which Pillow reads wrongly")
     bottom = max((tile.extents[3] for tile in image.tile if tile.extents is not None), default=0)
     if bottom < image.tag_v2[IMAGELENGTH]:
         raise EOFError(f"truncated: strips for {bottom:,} of {image.tag_v2[IMAGELENGTH]:,} rows")

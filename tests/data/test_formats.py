@@ -518,6 +518,23 @@ def test_planes_that_pillow_reads_wrongly_are_left_out(tmp_path: Path, bits: int
         decode(written(tmp_path / "image.tif", planar(bits, strips)))
 
 
+@pytest.mark.parametrize("halved", [True, False])
+def test_raw_ycbcr_of_halved_colour_is_left_out(tmp_path: Path, halved: bool) -> None:
+    """The tag is one of the file's last, of 2 shorts."""
+    data = planar(8, 1).replace(struct.pack("<HHII", 284, 3, 1, 2), struct.pack("<HHIHH", 530, 3, 2, *[1 + halved] * 2))
+    data = data.replace(struct.pack("<HHII", 262, 3, 1, 2), struct.pack("<HHII", 262, 3, 1, 6))
+    path = written(tmp_path / "image.tif", data)
+    if halved:
+        assert reason(path).startswith("uncompressed YCbCr of halved colour")
+    else:
+        assert decode(path).size == (4, 4)
+
+
+def test_a_palette_is_not_made_up(tmp_path: Path) -> None:
+    data = png(SIZE, 8, 3, [row.tobytes() for row in grey()])
+    assert "without a palette" in reason(written(tmp_path / "image.png", data))
+
+
 def test_planes_of_8_bits_are_read(tmp_path: Path) -> None:
     pixels = np.asarray(decode(written(tmp_path / "image.tif", planar(8, 3))))
     np.testing.assert_array_equal(pixels, np.arange(48, dtype=np.uint8).reshape(3, 4, 4).transpose(1, 2, 0))
