@@ -73,12 +73,15 @@ def ending_of(error: BaseException) -> Ending | None:
 
 def _code(error: D4MError) -> int:
     """The machine's where a failure is for want of memory, threads or files, whoever has put it in words."""
-    cause = error.__cause__
-    while error.exit_code == D4MError.exit_code and cause is not None:
-        if wants_of_machine(cause):
-            return PreflightError.exit_code
-        cause = cause.__cause__
-    return error.exit_code
+    is_named = error.exit_code != D4MError.exit_code
+    return error.exit_code if is_named or _want(error) is None else PreflightError.exit_code
+
+
+def _want(error: BaseException | None) -> BaseException | None:
+    """The want of memory, threads or files that an error is of, or was caused by, as libraries' failed imports are."""
+    while error is not None and not wants_of_machine(error):
+        error = error.__cause__
+    return error
 
 
 def _command(error: click.UsageError) -> str:
@@ -96,8 +99,9 @@ def _of_system(error: OSError) -> Ending:
     return Ending(f"error: {place}{said}; {advice}", code)
 
 
-def _of_exhaustion(error: BaseException) -> Ending | None:
-    if not wants_of_machine(error):
+def _of_exhaustion(raised: BaseException) -> Ending | None:
+    error = _want(raised)
+    if error is None:
         return None
     if any(words in str(error).lower() for words in _NO_THREAD):
         line = f"error: no more threads; {_MACHINE[errno.EAGAIN]}"

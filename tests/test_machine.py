@@ -23,7 +23,7 @@ from PIL import Image
 
 from d4m_fast import endings, pipeline
 from d4m_fast.data.locks import OWNER
-from d4m_fast.errors import D4MError, DataError, ModelError, OutOfMemoryError, RunDirectoryError
+from d4m_fast.errors import DataError, ModelError, OutOfMemoryError, RunDirectoryError
 from d4m_fast.streams import printable, printable_json
 
 RunOn = Callable[..., Ran]
@@ -296,7 +296,7 @@ def test_json_is_of_the_same_value(text: str) -> None:
         shown.encode()
 
 
-def caused(error: D4MError | ValueError, cause: BaseException) -> BaseException:
+def caused(error: Exception, cause: BaseException) -> BaseException:
     error.__cause__ = cause
     return error
 
@@ -322,6 +322,7 @@ EXPECTED: dict[str, tuple[BaseException, int]] = {
     "NumPy": (np._core._exceptions._ArrayMemoryError((1 << 40,), np.dtype("u1")), 6),  # type: ignore[attr-defined]
     "network": (OutOfMemoryError("encode", "no room"), 6),
     "in other words": (caused(ModelError("unet: cannot be read"), MemoryError()), 6),
+    "import": (caused(RuntimeError("Failed to import a"), caused(ImportError("no b"), MemoryError())), 6),
     "twice": (caused(DataError("no"), caused(ValueError("no"), RuntimeError("can't start new thread"))), 6),
     "of a lock": (caused(RunDirectoryError("in use"), BlockingIOError(errno.EAGAIN, "try again")), 4),
     "not of memory": (caused(ModelError("unet: cannot be read"), ValueError("wrong")), 1),
