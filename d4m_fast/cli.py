@@ -104,7 +104,11 @@ def cli() -> None:
 @of_config("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")
 @of_config("--compile/--no-compile", bool, "UNet and VAE through torch.compile; for --engine torch.")
 @of_config("--device", str, "auto, cpu, cuda or cuda:1.")
-@of_config("--max-bad-fraction", click.FloatRange(0, 1, max_open=True), "Damaged images tolerated, as a part of all.")
+@of_config(
+    "--max-bad-fraction",
+    click.FloatRange(0, 1, max_open=True),
+    "Unreadable images tolerated, as a part of all.",
+)
 @shared
 def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Distill a dataset: encode, cluster, generate, write. A re-run goes on where the last one stopped.

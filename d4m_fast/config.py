@@ -78,7 +78,7 @@ class DistillConfig:
         format: of the written images; png is lossless.
         batch_size, threads: "auto" and None let the plan decide; they are part of what fixes the bytes.
         compile: UNet and VAE through torch.compile; for the torch engine.
-        max_bad_fraction: damaged images tolerated, as a part of all.
+        max_bad_fraction: images left out (damaged, or that no decoder reads) that are tolerated, as a part of all.
     """
 
     data: str = "bundled"

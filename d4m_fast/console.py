@@ -195,7 +195,7 @@ def distilled_lines(summary: dict[str, Any]) -> list[str]:
         f"seconds: {seconds}",
     ]
     if summary["quarantined"]:
-        lines.append(f"{summary['quarantined']} damaged images left out: {summary['run']}/quarantine.jsonl")
+        lines.append(f"{summary['quarantined']} images left out, and why: {summary['run']}/quarantine.jsonl")
     if summary["first_frames"]:
         lines.append(f"{summary['first_frames']} animated or paged images: only their first frame was read")
     return lines

@@ -44,7 +44,8 @@ _PATH = {
     errno.EISDIR: "name a file",
 }
 _NO_FILE = "too many open files"
-_NO_THREAD = "can't start new thread"  # CPython's RuntimeError of a pthread_create that is refused
+# CPython's RuntimeError of a pthread_create that is refused, and what C and C++ libraries say of theirs
+_NO_THREAD = ("can't start new thread", "thread creation failed", "resource temporarily unavailable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Ending:
 def ending_of(error: BaseException) -> Ending | None:
     """How a command that raised this ends; None where nobody has foreseen it."""
     if isinstance(error, D4MError):
-        return Ending(f"error: {error}", error.exit_code)
+        return Ending(f"error: {error}", _code(error))
     if isinstance(error, click.UsageError):
         return Ending(f"Error: {error.format_message()}; see {_command(error)} --help", error.exit_code)
     if isinstance(error, click.ClickException):
@@ -68,6 +69,19 @@ def ending_of(error: BaseException) -> Ending | None:
     if isinstance(error, OSError):
         return _of_system(error)
     return _of_exhaustion(error)
+
+
+def _code(error: D4MError) -> int:
+    """The machine's where a failure is for want of memory, threads or files, whoever has put it in words."""
+    is_named = error.exit_code != D4MError.exit_code
+    return error.exit_code if is_named or _want(error) is None else PreflightError.exit_code
+
+
+def _want(error: BaseException | None) -> BaseException | None:
+    """The want of memory, threads or files that an error is of, or was caused by, as libraries' failed imports are."""
+    while error is not None and not wants_of_machine(error):
+        error = error.__cause__
+    return error
 
 
 def _command(error: click.UsageError) -> str:
@@ -85,10 +99,11 @@ def _of_system(error: OSError) -> Ending:
     return Ending(f"error: {place}{said}; {advice}", code)
 
 
-def _of_exhaustion(error: BaseException) -> Ending | None:
-    if not wants_of_machine(error):
+def _of_exhaustion(raised: BaseException) -> Ending | None:
+    error = _want(raised)
+    if error is None:
         return None
-    if _NO_THREAD in str(error):
+    if any(words in str(error).lower() for words in _NO_THREAD):
         line = f"error: no more threads; {_MACHINE[errno.EAGAIN]}"
     elif _NO_FILE in str(error).lower():
         line = f"error: {_words(error)}; {_MACHINE[errno.EMFILE]}"

@@ -4,10 +4,10 @@ D4MError                1  the run failed
 ├── DataError           1  the images cannot be used
 ├── ModelError          1  the model directory cannot be used
 ├── NonFiniteError      1  a network returned NaN, infinity, or what cannot be kept
-├── OutOfMemoryError    1  a batch does not fit the device, or not even one image does
 ├── UsageError          2  an option or a combination of options makes no sense
 ├── RunDirectoryError   4  the run directory belongs to another config, or is in use
 ├── DamageError         5  an artifact does not match its checksum
+├── OutOfMemoryError    6  a batch does not fit the device, or not even one image does
 ├── PreflightError      6  no disk, no permission, no such device, a missing extra
 └── OutputError         6  everything is done and kept, but the result cannot be printed
     └── ClosedPipeError 141  its reader has gone
@@ -31,8 +31,9 @@ EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
 
 EXHAUSTED = re.compile(
-    r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate|bad[ _]alloc|bad_array_new_length"
-    r"|could not create a memory|failed to map segment|can't start new thread|too many open files",
+    r"out of memory|(can't|cannot|unable to|failed to|could not) (allocate|mmap)|not enough memory|insufficient memory"
+    r"|bad[ _]alloc|bad_array_new_length|ALLOC_FAILED|could not create a memory|failed to map segment"
+    r"|can't start new thread|thread creation failed|resource temporarily unavailable|too many open files",
     re.I,
 )
 """What PyTorch's allocators, oneDNN's, the C++ and Rust libraries, the dynamic loader and Python say when the machine
@@ -43,7 +44,9 @@ def wants_of_machine(error: BaseException) -> bool:
     """Whether something failed for want of memory, threads or open files, which no other input would mend."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
         return True
-    return isinstance(error, MemoryError) or EXHAUSTED.search(str(error)) is not None
+    if isinstance(error, MemoryError) or EXHAUSTED.search(str(error)) is not None:
+        return True
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)  # PyTorch's, which may say anything
 
 
 class D4MError(Exception):
@@ -84,6 +87,8 @@ class OutOfMemoryError(D4MError):
         stage: "encode", "denoise" or "decode".
         reason: the library's own words, one line.
     """
+
+    exit_code = 6
 
     def __init__(self, stage: str, reason: str, advice: str = "") -> None:
         super().__init__(f"{stage}: out of memory ({reason}){advice}")

@@ -154,6 +154,10 @@ def _png() -> Iterator[Variant]:
     wide = values.astype(">u2") * np.uint16(257)
     rows = [row.astype(">u2").tobytes() for row in wide]
     yield Variant("PNG, grey of 16 bits", png(size, 16, 0, rows), rgb(values), pillow=None, note=CLIPS)
+    twelve = png(size, 16, 0, rows, (b"sBIT", b"\x0c"))
+    yield Variant("PNG, grey of 16 bits, 12 of which count", twelve, rgb(values), pillow=None, note=CLIPS)
+    linear = png(size, 8, 0, [row.tobytes() for row in values], (b"gAMA", struct.pack(">I", 100_000)))
+    yield Variant("PNG, linear light", linear, rgb(values))
     both = np.stack([wide, wide[::-1]], -1).astype(">u2")
     yield Variant("PNG, grey and alpha of 16 bits", png(size, 16, 4, [row.tobytes() for row in both]), rgb(values))
     colour = (rgb(image).astype(">u2") * np.uint16(257)).astype(">u2")

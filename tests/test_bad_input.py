@@ -78,7 +78,7 @@ def test_damaged_images_are_quarantined(
 
 def test_too_many_damaged_images_then_a_larger_budget(distill: Distill, data: Path, tmp_path: Path) -> None:
     text(data / "bread" / "3.jpg")
-    refused(distill("--data", data), 1, "1 of 18 images are damaged", "--max-bad-fraction", "bread/3.jpg")
+    refused(distill("--data", data), 1, "1 of 18 images cannot be used", "--max-bad-fraction", "bread/3.jpg")
     assert not tree(tmp_path / "run", "images/**/*.png")
     assert distill("--data", data, "--max-bad-fraction", 0.5).code == 3
 

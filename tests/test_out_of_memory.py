@@ -141,7 +141,7 @@ def test_the_encoder_does_not_fit(distill: Distill, tmp_path: Path, finished: Fi
 @pytest.mark.parametrize("component", ["unet", "vae_decoder", "vae_encoder"])
 def test_not_even_one_image_fits(distill: Distill, tmp_path: Path, limit: Limit, component: Component) -> None:
     limit(Limits({component: 0}))
-    refused(distill("--batch-size", 4), 1, "out of memory", "not even one image fits", "--resolution")
+    refused(distill("--batch-size", 4), 6, "out of memory", "not even one image fits", "--resolution")
     assert list((tmp_path / "run" / "groups").iterdir()) == []
 
 

@@ -49,7 +49,7 @@ class LatentStore:
     """A directory of `latent_files.LatentFiles` and `index.json`, written last.
 
     Rows are written where they belong, so the source may come in any order, and an interrupted pass goes on from
-    `position`. Rows of damaged images stay zero and are listed as failures. `made_by` says what fixes the bytes,
+    `position`. Rows of images left out stay zero and are listed as failures. `made_by` says what fixes the bytes,
     images per "batch" among it.
 
     Raises:
@@ -77,7 +77,7 @@ class LatentStore:
             self._files.require_written()
         start: dict[str, Any] = {"position": 0, "failures": [], "first_frames": 0, "out_of_memory": []}
         self._state = start if saved_state is None else {name: saved_state[name] for name in start}
-        self._bad: dict[int, list[int]] = {}  # ranks of damaged images by class
+        self._bad: dict[int, list[int]] = {}  # ranks of images left out, by class
         self._note(self._state["failures"])
 
     @property
@@ -105,7 +105,7 @@ class LatentStore:
         return self._files.counts[class_id] - len(self._bad.get(class_id, ()))
 
     def bytes_of(self, class_id: int) -> int:
-        """Size of a class's latents, damaged images included."""
+        """Size of a class's latents, images left out included."""
         return self._files.bytes_of(class_id)
 
     def fill(self, batches: Stream[EncodedBatch], workers: Workers) -> Stream[EncodedBatch]:
@@ -146,7 +146,7 @@ class LatentStore:
         return ranks, rows[ranks] if bad else rows
 
     def check_budget(self, max_bad_fraction: float) -> None:
-        """Refuse a source with too many damaged images.
+        """Refuse a source of which too many images are left out.
 
         Raises:
             DataError: their part is over the budget; names the first.
@@ -155,7 +155,7 @@ class LatentStore:
         if bad > max_bad_fraction * total:
             first = self._state["failures"][0]
             raise DataError(
-                f"{bad:,} of {total:,} images are damaged, more than --max-bad-fraction {max_bad_fraction:g} allows;"
+                f"{bad:,} of {total:,} images cannot be used, more than --max-bad-fraction {max_bad_fraction:g} allows;"
                 f" the first: {first['reason']}"
             )
 

@@ -13,6 +13,9 @@ _WHITE_IS_ZERO = 0  # photometric interpretation of TIFF
 _UNSIGNED, _SIGNED = 1, 2  # sample formats of TIFF
 _SHORT = 0xFFFF
 _OVERSHOOT = 1.02  # of filters and rounding, clipped
+_NO_DATA = 42113  # tag of TIFF, from GDAL: the value of pixels that show nothing, in ASCII
+_WIDEST_GAP = 192  # of 256 greys, between two values of one picture
+_FEW = 0.01  # of the pixels: what a sensor's faults are, not a part of a picture
 _NOMINAL_TOPS = (1, 0xFF, _SHORT)  # of floating point; of integers, all but the first
 
 # Pillow has these in ImageOps.exif_transpose, which also writes the EXIF back, and fails where that is damaged.
@@ -33,11 +36,15 @@ _TURNING = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif
 _EXIF_ERRORS = (SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, OSError, AssertionError, struct.error)
 
 
+class UnscalableError(Exception):
+    """Grey values that no range makes a picture of; the text says why."""
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """A loaded image as 8-bit RGB, turned as its orientation says, transparency dropped.
 
     Raises:
-        ValueError: grey values that are NaN or infinite.
+        UnscalableError: grey values that are NaN or infinite, or of which a few lie far from the others.
     """
     rgb = _without_orientation(image)
     turn = _TURNS.get(_orientation(image))
@@ -65,16 +72,64 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _from_wide_grey(image: Image.Image) -> Image.Image:
+    values = _samples(image)
+    blank = _without_data(image, values)
+    known = values if blank is None else values[~blank]
+    if known.size == 0:
+        raise UnscalableError("all its pixels are declared to be without data (GDAL_NODATA)")
     if image.mode.startswith("I;16"):
-        top = (1 << _bits(image)) - 1
-        table = _scaled(np.arange(_SHORT + 1, dtype=np.float64), 0, top)
-        grey = table[np.asarray(image)]
+        table = _scaled(np.arange(_SHORT + 1, dtype=np.float64), 0, (1 << _bits(image)) - 1)
+        grey = table[values]
     else:
-        values = _samples(image)
-        grey = _scaled(values.astype(np.float64), *_range(image, values))
+        grey = _spread(image, values, blank)
     if _tag(image, _PHOTOMETRIC, 1) == _WHITE_IS_ZERO:  # Pillow inverts 8 bits and fewer only
         np.subtract(0xFF, grey, out=grey)
+    if blank is not None:
+        grey[blank] = 0
     return Image.fromarray(grey).convert("RGB")
+
+
+def _spread(image: Image.Image, values: np.ndarray, blank: np.ndarray | None) -> np.ndarray:
+    """Values of a type that files do not fill as grey, by the range of those that are not blank."""
+    known = values if blank is None else values[~blank]
+    if known.dtype == np.float32 and not np.isfinite(known).all():
+        raise UnscalableError("NaN or infinity among its grey values; declare it as GDAL_NODATA, or save it without")
+    low, high = _range(image, known)
+    grey = _scaled(np.nan_to_num(values.astype(np.float64), copy=False), low, high)
+    usual = (0, 1) if image.mode == "F" else (0, 0xFF)  # in which nothing is far away
+    if not _is_ppm(image) and (low, high) != usual:
+        _require_no_outlier(known, grey if blank is None else grey[~blank])
+    return grey
+
+
+def _require_no_outlier(values: np.ndarray, grey: np.ndarray) -> None:
+    """Refuse a picture pressed into few greys by a mark for missing data, or by a sensor's faults."""
+    used = np.flatnonzero(np.bincount(grey.ravel(), minlength=0x100))
+    gaps = np.diff(used)
+    if gaps.size == 0 or gaps.max() <= _WIDEST_GAP:
+        return
+    dark = grey <= used[gaps.argmax()]
+    sides = sorted((values[dark], values[~dark]), key=lambda side: (side.min() < side.max(), side.size))
+    far, near = sides
+    if near.min() < near.max() and (far.min() == far.max() or far.size < _FEW * values.size):
+        raise UnscalableError(
+            f"{far[0]:g} among grey values of {near.min():g} to {near.max():g}, which would all look alike; declare it"
+            " as GDAL_NODATA, or save it without"
+        )
+
+
+def _without_data(image: Image.Image, values: np.ndarray) -> np.ndarray | None:
+    """Where a TIFF has the value that it declares to be none; None where it declares none."""
+    tags = getattr(image, "tag_v2", None)
+    declared = None if tags is None else tags.get(_NO_DATA)
+    try:
+        value = float(str(declared).strip(" \0"))
+    except ValueError:
+        return None
+    if np.isnan(value):
+        return np.asarray(np.isnan(values))
+    with np.errstate(over="ignore"):  # of float32, the largest double is infinity
+        return np.asarray(values == (np.float32(value) if values.dtype == np.float32 else value))
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -91,8 +146,6 @@ def _samples(image: Image.Image) -> np.ndarray:
         return values.view(np.uint32)  # Pillow has no mode for them
     if values.dtype == np.uint8:
         return values.view(np.int8)  # nor for these
-    if values.dtype == np.float32 and not np.isfinite(values).all():
-        raise ValueError("NaN or infinity among its grey values")
     return values
 
 
@@ -101,7 +154,7 @@ def _range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
 
     A wider one than the narrowest counts only where it is half filled: 0...4095 would be nearly black in 0...65535.
     """
-    if image.format == "PPM" and image.mode == "I":
+    if _is_ppm(image):
         return 0, _SHORT  # Pillow has scaled them to it
     low, high = float(values.min()), float(values.max())
     tops = _NOMINAL_TOPS if image.mode == "F" else _NOMINAL_TOPS[1:]
@@ -109,6 +162,10 @@ def _range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
     if low >= 0 and top is not None and (top == tops[0] or high > top / 2):
         return 0, top
     return low, high if high > low else low + 1
+
+
+def _is_ppm(image: Image.Image) -> bool:
+    return image.format == "PPM" and image.mode == "I"
 
 
 def _bits(image: Image.Image) -> int:

@@ -97,7 +97,7 @@ def encode(
 ) -> Stream[EncodedBatch]:
     """Scaled latents of `source.items[start:]`.
 
-    A damaged image is reported among its batch's failures and leaves the others' bytes as they are.
+    An image that cannot be read is reported among its batch's failures and leaves the others' bytes as they are.
 
     Args:
         draw: shape of a latent, to draw each image's from the posterior; None takes the posterior's mean.

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import cast
 
 from d4m_fast.allocator import keep_freed_memory
-from d4m_fast.errors import D4MError
+from d4m_fast.errors import D4MError, PreflightError
 from d4m_fast.evaluation.report import Result
 from d4m_fast.evaluation.train import Exam, Task, train_student
 
@@ -84,7 +84,7 @@ def _serve(connections: Sequence[Connection], payload: bytes, tasks: int) -> Ite
                 yield _result(ready.recv())
                 _next(ready, todo, busy)
     except (EOFError, OSError) as error:
-        raise D4MError("a training process died (out of memory?); try --workers 1") from error
+        raise PreflightError("a training process died (out of memory?); try --workers 1") from error
 
 
 def _result(answer: Result | BaseException) -> Result:

@@ -1,13 +1,15 @@
 import struct
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from d4m_fast.data import decode
-from d4m_fast.errors import DataError
+from d4m_fast.errors import DataError, PreflightError
 
 
 def picture(size: tuple[int, int] = (5, 4), seed: int = 0) -> Image.Image:
@@ -61,13 +63,15 @@ def jpeg(tmp_path: Path) -> bytes:
     [
         (b"", "zero bytes"),
         (b"just some text", "text in place of an image"),
-        (b"GIF89a" + bytes(40), "damaged, or of a kind of GIF that Pillow does not read"),
+        (b"GIF89a" + bytes(40), "truncated"),
+        (b"GIF89a" + bytes(40) + b";", "damaged, or of a kind of GIF that Pillow does not read"),
         (png(10_001, 10_000), "too many pixels"),
         (png(60_000, 60_000), "too many pixels"),
         (png(2_000_000_000, 2_000_000_000), "too many pixels"),
         (png(64, 64, bytes(100)), "truncated|damaged"),
         (png(64, 64, bytes(64 * 193))[:60], "truncated|damaged"),
-        (b"BM" + bytes(8), "truncated|damaged"),
+        (b"BM" + bytes(8), "only 10 bytes, too few for an image"),
+        (b"BM" + bytes(10), "truncated"),
         (b"P5\n64 64\n255\nabc", "truncated"),
     ],
 )
@@ -99,3 +103,30 @@ def test_random_damage_never_escapes_as_another_error(tmp_path: Path, suffix: st
             assert decode.decode(path).mode == "RGB"
         except DataError as error:
             assert str(error).startswith(f"{path}: ")
+
+
+NO_ROOM = (MemoryError(), RuntimeError("can't start new thread"), OSError("out of memory error"))
+
+
+@pytest.mark.parametrize("said", NO_ROOM, ids=repr)
+def test_an_image_that_gets_no_memory_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Exception
+) -> None:
+    """Nor is another machine's result made without it."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise said
+
+    picture().save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "open", fail)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1 << 60)
+    with pytest.raises(PreflightError, match=r"image\.png: cannot be read"):
+        decode.decode(tmp_path / "image.png")
+
+
+def test_a_file_whose_sizes_are_absurd_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room, whatever the decoder says."""
+    picture().save(tmp_path / "image.png")
+    monkeypatch.setattr(PngImageFile, "load", mock.Mock(side_effect=OSError("out of memory error")))
+    with pytest.raises(DataError, match=r"image\.png: damaged \(out of memory error\)"):
+        decode.decode(tmp_path / "image.png")

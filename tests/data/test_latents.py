@@ -81,7 +81,7 @@ def test_damaged_images_are_left_out(tmp_path: Path) -> None:
     assert [store.usable(0), store.usable(7)] == [4, 3]
     assert [f.item for f in LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE).failures] == [ITEMS[1], ITEMS[8]]
     store.check_budget(2 / 9)
-    with pytest.raises(DataError, match=r"2 of 9 images are damaged.*0/1: broken"):
+    with pytest.raises(DataError, match=r"2 of 9 images cannot be used.*0/1: broken"):
         store.check_budget(0.2)
 
 
