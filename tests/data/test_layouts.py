@@ -90,14 +90,20 @@ def test_one_folder_under_two_names_is_refused(tmp_path: Path) -> None:
         open_source(str(root))
 
 
-@pytest.mark.parametrize("name", ["a\u202eb", "a\u200bb", "a\u2028b", "a\ufeffb", "a\u3164b"])
+_UNSEEN = (
+    "\u202e\u200b\u2028\ufeff\u3164\u00ad\u034f"
+    "\u2800\u17b4\u180b\ufe00\ufe0e\uffff\ufdd0\ue000\U000e0041\U000e0100\U0010ffff"
+)
+
+
+@pytest.mark.parametrize("name", [f"a{character}b" for character in _UNSEEN], ids=ascii)
 def test_invisible_characters_in_folder_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"U\\+{ord(name[1]):04X}"):
         open_source(str(classes_below(tmp_path, "cat", name)))
 
 
 def test_joiners_that_scripts_need_are_let_through(tmp_path: Path) -> None:
-    folders = ["\u0645\u06cc\u200c\u062e\u0648", "👩\u200d🌾"]
+    folders = ["\u0645\u06cc\u200c\u062e\u0648", "❤\ufe0f", "👩\u200d🌾"]
     assert [info.prompt for info in open_source(str(classes_below(tmp_path, *folders))).classes] == folders
 
 
