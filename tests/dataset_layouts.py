@@ -268,7 +268,17 @@ LAYOUTS = (
     ),
     Layout(
         "MNIST's relatives under other names",
-        ["emnist-letters-train-images-idx3-ubyte.gz"],
+        ["k49-train-images-idx3-ubyte.gz"],
         refusal="rename it and its labels to train-images-idx3-ubyte",
+    ),
+    Layout(
+        "EMNIST, whose images lie transposed",
+        ["EMNIST/raw/emnist-letters-train-images-idx3-ubyte", "EMNIST/raw/emnist-letters-train-labels-idx1-ubyte"],
+        refusal="EMNIST's images lie transposed in its files",
+    ),
+    Layout(
+        "IDX images without their labels",
+        ["MNIST/raw/train-images-idx3-ubyte"],
+        refusal="train-images-idx3-ubyte without train-labels-idx1-ubyte; add it",
     ),
 )

@@ -79,7 +79,7 @@ def test_folders_that_link_to_each_other_are_refused(tmp_path: Path) -> None:
     root = classes_below(tmp_path, "cat", "dog")
     (root / "cat" / "x").symlink_to(root / "dog")
     (root / "dog" / "x").symlink_to(root / "cat")
-    with pytest.raises(DataError, match="is the same folder as .*; its images would be of both classes"):
+    with pytest.raises(DataError, match=r"is the same folder as .*; its images would be of both classes"):
         open_source(str(root))
 
 
