@@ -63,7 +63,7 @@ def folders_below(root: Path, split: str, prompts: Prompts, own: Sequence[Path] 
         items=tuple(Item(i, rank, path) for i, found in enumerate(files) for rank, (path, _) in enumerate(found)),
         fingerprint=_fingerprint(folders, files),
         root=root,
-        notes=(*unread_beside(given, root), *walk.notes),
+        notes=(*unread_beside(given, root), *_alone(folders), *walk.notes),
     )
 
 
@@ -84,6 +84,11 @@ def _check_names(root: Path, folders: Sequence[str]) -> None:
             raise DataError(f"{root}: a folder is called {folder!a}, which nobody sees; rename it")
         if composed.setdefault(unicodedata.normalize("NFC", folder), folder) != folder:
             raise DataError(f"{root}: two folders are called {folder}, with accents stored apart in one; rename one")
+
+
+def _alone(folders: Sequence[str]) -> tuple[str, ...]:
+    """One folder may be a whole set that is not sorted by classes."""
+    return (f"one class only: {folders[0]}",) if len(folders) == 1 else ()
 
 
 def _with_prompts(classes: tuple[ClassInfo, ...]) -> tuple[ClassInfo, ...]:

@@ -96,8 +96,8 @@ def _require_no_split_inside(root: Path, folder: str, names: Set[str], bare: boo
     kinds = {split_of(name) for name in splits}
     if len(kinds) > 1 or (splits and len(splits) == len(names) and not bare):
         raise DataError(
-            f"{root}/{folder}: holds {some(splits)}, splits by their names; move or link the classes into one folder"
-            f" per split, as {splits[0]}/{folder}"
+            f"{root}/{folder}: holds {some(splits)}, a part of the set by name; move or link the class folders into one"
+            f" folder per part, as {splits[0]}/{folder}"
         )
 
 
@@ -109,8 +109,8 @@ def _require_no_parts(root: Path, names: list[str]) -> None:
     """
     parts = numbered_parts(names, vague=False)
     if not parts:
-        parts = numbered_parts([name for name in names if holds_classes(root / name)], vague=True)
-    if parts:
+        parts = [name for name in numbered_parts(names, vague=True) if holds_classes(root / name)]
+    if len(parts) > 1:
         raise DataError(
             f"{root}: {some(parts)} are parts of one set by their names, no classes; move or link the class folders"
             " into one folder, and give that"
@@ -131,7 +131,7 @@ def _require_no_pair(root: Path, names: list[str], split: str) -> None:
     if pair is not None:
         mine = next((pair[kind] for kind in SPLIT_KINDS[split] if kind in pair), None)
         found = [] if mine is None else _Search(split).places(root / mine)
-        advice = f"did you mean {found[0]}?" if len(found) == 1 else _NEEDED
+        advice = f"did you mean {found[0]}?" if len(found) == 1 and _is_set(found[0]) else _NEEDED
         raise DataError(
             f"{root}: {' and '.join(sorted(pair.values()))} are splits by their names, no classes; {advice}"
         )
@@ -153,7 +153,7 @@ def _are_classes(root: Path, names: list[str]) -> bool:
     """Whether the folders of a root may be classes, as far as their names and the first level below tell."""
     if all(_is_no_class(name) for name in names):
         return False
-    if any(name.lower() in CONTAINERS and has_images(root / name) for name in names):
+    if any(_is_bare(root / name) for name in names):
         return False
     if any(_is_no_class(name) and name.lower() not in _COMPANIONS and holds_classes(root / name) for name in names):
         return False
@@ -162,18 +162,24 @@ def _are_classes(root: Path, names: list[str]) -> bool:
     # No class has images of its own: either all are superclasses, or one folder is what an archive was unpacked into.
     others = [name for name in names if name.lower() not in _COMPANIONS][:_MOST_LOOKED_INTO]
     holders = [name for name in others if _Search("train").places(root / name)]
-    return len(holders) != 1 and not any(_split_below(root / name, "train") for name in holders)
+    return len(others) > 1 and len(holders) != 1 and not any(_split_below(root / name, "train") for name in holders)
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether it holds images and cannot be a class by its name, as `train` can."""
+    name = path.name.lower()
+    return name != "train" and (name in CONTAINERS or split_of(name) is not None) and has_images(path)
 
 
 def _refusal(root: Path, names: list[str], split: str) -> str:
     found = _suggestion(root, split)
-    advice = found if found else "give the folder that holds the class folders"
+    advice = found if found else "give the folder that holds one folder of images per class"
     if "images" in map(str.lower, names) and any(holds_classes(root / name) for name in names):
         return f"{root}: {some(names)}: not all of these are class folders; {advice}"
     bare = [name for name in names if _is_no_class(name) and has_images(root / name)]
     if not bare:
         return f"{root}: {some(names)}: no class folders; {advice}"
-    bare.sort(key=lambda name: name.lower() not in CONTAINERS)
+    bare.sort(key=lambda name: not _is_bare(root / name))
     hint = "" if all(map(_is_no_class, names)) else f"; if {bare[0]} is a class, rename it"
     more = f"; {found}" if found else ""
     return f"{root}: {bare[0]}/ holds images without class folders, {_NEEDED}{hint}{more}"
@@ -181,10 +187,22 @@ def _refusal(root: Path, names: list[str], split: str) -> str:
 
 def _suggestion(root: Path, split: str) -> str:
     found = _Search(split).below(root)
+    if not all(map(_is_set, found)):
+        return ""
     if len(found) == 1:
         return f"did you mean {found[0]}?"
     alike = len(found) > 1 and len(set(_folders(found[0])) & set(_folders(found[1]))) > 1
     return f"did you mean one of {some(map(str, found))}?" if alike else ""
+
+
+def _is_set(path: Path) -> bool:
+    """Whether a folder may be suggested: it has two class folders at least, no bare images, and is not all in parts."""
+    names = _folders(path)
+    classes = [name for name in names if not _is_no_class(name)][:_MOST_LOOKED_INTO]
+    parts = numbered_parts(names, vague=False)
+    return (
+        sum(_is_class(path / name) for name in classes) > 1 and not parts and not any(_is_bare(path / n) for n in names)
+    )
 
 
 class _Search:
@@ -221,7 +239,7 @@ class _Search:
         self._left -= 1
         if depth < 0 or self._left < 0 or (has_images(path) and not holds_classes(path)):
             return
-        if _first_has_images(path):
+        if _split_below(path, self._split) is None and _first_has_images(path):
             yield path
         else:
             yield from self._below(path, depth)
@@ -255,8 +273,8 @@ def _require_no_classes_beside(root: Path, splits: Mapping[str, str]) -> None:
     if beside:
         name = next(iter(splits))
         raise DataError(
-            f"{root}: {some(beside)} hold images beside {name}/, which holds class folders; give {root / name} for"
-            f" these, or move {name}/ out"
+            f"{root}: beside {name}/, which holds class folders, are others with images: {some(beside)}; give"
+            f" {root / name}, or move {name}/ out"
         )
 
 

@@ -20,9 +20,14 @@ _SPLIT_WORDS = MappingProxyType(
 )
 _FILLERS = frozenset({"set", "data", "images", "split", "dataset"})
 _WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # trainingSet, seg_train, stage1_test
-_PART_WORDS = (*_SPLIT_WORDS, "fold", "split", "shard", "chunk", "subset")
+_PART_WORDS = (*_SPLIT_WORDS, "fold", "split", "shard", "chunk", "subset", "images", "imgs", "img")
 _VAGUE_PART_WORDS = ("part", "batch", "data", "group", "set")  # classes may be called so, too
 _COUNTER = "(?:[-_. ][a-z]|[-_. ]*[a-z]?[0-9]{1,4})"  # train.X1, fold_0, part-a
+_PART = re.compile(
+    f"((?:.*[-_. ])?(?:{'|'.join(_PART_WORDS)}|(?:images?|imgs?)[-_. ](?:{'|'.join(_VAGUE_PART_WORDS)}))){_COUNTER}",
+    re.IGNORECASE,
+)
+_VAGUE_PART = re.compile(f"((?:.*[-_. ])?(?:{'|'.join(_VAGUE_PART_WORDS)})){_COUNTER}", re.IGNORECASE)
 SPLIT_KINDS = {"train": ("train",), "test": ("test", "val")}
 
 
@@ -48,8 +53,7 @@ def numbered_parts(names: Iterable[str], *, vague: bool) -> list[str]:
     Args:
         vague: whether words are taken, too, that classes are called by.
     """
-    words = (*_PART_WORDS, *_VAGUE_PART_WORDS) if vague else _PART_WORDS
-    pattern = re.compile(f"({'|'.join(sorted(words, key=len, reverse=True))}){_COUNTER}", re.IGNORECASE)
+    pattern = _VAGUE_PART if vague else _PART
     parts: dict[str, list[str]] = {}
     for name in names:
         match = pattern.fullmatch(name)

@@ -73,11 +73,13 @@ class Walk:
     bare: set[str] = field(default_factory=set)
     inner: dict[str, frozenset[str]] = field(default_factory=dict)
     _real_root: str = ""
+    _identity: Identity = (0, 0)
     _known: dict[Identity, str] = field(default_factory=dict)
     _classes: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self._real_root = os.path.realpath(self.root)
+        self._identity = identify(self.root)
 
     def class_folders(self) -> list[str]:
         """The root's folders that may be classes, in no order.
@@ -188,7 +190,7 @@ class Walk:
     def _know(self, folder: str) -> None:
         path = f"{self.root}/{folder}"
         identity = identify(path)
-        if identity == identify(self.root):
+        if identity == self._identity:
             raise DataError(f"{path}: links to {self._real_root}, a folder above it; remove the link")
         other = self._known.setdefault(identity, folder)
         if other != folder:
@@ -237,7 +239,7 @@ class Walk:
         """
         path = f"{self.root}/{folder}"
         identity = identify(path)
-        if identity == identify(self.root):
+        if identity == self._identity:
             return False
         other = self._known.setdefault(identity, folder)
         if other.split("/")[0] != folder.split("/")[0]:

@@ -11,7 +11,7 @@ from dataset_layouts import LAYOUTS, Layout
 from PIL import Image
 
 from d4m_fast.data.dataset import open_source
-from d4m_fast.errors import DataError
+from d4m_fast.errors import DataError, UsageError
 
 
 def classes_below(root: Path, *folders: str) -> Path:
@@ -67,7 +67,68 @@ def test_a_broken_link_with_a_dot_may_be_a_class(tmp_path: Path, name: str) -> N
         open_source(str(root))
 
 
-@pytest.mark.parametrize("suffix", [".tar.zst", ".tbz2", ".txz", ".tar.lz4"])
+@pytest.mark.parametrize("name", ["x.log", "x.sh", "notes.txt", "1.txt", "X.BAK", ".hidden", "weights.h5", "x.jpg"])
+def test_a_broken_link_to_a_file_is_left_out(tmp_path: Path, name: str) -> None:
+    root = classes_below(tmp_path / "set", "cat", "dog")
+    (root / name).symlink_to("nowhere")
+    (root / "cat" / name).symlink_to("nowhere")
+    assert [info.folder for info in open_source(str(root)).classes] == ["cat", "dog"]
+
+
+def test_a_broken_link_may_be_a_class_where_classes_have_dots(tmp_path: Path) -> None:
+    root = classes_below(tmp_path / "set", "mr.bean", "dog")
+    (root / "dr.who").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"broken links where class folders may be: dr\.who"):
+        open_source(str(root))
+
+
+@pytest.mark.parametrize("below", ["cat", "cat/more"])
+def test_a_broken_link_in_place_of_a_folder_below_a_class_is_named(tmp_path: Path, below: str) -> None:
+    root = classes_below(tmp_path / "set", "cat/more", "dog")
+    (root / below / "elk").symlink_to("nowhere")
+    with pytest.raises(DataError, match=f"{below}: broken links where folders of images may be: elk"):
+        open_source(str(root))
+
+
+def test_folders_that_links_show_again_are_read_once(tmp_path: Path) -> None:
+    root = classes_below(tmp_path / "set", "cat/b", "cat/c/d", "dog")
+    classes_below(tmp_path / "elsewhere", "big/part")
+    (root / "cat" / "a").symlink_to("b")
+    (root / "cat" / "c" / "up").symlink_to(root / "cat")
+    (root / "cat" / "x").symlink_to(tmp_path / "elsewhere" / "big" / "part")
+    (root / "cat" / "y").symlink_to(tmp_path / "elsewhere" / "big")
+    origins = [item.origin for item in open_source(str(root)).items]
+    assert origins == ["cat/b/1.png", "cat/c/d/1.png", "cat/x/1.png", "dog/1.png"]
+
+
+@pytest.mark.parametrize("target", ["set/dog/more", "elsewhere"])
+def test_folders_of_two_classes_are_refused(tmp_path: Path, target: str) -> None:
+    root = classes_below(tmp_path / "set", "cat", "dog/more")
+    classes_below(tmp_path / "elsewhere", "x")
+    for folder in ("cat", "dog"):
+        (root / folder / "z").symlink_to(tmp_path / target)
+    with pytest.raises(DataError, match="its images would be of both classes"):
+        open_source(str(root))
+
+
+def test_what_is_left_out_fits_a_line(tmp_path: Path) -> None:
+    root = classes_below(tmp_path / "set", "cat", "dog")
+    for i in range(300):
+        (root / "cat" / f"1.x{i}").touch()
+    (root / "cat" / f"1.{'long' * 50}").touch()
+    (line,) = open_source(str(root)).notes
+    assert line.endswith("and 293 of 293 other kinds") and len(line) < 200
+
+
+@pytest.mark.parametrize("data", ["", "/"])
+def test_places_that_are_no_set_are_refused_at_once(data: str) -> None:
+    started = time.monotonic()
+    with pytest.raises((DataError, UsageError)) as refusal:
+        open_source(data)
+    assert time.monotonic() - started < 1 and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("suffix", [".tar.zst", ".tbz2", ".txz", ".tar.lz4", ".gz", ".tar.Z", ".7z.001", ".xz"])
 def test_classes_packed_otherwise_are_named(tmp_path: Path, suffix: str) -> None:
     root = classes_below(tmp_path / "set", "cat", "dog")
     (root / f"elk{suffix}").write_bytes(b"packed")
