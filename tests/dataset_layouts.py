@@ -383,6 +383,11 @@ LAYOUTS = (
         refusal="beside train/, which holds class folders, are others with images: bus, road",
     ),
     Layout(
+        "a second part beside train/",
+        _each(("cat", "dog"), "train/{folder}/1.jpg", "train_2/{folder}/1.jpg", "val/{folder}/1.jpg"),
+        refusal="both train/ and train_2/ may be the split; give {root}/train or {root}/train_2",
+    ),
+    Layout(
         "other images beside train/ and val/",
         [*_each(("cat", "dog"), "train/{folder}/1.jpg", "val/{folder}/1.jpg"), "samples/1.jpg", "code/main.py"],
         ("cat", "dog"),

@@ -302,7 +302,8 @@ def _chosen_split(root: Path, splits: Mapping[str, str], split: str) -> str:
     if not mine:
         kinds = " or ".join(wanted)
         raise DataError(f"{root}: has {next(iter(splits))}/ but no {kinds}/ with class folders")
-    twin = next((name for name in mine[1:] if splits[name] == splits[mine[0]]), None)
+    same = [name for name in _folders(root) if named_split(name) == (splits[mine[0]], "") and name != mine[0]]
+    twin = next((name for name in same if holds_classes(root / name)), None)  # train_2, too
     if twin is not None:
         raise DataError(f"{root}: both {mine[0]}/ and {twin}/ may be the split; give {root / mine[0]} or {root / twin}")
     other = min(splits, key=lambda name: ("train", "test", "val").index(splits[name]))
