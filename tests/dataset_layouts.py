@@ -350,6 +350,12 @@ LAYOUTS = (
         ("COVID", "Normal"),
     ),
     Layout(
+        "a superclass that has masks",
+        ["clothing/mask/1.jpg", "clothing/hat/1.jpg", "fish/ray/1.jpg"],
+        ("clothing", "fish"),
+        ("clothing", "fish"),
+    ),
+    Layout(
         "SUN397, classes by their first letters",
         ["a/abbey/1.jpg", "a/airport/1.jpg", "b/bar/1.jpg", "b/beach/indoor/1.jpg"],
         refusal="a, b hold the classes by their first letter (a/abbey)",
@@ -406,6 +412,12 @@ LAYOUTS = (
         ("cat", "dog"),
     ),
     Layout(
+        "a run's own folder beside train/",
+        [*_each(("cat", "dog"), "train/{folder}/1.jpg"), "run/config.json", "run/images/cat/1.png", "run/preview.png"],
+        ("cat", "dog"),
+        ("cat", "dog"),
+    ),
+    Layout(
         "a run and a stray image below",
         ["cat/1.jpg", "dog/1.jpg", "runs/0a/config.json", "runs/0a/images/cat/1.png", "runs/stray.png"],
         refusal="{root}/runs: holds d4m-fast's own runs or cache (runs/0a) beside images (runs/stray.png)",
@@ -427,6 +439,19 @@ LAYOUTS = (
         ("img_align_celeba",),
         ("img align celeba",),
         notes=("one class only: img_align_celeba",),
+    ),
+    Layout(
+        "... as Kaggle has it",
+        ["img_align_celeba/img_align_celeba/1.jpg", "list_attr_celeba.csv"],
+        refusal="img_align_celeba: no class folders; give the folder",
+    ),
+    Layout(
+        "Fruits-360",
+        [
+            *_each(("Apple 1", "Pear"), "fruits-360/Training/{folder}/1.jpg", "fruits-360/Test/{folder}/2.jpg"),
+            "fruits-360/test-multiple_fruits/1.jpg",
+        ],
+        refusal="did you mean {root}/fruits-360/Training?",
     ),
     Layout(
         "FGVC-Aircraft, whose classes are in a table",

@@ -120,10 +120,10 @@ def test_what_is_left_out_fits_a_line(tmp_path: Path) -> None:
     assert line.endswith("and 293 of 293 other kinds") and len(line) < 200
 
 
-@pytest.mark.parametrize("data", ["", "/"])
-def test_places_that_are_no_set_are_refused_at_once(data: str) -> None:
+@pytest.mark.parametrize(("data", "reason"), [("", "names nothing"), ("/", "the root of all files")])
+def test_places_that_are_no_set_are_refused_at_once(data: str, reason: str) -> None:
     started = time.monotonic()
-    with pytest.raises((DataError, UsageError)) as refusal:
+    with pytest.raises((DataError, UsageError), match=reason) as refusal:
         open_source(data)
     assert time.monotonic() - started < 1 and "\n" not in str(refusal.value)
 
