@@ -9,32 +9,35 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from d4m_fast.errors import ClosedPipeError, OutputError
-
-# Controls (C0, DEL, C1), line and paragraph separators, marks and overrides of direction, what has no width and is no
-# joiner (scripts and emoji need those), tags, and lone surrogates: these stand for bytes that are not UTF-8.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
-)
+from d4m_fast.unseen import is_unseen
 
 
 def printable(text: str) -> str:
     r"""A line in which nothing acts on a terminal: ESC is `\x1b`, a newline `\n`, a byte that is not UTF-8 `\xff`."""
-    return _UNPRINTABLE.sub(lambda match: _escape(match[0]), text)
+    return _with_unseen(text, _escape)
 
 
 def printable_json(text: str) -> str:
     """JSON of the same value, in which nothing acts on a terminal and everything can be encoded as UTF-8."""
-    return _UNPRINTABLE.sub(lambda match: _json_escape(match[0]), text)
+    return _with_unseen(text, _json_escape)
+
+
+def _with_unseen(text: str, escape: Callable[[str], str]) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(escape(character) if is_unseen(character) else character for character in text)
 
 
 def _escape(character: str) -> str:
     code = ord(character)
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else repr(character)[1:-1]
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")  # repr lets blanks through as they are
 
 
 def _json_escape(character: str) -> str:

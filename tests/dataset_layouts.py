@@ -267,8 +267,260 @@ LAYOUTS = (
         notes=("not read: cache, runs",),
     ),
     Layout(
+        "splits inside the classes",
+        _each(("cat", "dog"), "{folder}/train/1.jpg", "{folder}/val/2.jpg"),
+        refusal="{root}/cat: holds train, val, a part of the set by name",
+    ),
+    Layout(
+        "one split inside the classes",
+        _each(("cat", "dog"), "{folder}/train/1.jpg"),
+        refusal="{root}/cat: holds train, a part of the set by name",
+        split="test",
+    ),
+    Layout(
+        "a superclass that has trains",
+        ["vehicles/train/1.jpg", "vehicles/bus/1.jpg", "fish/ray/1.jpg"],
+        ("fish", "vehicles"),
+        ("fish", "vehicles"),
+    ),
+    Layout("trains and buses", ["train/1.jpg", "bus/1.jpg"], ("bus", "train"), ("bus", "train")),
+    Layout(
+        "images and what was drawn of them",
+        ["images/1.png", "masks/1.png", "edges/1.png"],
+        refusal="images/ holds images without class folders",
+    ),
+    Layout(
+        "images/ of bare images beside other folders",
+        ["img/1.png", "sketches/1.png"],
+        refusal="img/ holds images without class folders, one folder of images per class is needed; if img is a class",
+    ),
+    Layout(
+        "ImageNet-100 (Kaggle), whose train split is in parts",
+        ["train.X1/n01440764/1.JPEG", "train.X2/n01443537/1.JPEG", *_each(_WNIDS, "val.X/{folder}/1.JPEG")],
+        refusal="train.X1, train.X2 are parts of one set by their names, no classes; move or link",
+    ),
+    *(
+        Layout(
+            f"{parts[0]} and {parts[1]}",
+            _each(parts, "{folder}/cat/1.jpg", "{folder}/dog/1.jpg"),
+            refusal=f"{parts[0]}, {parts[1]} are parts of one set by their names",
+        )
+        for parts in (
+            ("train_1", "train_2"),
+            ("fold1", "fold2"),
+            ("Part-A", "Part-B"),
+            ("client_data_1", "client_data_2"),
+        )
+    ),
+    Layout(
+        "HAM10000 (Kaggle), whose classes are in a table",
+        ["HAM10000_images_part_1/1.jpg", "HAM10000_images_part_2/2.jpg", "HAM10000_metadata.csv"],
+        refusal="HAM10000_images_part_1, HAM10000_images_part_2 are parts of one set",
+    ),
+    Layout("parts as classes", ["part1/1.jpg", "part2/1.jpg"], ("part1", "part2"), ("part1", "part2")),
+    Layout(
+        "tr/ and te/",
+        _each(("cat", "dog"), "tr/{folder}/1.jpg", "te/{folder}/2.jpg"),
+        refusal="te and tr are splits by their names, no classes; did you mean {root}/tr?",
+    ),
+    Layout(
+        "Office-Home: domains that hold the same classes",
+        _each(("Art", "Clipart", "Product"), "{folder}/Bed/1.jpg", "{folder}/Chair/1.jpg"),
+        refusal="Art, Clipart, Product all hold Bed, Chair, so they may be parts or domains",
+    ),
+    Layout(
+        "Office-31",
+        _each(("amazon", "dslr"), "{folder}/images/bike/1.jpg", "{folder}/images/mug/1.jpg"),
+        refusal="amazon, dslr all hold bike, mug, so they may be parts or domains",
+    ),
+    Layout(
+        "PlantVillage (Kaggle)",
+        _each(("Apple___scab", "Corn___rust"), "pv/color/{folder}/1.jpg", "pv/grayscale/{folder}/1.jpg"),
+        refusal="did you mean one of {root}/pv/color, {root}/pv/grayscale?",
+    ),
+    Layout(
+        "COVID-19 radiography (Kaggle)",
+        _each(("COVID", "Normal"), "{folder}/images/1.png", "{folder}/masks/1.png"),
+        refusal="{root}/COVID: holds masks/ beside its images",
+    ),
+    Layout(
+        "COVID-19 radiography without masks",
+        _each(("COVID", "Normal"), "{folder}/images/1.png"),
+        ("COVID", "Normal"),
+        ("COVID", "Normal"),
+    ),
+    Layout(
+        "a superclass that has masks",
+        ["clothing/mask/1.jpg", "clothing/hat/1.jpg", "fish/ray/1.jpg"],
+        ("clothing", "fish"),
+        ("clothing", "fish"),
+    ),
+    Layout(
+        "SUN397, classes by their first letters",
+        ["a/abbey/1.jpg", "a/airport/1.jpg", "b/bar/1.jpg", "b/beach/indoor/1.jpg"],
+        refusal="a, b hold the classes by their first letter (a/abbey)",
+    ),
+    Layout(
+        "... in the archive's folder",
+        ["SUN397/a/abbey/1.jpg", "SUN397/a/airport/1.jpg", "SUN397/b/bar/1.jpg"],
+        refusal="SUN397: no class folders; give the folder that holds one folder of images per class",
+    ),
+    Layout("letters as classes", ["a/1.jpg", "b/1.jpg", "b/more/1.jpg"], ("a", "b"), ("a", "b")),
+    Layout(
+        "Cityscapes",
+        _each(("aachen", "bochum"), "leftImg8bit/train/{folder}/1.png", "gtFine/train/{folder}/1.png"),
+        refusal="did you mean {root}/leftImg8bit/train?",
+    ),
+    Layout(
+        "a stray image in train/",
+        [*_each(("cat", "dog"), "train/{folder}/1.jpg", "val/{folder}/1.jpg"), "train/stray.png"],
+        ("cat", "dog"),
+        ("cat", "dog"),
+        notes=("1 images beside the class folders",),
+    ),
+    Layout(
+        "many stray images in train/",
+        ["train/cat.0.jpg", "train/dog.0.jpg", "train/extra/1.jpg"],
+        refusal="{root}/train: more images beside its class folders (2) than in them (1)",
+    ),
+    Layout(
+        "class folders beside train/",
+        ["train/steam/1.jpg", "train/diesel/1.jpg", "bus/1.jpg", "road/car/1.jpg"],
+        refusal="beside train/, which holds class folders, are others with images: bus, road",
+    ),
+    Layout(
+        "a second part beside train/",
+        _each(("cat", "dog"), "train/{folder}/1.jpg", "train_2/{folder}/1.jpg", "val/{folder}/1.jpg"),
+        refusal="both train/ and train_2/ may be the split; give {root}/train or {root}/train_2",
+    ),
+    Layout(
+        "other images beside train/ and val/",
+        [*_each(("cat", "dog"), "train/{folder}/1.jpg", "val/{folder}/1.jpg"), "samples/1.jpg", "code/main.py"],
+        ("cat", "dog"),
+        ("cat", "dog"),
+        notes=("not read, as train/ is taken: samples",),
+    ),
+    Layout(
+        "a run beside train/",
+        [
+            *_each(("cat", "dog"), "train/{folder}/1.jpg"),
+            "runs/0a/config.json",
+            "runs/0a/images/cat/1.png",
+            "runs/0a/preview.png",
+        ],
+        ("cat", "dog"),
+        ("cat", "dog"),
+    ),
+    Layout(
+        "a run's own folder beside train/",
+        [*_each(("cat", "dog"), "train/{folder}/1.jpg"), "run/config.json", "run/images/cat/1.png", "run/preview.png"],
+        ("cat", "dog"),
+        ("cat", "dog"),
+    ),
+    Layout(
+        "a run and a stray image below",
+        ["cat/1.jpg", "dog/1.jpg", "runs/0a/config.json", "runs/0a/images/cat/1.png", "runs/stray.png"],
+        refusal="{root}/runs: holds d4m-fast's own runs or cache (runs/0a) beside images (runs/stray.png)",
+    ),
+    Layout(
+        "classes of folders with hashes for names",
+        ["cat/0123456789abcdef/1.jpg", "dog/0123456789abcdee/1.jpg"],
+        ("cat", "dog"),
+        ("cat", "dog"),
+    ),
+    Layout(
+        "Stanford Cars (Kaggle), whose classes are in a .mat",
+        ["cars_train/cars_train/1.jpg", "cars_test/cars_test/2.jpg", "cars_annos.mat"],
+        refusal="cars_test and cars_train are splits by their names, no classes; one folder of images per class",
+    ),
+    Layout(
+        "CelebA, whose classes are in a table",
+        ["img_align_celeba/1.jpg", "list_attr_celeba.txt"],
+        ("img_align_celeba",),
+        ("img align celeba",),
+        notes=("one class only: img_align_celeba",),
+    ),
+    Layout(
+        "... as Kaggle has it",
+        ["img_align_celeba/img_align_celeba/1.jpg", "list_attr_celeba.csv"],
+        refusal="img_align_celeba: no class folders; give the folder",
+    ),
+    Layout(
+        "Fruits-360",
+        [
+            *_each(("Apple 1", "Pear"), "fruits-360/Training/{folder}/1.jpg", "fruits-360/Test/{folder}/2.jpg"),
+            "fruits-360/test-multiple_fruits/1.jpg",
+        ],
+        refusal="did you mean {root}/fruits-360/Training?",
+    ),
+    Layout(
+        "FGVC-Aircraft, whose classes are in a table",
+        ["fgvc-aircraft-2013b/data/images/1.jpg", "fgvc-aircraft-2013b/data/variants.txt"],
+        refusal="fgvc-aircraft-2013b: no class folders; give the folder",
+    ),
+    Layout(
+        "VOC",
+        ["JPEGImages/1.jpg", "SegmentationClass/1.png", "SegmentationObject/1.png", "Annotations/1.xml"],
+        refusal="JPEGImages/ holds images without class folders",
+    ),
+    Layout(
+        "COCO, a split of bare images beside others",
+        ["test2017/1.jpg", "unlabeled2017/1.jpg"],
+        refusal="test2017/ holds images without class folders",
+    ),
+    Layout(
+        "GTSRB (Kaggle)",
+        [*_each(("0", "1", "10", "2"), "Train/{folder}/1.png"), "Test/1.png", "Meta/0.png", "Train.csv"],
+        ("0", "1", "2", "10"),
+        ("0", "1", "2", "10"),
+    ),
+    Layout(
+        "MVTec AD",
+        _each(
+            ("bottle", "cable"),
+            "{folder}/train/good/1.png",
+            "{folder}/test/broken/1.png",
+            "{folder}/ground_truth/1.png",
+        ),
+        refusal="bottle, cable: no class folders",
+    ),
+    Layout(
+        "DTD",
+        ["dtd/images/banded/1.jpg", "dtd/images/dotted/1.jpg", "dtd/imdb/imdb.mat", "dtd/labels/train1.txt"],
+        refusal="did you mean {root}/dtd/images?",
+    ),
+    Layout(
+        "chest X-rays (Kaggle), the set once more inside itself",
+        _each(
+            ("NORMAL", "PNEUMONIA"), "train/{folder}/1.jpeg", "test/{folder}/1.jpeg", "chest_xray/train/{folder}/1.jpeg"
+        ),
+        ("NORMAL", "PNEUMONIA"),
+        ("NORMAL", "PNEUMONIA"),
+    ),
+    Layout("classes packed one by one", ["n02119789.gz", "n01440764.gz"], refusal="n01440764.gz is still packed"),
+    Layout("... in volumes", ["cat/1.jpg", "dog.zip.001", "dog.zip.002"], refusal="dog.zip.001 is still packed"),
+    Layout(
+        "a packed table beside the classes",
+        ["cat/1.jpg", "dog/1.jpg", "labels.csv.gz"],
+        ("cat", "dog"),
+        ("cat", "dog"),
+        notes=("1 .gz",),
+    ),
+    Layout("a folder without a name that shows", [" /1.jpg", "cat/1.jpg"], refusal="a folder is called ' '"),
+    Layout("... that is no prompt", ["_/1.jpg", "cat/1.jpg"], refusal="class '_': its name is no prompt"),
+    Layout(
         "MNIST's relatives under other names",
-        ["emnist-letters-train-images-idx3-ubyte.gz"],
+        ["k49-train-images-idx3-ubyte.gz"],
         refusal="rename it and its labels to train-images-idx3-ubyte",
+    ),
+    Layout(
+        "EMNIST, whose images lie transposed",
+        ["EMNIST/raw/emnist-letters-train-images-idx3-ubyte", "EMNIST/raw/emnist-letters-train-labels-idx1-ubyte"],
+        refusal="EMNIST's images lie transposed in its files",
+    ),
+    Layout(
+        "IDX images without their labels",
+        ["MNIST/raw/train-images-idx3-ubyte"],
+        refusal="train-images-idx3-ubyte without train-labels-idx1-ubyte; add it",
     ),
 )

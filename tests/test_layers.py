@@ -32,7 +32,7 @@ LAYERS = (
     ("engine.schedule", "engine.scheduler", "engine.linearity", "engine.stepping", "engine.weights"),
     ("engine.signature", "engine.libraries", "kernels", "data"),
     ("config", "streams", "preflight"),
-    ("errors", "allocator"),
+    ("errors", "allocator", "unseen"),
 )
 FREE = ("", "__init__")  # the version
 

@@ -285,14 +285,17 @@ def test_run_below_a_name_that_is_not_utf8(tmp_path: Path, options: tuple[object
     assert "\x1b" not in ran.out
 
 
+UNSEEN = ("\u2028", "\u2800", "\u3164", "\ufe01", "\uffff", "\ue000", "\U000e0041", "\U000e0100", "\U0010ffff")
+
+
 @pytest.mark.parametrize(
-    "text", ["plain 猫 é", "a\tb\r\n", "\x1b]0;t\x07", "\x9b31m", "\u2066x\u2069", "\udcff", "\ud800"]
+    "text", ["plain 猫 é", "a\tb\r\n", "\x1b]0;t\x07", "\x9b31m", "\u2066x\u2069", "\udcff", "\ud800", *UNSEEN]
 )
 def test_json_is_of_the_same_value(text: str) -> None:
     written = printable_json(json.dumps({text: text}, ensure_ascii=False))
     assert json.loads(written) == {text: text}
     for shown in (written, printable(text)):
-        assert shown.isprintable()
+        assert shown.isprintable() and not set(shown) & set(UNSEEN)
         shown.encode()
 
 

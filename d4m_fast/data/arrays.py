@@ -54,10 +54,7 @@ def arrays_below(root: Path, split: str, prompts: Prompts) -> ArraySource | None
         raise DataError(f"{root}: holds both CIFAR-10 and CIFAR-100; give {root / found[0]} or {root / found[1]}")
     if found or root.name in _CIFAR:
         return _cifar(root if found else root.parent, found[0] if found else root.name, split, prompts)
-    renamed = next((path.name for path in sorted(root.glob("*idx3-ubyte*"))), None)
-    if renamed is not None:
-        names = " and ".join(idx.FILES[split])
-        raise DataError(f"{root}: {renamed} is not the name of a split's images; rename it and its labels to {names}")
+    idx.refuse_others(root, split)
     return None
 
 

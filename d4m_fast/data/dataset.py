@@ -13,8 +13,8 @@ from PIL import Image
 from d4m_fast.data.arrays import arrays_below, bundled
 from d4m_fast.data.folders import folders_below
 from d4m_fast.data.labels import Prompts
-from d4m_fast.data.layouts import SPLIT_KINDS
 from d4m_fast.data.records import ClassInfo, Item, Source
+from d4m_fast.data.splits import SPLIT_KINDS
 from d4m_fast.data.wording import some
 from d4m_fast.errors import DataError, UsageError
 
@@ -50,6 +50,8 @@ def open_source(
     asked = Prompts(prompts, prompts_needed)
     if data == BUNDLED:
         return bundled(split, asked)
+    if not data:  # Path("") is the current directory
+        raise UsageError("--data '': names nothing; it takes 'bundled' or a directory of class folders")
     root = Path(data)
     if not root.is_dir():
         problem = "not a directory" if root.exists() else "no such directory"

@@ -14,11 +14,12 @@ from PIL import Image
 
 from d4m_fast.data.characters import invisible_character
 from d4m_fast.data.decode import decode
+from d4m_fast.data.entries import identify, require_real_folder
 from d4m_fast.data.formats import EXTENSIONS
 from d4m_fast.data.labels import Prompts, class_infos
-from d4m_fast.data.layouts import image_root
+from d4m_fast.data.layouts import image_root, require_one_level, unread_beside
 from d4m_fast.data.records import ClassInfo, Item
-from d4m_fast.data.walk import Sized, Walk, identify, require_real_folder
+from d4m_fast.data.walk import Sized, Walk
 from d4m_fast.data.wording import some
 from d4m_fast.errors import DataError
 
@@ -49,19 +50,20 @@ def folders_below(root: Path, split: str, prompts: Prompts, own: Sequence[Path] 
         DataError: there are no classes, one has no images or cannot be read, or they lie elsewhere.
     """
     require_real_folder(str(root))
-    root = image_root(root, split)
+    given, root = root, image_root(root, split)
     walk = Walk(str(root), frozenset(identify(str(path)) for path in own if os.path.exists(path)))
     listed = {folder: walk.images(folder) for folder in in_class_order(walk.class_folders())}
     images = {folder: found for folder, found in listed.items() if found is not None}
     folders, files = list(images), list(images.values())
     _check_names(root, folders)
-    _check_classes(root, folders, files)
+    _check_classes(root, folders, files, walk.beside)
+    require_one_level(root, {folder: walk.inner[folder] for folder in folders}, walk.bare)
     return FolderSource(
-        classes=class_infos(folders, None, prompts),
+        classes=_with_prompts(class_infos(folders, None, prompts)),
         items=tuple(Item(i, rank, path) for i, found in enumerate(files) for rank, (path, _) in enumerate(found)),
         fingerprint=_fingerprint(folders, files),
         root=root,
-        notes=walk.notes,
+        notes=(*unread_beside(given, root), *_alone(folders), *walk.notes),
     )
 
 
@@ -78,11 +80,25 @@ def _check_names(root: Path, folders: Sequence[str]) -> None:
         character = invisible_character(folder)
         if character is not None:
             raise DataError(f"{root}: the folder {folder!a} has {character} in its name; rename it")
+        if not folder.strip():
+            raise DataError(f"{root}: a folder is called {folder!a}, which nobody sees; rename it")
         if composed.setdefault(unicodedata.normalize("NFC", folder), folder) != folder:
             raise DataError(f"{root}: two folders are called {folder}, with accents stored apart in one; rename one")
 
 
-def _check_classes(root: Path, folders: Sequence[str], files: Sequence[Sequence[Sized]]) -> None:
+def _alone(folders: Sequence[str]) -> tuple[str, ...]:
+    """One folder may be a whole set that is not sorted by classes."""
+    return (f"one class only: {folders[0]}",) if len(folders) == 1 else ()
+
+
+def _with_prompts(classes: tuple[ClassInfo, ...]) -> tuple[ClassInfo, ...]:
+    blank = next((info.folder for info in classes if not info.prompt.strip()), None)
+    if blank is not None:
+        raise DataError(f"class {blank!a}: its name is no prompt; rename it or give --prompts FILE")
+    return classes
+
+
+def _check_classes(root: Path, folders: Sequence[str], files: Sequence[Sequence[Sized]], beside: int) -> None:
     if not folders:
         raise DataError(f"{root}: no class folders; --data takes a directory with one folder of images per class")
     empty = [folder for folder, found in zip(folders, files, strict=True) if not found]
@@ -90,6 +106,12 @@ def _check_classes(root: Path, folders: Sequence[str], files: Sequence[Sequence[
         raise DataError(f"{root}: no images in its {len(folders):,} class folders ({', '.join(EXTENSIONS)})")
     if empty:
         raise DataError(f"{root}: class folders without images: {some(empty)}; remove or fill them")
+    count = sum(map(len, files))
+    if beside > count:
+        raise DataError(
+            f"{root}: more images beside its class folders ({beside:,}) than in them ({count:,}); put each into the"
+            " folder of its class"
+        )
 
 
 def _fingerprint(folders: Sequence[str], files: Sequence[Sequence[Sized]]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -17,6 +19,9 @@ FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 _TORCHVISION_FOLDERS = ("MNIST", "FashionMNIST", "KMNIST")
+_OTHER_FOLDERS = ("EMNIST", "QMNIST")  # whose files have other names
+_IDX_NAME = re.compile(r".*[-.]idx[123]-(?:ubyte|int)(?:\.gz)?")
+_TYPES = {0x09: "signed bytes", 0x0B: "short integers", 0x0C: "integers", 0x0D: "floats", 0x0E: "doubles"}
 MAX_BYTES = 1 << 30  # a damaged header must not ask for all memory; the largest real file has 47 MB
 
 
@@ -35,6 +40,36 @@ def find(directory: Path, split: str) -> tuple[Path, Path] | None:
         if pairs:
             return pairs[0]
     return None
+
+
+def refuse_others(directory: Path, split: str) -> None:
+    """Refuse IDX files that are not the pairs that `find` finds, rather than to look for class folders beside them.
+
+    Raises:
+        DataError: there are some.
+    """
+    below = [directory / name / "raw" for name in (*_TORCHVISION_FOLDERS, *_OTHER_FOLDERS)]
+    for folder in (directory, directory / "raw", *below):
+        names = [
+            path.name for path in sorted(folder.glob("*idx*")) if _IDX_NAME.fullmatch(path.name) and path.is_file()
+        ]
+        if names:
+            raise DataError(f"{folder}: {_problem(folder, names, split)}")
+
+
+def _problem(folder: Path, names: Sequence[str], split: str) -> str:
+    for stems in FILES.values():
+        there = [stem for stem in stems if _variant(folder, stem) is not None]
+        if len(there) == 1:
+            missing = next(stem for stem in stems if stem not in there)
+            return f"{there[0]} without {missing}; add it"
+    emnist = next((name for name in names if name.startswith("emnist-")), None)
+    if emnist is not None:
+        return f"{emnist}: EMNIST's images lie transposed in its files; turn them and save them as class folders"
+    qmnist = next((name for name in names if name.startswith("qmnist-")), None)
+    if qmnist is not None:
+        return f"{qmnist}: QMNIST's labels are rows of integers, which are not read; save the images as class folders"
+    return f"{names[0]} is not the name of a split's images; rename it and its labels to {' and '.join(FILES[split])}"
 
 
 def _pair(folder: Path, split: str) -> tuple[Path, Path] | None:
@@ -56,7 +91,9 @@ def read(path: Path) -> np.ndarray:
 
 
 def _variant(folder: Path, stem: str) -> Path | None:
-    return next((p for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()), None)
+    dotted = stem.replace("-idx", ".idx")  # as Kaggle has them
+    names = (stem, dotted, f"{stem}.gz", f"{dotted}.gz")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -77,6 +114,8 @@ def _parse(stream: BinaryIO, path: Path) -> np.ndarray:
 
 def _shape(stream: BinaryIO, path: Path) -> tuple[int, ...]:
     magic = stream.read(4)
+    if len(magic) == 4 and magic[:2] == b"\0\0" and magic[2] in _TYPES:
+        raise DataError(f"{path}: not an IDX file of bytes but of {_TYPES[magic[2]]}; save it as bytes")
     if len(magic) < 4 or magic[:3] != b"\0\0\x08":
         raise DataError(f"{path}: not an IDX file of bytes; fetch it again")
     sizes = stream.read(4 * magic[3])

@@ -6,10 +6,12 @@ independent listings, Fashion-MNIST's test set with the images in this package.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 FASHION_MNIST = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _MNIST = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -53,10 +55,20 @@ def known_set(*files: Path) -> str | None:
     Raises:
         OSError: a file cannot be read.
     """
-    names = {_SETS.get(_md5(file)) for file in files}
+    names = {_set_of(file) for file in files}
     return names.pop() if len(names) == 1 else None
 
 
-def _md5(file: Path) -> str:
-    with file.open("rb") as opened:
+def _set_of(file: Path) -> str | None:
+    """By the file itself, or by the packed one beside it that it was unpacked from."""
+    digest = _md5(file)
+    packed = file.with_name(f"{file.name}.gz")
+    if digest in _SETS or file.suffix == ".gz" or not packed.is_file():
+        return _SETS.get(digest)
+    name = _SETS.get(_md5(packed))
+    return name if name is not None and _md5(packed, gzip.open) == digest else None
+
+
+def _md5(file: Path, opener: Callable[[Path, str], Any] = open) -> str:
+    with opener(file, "rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -43,7 +43,8 @@ class Classes:
             labels = imagenet_labels()
             for i, folder in enumerate(self.folders):
                 names[i].update(map(fold, labels.get(folder.lower(), "").split(",")))
-        return [known - {""} for known in names]
+        # "two apples" and "thing 2" do not mean the class of a folder `2`.
+        return [{name for name in known if name and not name.isdecimal()} for known in names]
 
 
 @dataclass(frozen=True, slots=True)

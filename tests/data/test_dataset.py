@@ -78,7 +78,10 @@ def test_hidden_files_and_folders_are_ignored(tmp_path: Path) -> None:
         (["train/a/1.png", "val/a/2.png", "test/a/3.png"], "test", "test"),
         (["train/1.png", "bus/1.png"], "train", "."),
         (["images/a/1.png"], "train", "images"),
-        (["images/1.png", "videos/1.png"], "test", "."),
+        (["photos/1.png", "videos/1.png"], "test", "."),
+        (["train/a/1.png", "train/stray.png", "val/a/2.png"], "train", "train"),
+        (["train/a/images/1.png", "train/stray.png"], "train", "train"),
+        (["images/a/1.png", "images/stray.png"], "train", "images"),
     ],
 )
 def test_which_folder_holds_the_classes(tmp_path: Path, paths: list[str], split: str, chosen: str) -> None:

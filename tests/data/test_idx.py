@@ -26,7 +26,8 @@ def test_read_gives_back_the_array(tmp_path: Path, suffix: str) -> None:
     [
         (b"", "not an IDX file"),
         (b"\0\0\x08", "not an IDX file"),
-        (b"\0\0\x0d\x01\0\0\0\x01....", "not an IDX file"),
+        (b"\0\0\x0d\x01\0\0\0\x01....", "not an IDX file of bytes but of floats; save it as bytes"),
+        (b"\0\0\x07\x01\0\0\0\x01....", "not an IDX file"),
         (b"\0\0\x08\x03\0\0\0\x01", "ends inside its header"),
         (b"\0\0\x08\x01\0\0\0\x05abc", "3 values where its header says 5"),
         (b"\0\0\x08\x01\0\0\0\x02abc", "more values where its header says 2"),

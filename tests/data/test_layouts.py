@@ -11,7 +11,7 @@ from dataset_layouts import LAYOUTS, Layout
 from PIL import Image
 
 from d4m_fast.data.dataset import open_source
-from d4m_fast.errors import DataError
+from d4m_fast.errors import DataError, UsageError
 
 
 def classes_below(root: Path, *folders: str) -> Path:
@@ -67,7 +67,68 @@ def test_a_broken_link_with_a_dot_may_be_a_class(tmp_path: Path, name: str) -> N
         open_source(str(root))
 
 
-@pytest.mark.parametrize("suffix", [".tar.zst", ".tbz2", ".txz", ".tar.lz4"])
+@pytest.mark.parametrize("name", ["x.log", "x.sh", "notes.txt", "1.txt", "X.BAK", ".hidden", "weights.h5", "x.jpg"])
+def test_a_broken_link_to_a_file_is_left_out(tmp_path: Path, name: str) -> None:
+    root = classes_below(tmp_path / "set", "cat", "dog")
+    (root / name).symlink_to("nowhere")
+    (root / "cat" / name).symlink_to("nowhere")
+    assert [info.folder for info in open_source(str(root)).classes] == ["cat", "dog"]
+
+
+def test_a_broken_link_may_be_a_class_where_classes_have_dots(tmp_path: Path) -> None:
+    root = classes_below(tmp_path / "set", "mr.bean", "dog")
+    (root / "dr.who").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"broken links where class folders may be: dr\.who"):
+        open_source(str(root))
+
+
+@pytest.mark.parametrize("below", ["cat", "cat/more"])
+def test_a_broken_link_in_place_of_a_folder_below_a_class_is_named(tmp_path: Path, below: str) -> None:
+    root = classes_below(tmp_path / "set", "cat/more", "dog")
+    (root / below / "elk").symlink_to("nowhere")
+    with pytest.raises(DataError, match=f"{below}: broken links where folders of images may be: elk"):
+        open_source(str(root))
+
+
+def test_folders_that_links_show_again_are_read_once(tmp_path: Path) -> None:
+    root = classes_below(tmp_path / "set", "cat/b", "cat/c/d", "dog")
+    classes_below(tmp_path / "elsewhere", "big/part")
+    (root / "cat" / "a").symlink_to("b")
+    (root / "cat" / "c" / "up").symlink_to(root / "cat")
+    (root / "cat" / "x").symlink_to(tmp_path / "elsewhere" / "big" / "part")
+    (root / "cat" / "y").symlink_to(tmp_path / "elsewhere" / "big")
+    origins = [item.origin for item in open_source(str(root)).items]
+    assert origins == ["cat/b/1.png", "cat/c/d/1.png", "cat/x/1.png", "dog/1.png"]
+
+
+@pytest.mark.parametrize("target", ["set/dog/more", "elsewhere"])
+def test_folders_of_two_classes_are_refused(tmp_path: Path, target: str) -> None:
+    root = classes_below(tmp_path / "set", "cat", "dog/more")
+    classes_below(tmp_path / "elsewhere", "x")
+    for folder in ("cat", "dog"):
+        (root / folder / "z").symlink_to(tmp_path / target)
+    with pytest.raises(DataError, match="its images would be of both classes"):
+        open_source(str(root))
+
+
+def test_what_is_left_out_fits_a_line(tmp_path: Path) -> None:
+    root = classes_below(tmp_path / "set", "cat", "dog")
+    for i in range(300):
+        (root / "cat" / f"1.x{i}").touch()
+    (root / "cat" / f"1.{'long' * 50}").touch()
+    (line,) = open_source(str(root)).notes
+    assert line.endswith("and 293 of 293 other kinds") and len(line) < 200
+
+
+@pytest.mark.parametrize(("data", "reason"), [("", "names nothing"), ("/", "the root of all files")])
+def test_places_that_are_no_set_are_refused_at_once(data: str, reason: str) -> None:
+    started = time.monotonic()
+    with pytest.raises((DataError, UsageError), match=reason) as refusal:
+        open_source(data)
+    assert time.monotonic() - started < 1 and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("suffix", [".tar.zst", ".tbz2", ".txz", ".tar.lz4", ".gz", ".tar.Z", ".7z.001", ".xz"])
 def test_classes_packed_otherwise_are_named(tmp_path: Path, suffix: str) -> None:
     root = classes_below(tmp_path / "set", "cat", "dog")
     (root / f"elk{suffix}").write_bytes(b"packed")
@@ -79,7 +140,7 @@ def test_folders_that_link_to_each_other_are_refused(tmp_path: Path) -> None:
     root = classes_below(tmp_path, "cat", "dog")
     (root / "cat" / "x").symlink_to(root / "dog")
     (root / "dog" / "x").symlink_to(root / "cat")
-    with pytest.raises(DataError, match="links to the class folder dog"):
+    with pytest.raises(DataError, match=r"is the same folder as .*; its images would be of both classes"):
         open_source(str(root))
 
 
@@ -90,14 +151,20 @@ def test_one_folder_under_two_names_is_refused(tmp_path: Path) -> None:
         open_source(str(root))
 
 
-@pytest.mark.parametrize("name", ["a\u202eb", "a\u200bb", "a\u2028b", "a\ufeffb", "a\u3164b"])
+_UNSEEN = (
+    "\u202e\u200b\u2028\ufeff\u3164\u00ad\u034f"
+    "\u2800\u17b4\u180b\ufe00\ufe0e\uffff\ufdd0\ue000\U000e0041\U000e0100\U0010ffff"
+)
+
+
+@pytest.mark.parametrize("name", [f"a{character}b" for character in _UNSEEN], ids=ascii)
 def test_invisible_characters_in_folder_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"U\\+{ord(name[1]):04X}"):
         open_source(str(classes_below(tmp_path, "cat", name)))
 
 
 def test_joiners_that_scripts_need_are_let_through(tmp_path: Path) -> None:
-    folders = ["\u0645\u06cc\u200c\u062e\u0648", "👩\u200d🌾"]
+    folders = ["\u0645\u06cc\u200c\u062e\u0648", "❤\ufe0f", "👩\u200d🌾"]
     assert [info.prompt for info in open_source(str(classes_below(tmp_path, *folders))).classes] == folders
 
 
