@@ -17,6 +17,9 @@ from d4m_fast.data.state import CONFIG, require_state
 from d4m_fast.errors import UsageError
 
 Command = Callable[..., Any]
+# Beyond these the libraries end the process (OpenMP's threads) or overflow, with a message of theirs.
+THREADS = click.IntRange(1, 4096)
+BATCH = click.IntRange(1, 99_999)
 
 
 def auto_or_number(value: str) -> int | str:

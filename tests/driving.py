@@ -117,7 +117,7 @@ PRODUCTS = ("images/**/*", "prototypes/*", "manifest.jsonl", "preview.png", "qua
 
 def products(run: Path) -> dict[str, bytes]:
     """What two runs of one config must agree on, byte for byte; of the plan, what it says of the run."""
-    plan = {**json.loads((run / "plan.json").read_text()), "why": None, "latents": None, "sha256": None}
+    plan = {**json.loads((run / "plan.json").read_text()), "why": None, "latents": None, "config": None, "sha256": None}
     return {**tree(run, *PRODUCTS), "plan.json": json.dumps(plan).encode()}
 
 

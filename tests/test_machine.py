@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,11 +17,16 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from driving import ROOT, Finished, Ran, command, environment, leftovers, products, refused, run_cli
+from driving import ROOT, Finished, Ran, command, environment, leftovers, products, refused, run_cli, tree
 from machine import NOBODY, REFUSED_LOCKS, REFUSED_SYNCS, Machine, run_on
 
 from d4m_fast import endings, pipeline
+from d4m_fast.config import fingerprint
+from d4m_fast.data import exports
+from d4m_fast.data.commit import write_of_run
 from d4m_fast.data.locks import OWNER
+from d4m_fast.data.run import essence
+from d4m_fast.data.state import CERTIFICATE, CONFIG, EVALUATION, GROUP, PLAN, SUMMARY, require_state, write_state
 from d4m_fast.streams import printable, printable_json
 
 RunOn = Callable[..., Ran]
@@ -220,6 +227,60 @@ def test_another_user(open_to_all: Path, distill_on: RunOn, tiny_model: Path, ph
         )
 
 
+HIDDEN = (
+    *("run/groups", "run/images", "run/images/bread", "run/prototypes", "run/evaluation"),
+    *("art", "art/latents", "art/engines", "art/engines/{set}", "art/engines/{set}/onnx"),
+    *("run/images/bread/00001.png", "run/prototypes/00001.safetensors", "run/manifest.jsonl", "run/summary.json"),
+    *("run/evaluation/x.json", "art/engines/{set}/onnx/unet.onnx"),
+)
+
+
+@root_only
+@pytest.mark.parametrize("flags", [(), ("--repair",)])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_verify_may_not_see_is_neither_whole_nor_damaged(
+    open_to_all: Path, finished: Finished, name: str, flags: tuple[str, ...]
+) -> None:
+    """Of another user: `Path.glob` and `os.path.exists` would pass over it, and a repair would remove sound groups."""
+    root = open_to_all / "seen"
+    shutil.copytree(finished.run, root / "run")
+    shutil.copytree(finished.artifacts, root / "art")
+    config = require_state(root / "run" / "config.json", CONFIG)
+    folder = exports.folder_of(root / "art", config["model_sha256"])
+    certified = {"unet.onnx": {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}}
+    (folder / "onnx").mkdir(parents=True)
+    (folder / "onnx" / "unet.onnx").write_bytes(b"x")
+    write_state(folder / "onnx" / exports.CERTIFICATE_FILE, CERTIFICATE, {"files": certified})
+    (root / "run" / "evaluation").mkdir()
+    write_state(root / "run" / "evaluation" / "x.json", EVALUATION, {})
+    # As run on the export; its records are written anew, for they hold the config's fingerprint.
+    config |= {"artifacts": str(root / "art"), "artifact_sha256": fingerprint(certified)}
+    write_state(root / "run" / "config.json", CONFIG, config)
+    for file, schema in (("plan.json", PLAN), ("summary.json", SUMMARY), ("groups/00000.json", GROUP)):
+        fields = require_state(root / "run" / file, schema)
+        write_of_run(root / "run" / file, schema, fingerprint(essence(config)), fields)
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    nobody = Machine(user=NOBODY)
+    assert run_on(nobody, open_to_all, "verify", root / "run").code == 0
+    before = tree(root)
+    (root / name.format(set=folder.name)).chmod(0)
+    one_line(run_on(nobody, open_to_all, "verify", root / "run", *flags), 6, "cannot be read (Permission denied)")
+    assert tree(root) == before
+
+
+@root_only
+@pytest.mark.parametrize("mode", [0o644, 0o600])
+def test_a_run_that_may_not_be_looked_into(open_to_all: Path, finished: Finished, mode: int) -> None:
+    run = open_to_all / "run"
+    shutil.copytree(finished.run, run)
+    run.chmod(mode)
+    for name in ("verify", "evaluate"):
+        ran = run_on(Machine(user=NOBODY), open_to_all, name, run)
+        one_line(ran, ran.code)
+        assert ran.code in (1, 2, 6) and "not a run of ours" not in ran.err
+
+
 @root_only
 def test_no_more_threads(open_to_all: Path, distill_on: RunOn) -> None:
     one_line(distill_on(Machine(user=NOBODY, limits={"RLIMIT_NPROC": 1})), 6, "threads", "ulimit -u")
@@ -346,8 +407,6 @@ def test_a_second_interruption_and_a_hangup(tmp_path: Path, options: tuple[objec
 
 
 def test_a_moved_run_names_where_it_lies(tmp_path: Path, finished: Finished, options: tuple[object, ...]) -> None:
-    import shutil
-
     moved = shutil.copytree(finished.run, tmp_path / "moved")
     flags = ("--out", moved, "--artifacts", finished.artifacts, "--quiet")
     assert run_cli("distill", *options, *flags, "--json").json["run"] == str(moved)
