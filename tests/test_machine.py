@@ -389,6 +389,19 @@ def test_what_nobody_has_foreseen(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "no file could be written" in ran.err and "TypeError" in ran.err
 
 
+class _Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+@pytest.mark.parametrize("error", [_Mute(), ExceptionGroup("several", [MemoryError()]), RecursionError()])
+def test_errors_that_are_hard_to_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
+    monkeypatch.setattr("d4m_fast.diagnose.diagnose", mock.Mock(side_effect=error))
+    ran = run_on(Machine(variables={"XDG_STATE_HOME": str(tmp_path)}), tmp_path, "doctor")
+    assert (ran.code, len(ran.err.splitlines())) == (70, 1), ran
+    assert f"unexpected: {type(error).__name__}" in ran.err
+
+
 def _no_temporary_directory() -> None:
     tempfile.gettempdir = mock.Mock(side_effect=FileNotFoundError(errno.ENOENT, "none"))
 

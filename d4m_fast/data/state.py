@@ -151,7 +151,10 @@ def _fields(path: Path, schema: Schema, data: bytes) -> dict[str, Any]:
         raise schema.damage(path, "it does not end with its checksum, or is of an older d4m-fast")
     if hashlib.sha256(body).hexdigest().encode() != seal[1]:
         raise schema.damage(path, "it is not what its checksum says")
-    fields: dict[str, Any] = json.loads(body + b"}")
+    try:
+        fields: dict[str, Any] = json.loads(body + b"}")
+    except (ValueError, RecursionError) as error:  # sealed by somebody else
+        raise schema.damage(path, f"it is not JSON ({error})") from error
     kind = tuple(fields.pop(name, None) for name in _HEAD)
     if kind != (schema.name, schema.version):
         raise schema.damage(path, f"it is {kind[0]!r} of version {kind[1]}, not {schema.name!r} of {schema.version}")

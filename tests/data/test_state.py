@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -76,6 +77,13 @@ def test_every_truncation_and_addition_is_found(file: Path) -> None:
 def test_other_json_is_no_state_file(file: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(DamageError, match=r"damaged \(it does not end with its checksum"):
+        read_state(file, PLAN)
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"a":', b"[1", b"[" * 100_000])
+def test_what_was_sealed_and_is_not_json(file: Path, body: bytes) -> None:
+    file.write_bytes(b'%s,\n "sha256": "%s"\n}\n' % (body, hashlib.sha256(body).hexdigest().encode()))
+    with pytest.raises(DamageError, match=r"a\.json: damaged"):
         read_state(file, PLAN)
 
 
