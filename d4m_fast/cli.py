@@ -36,7 +36,7 @@ from d4m_fast.console import (
 )
 from d4m_fast.endings import debugging, ending_of, report_unexpected
 from d4m_fast.errors import EXIT_QUARANTINED, EXIT_SIGHUP, EXIT_SIGTERM, PreflightError, UsageError
-from d4m_fast.options import auto_or_number, chosen, generation, of_config, shared
+from d4m_fast.options import THREADS, auto_or_number, chosen, generation, of_config, shared
 from d4m_fast.preflight import require_machine
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def cli() -> None:
 @of_config(
     "--batch-size", auto_or_number, "Most images per batch of generation; auto: by memory, and probed in long runs."
 )
-@of_config("--threads", click.IntRange(min=1), "CPU threads.  [default: one per core]")
+@of_config("--threads", THREADS, "CPU threads.  [default: one per core]")
 @of_config("--engine", click.Choice(["auto", "torch", "onnx", "tensorrt"]), "What computes the networks.")
 @of_config("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")
 @of_config("--compile/--no-compile", bool, "UNet and VAE through torch.compile; for --engine torch.")
@@ -148,11 +148,11 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
 @click.option("--test-data", help="Real test images.  [default: the test split of what the run was made from]")
 @click.option("--teacher", default="bundled", show_default=True, help="Teacher directory, for soft labels.")
 @click.option("--student", type=click.Choice(["convnet3"]), default="convnet3", show_default=True)
-@click.option("--width", type=click.IntRange(min=1), default=128, show_default=True, help="Channels of the student.")
+@click.option("--width", type=click.IntRange(1, 4096), default=128, show_default=True, help="Channels of the student.")
 @click.option("--protocol", type=click.Choice(["small"]), default="small", show_default=True)
 @click.option("--label-kind", type=click.Choice(["soft", "hard"]), default="soft", show_default=True)
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Students per arm.")
-@click.option("--workers", type=click.IntRange(min=1), help="Students trained side by side.  [default: one per core]")
+@click.option("--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Students per arm.")
+@click.option("--workers", type=THREADS, help="Students trained side by side.  [default: one per core]")
 @shared
 def evaluate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Train students on a distilled set and on as many random real images; report last-epoch test accuracy.

@@ -227,8 +227,8 @@ class CertifyConfig:
         require(self.images is None or self.images >= 2, "--images must be at least 2: a mixed-up batch needs two rows")
         require(math.isfinite(self.seconds) and self.seconds > 0, f"--seconds must be above 0, not {self.seconds}")
         require(
-            self.batches is None or re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", self.batches) is not None,
-            f"--batches {self.batches}: not numbers of images, as in 1,8,64",
+            self.batches is None or re.fullmatch(r"[1-9]\d{0,4}(,[1-9]\d{0,4})*", self.batches) is not None,
+            f"--batches {self.batches}: not numbers of images up to 99999, as in 1,8,64",
         )
 
     @property

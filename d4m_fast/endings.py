@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 
 from d4m_fast import __version__
-from d4m_fast.errors import EXIT_SIGINT, EXIT_UNEXPECTED, D4MError, PreflightError, wants_of_machine
+from d4m_fast.errors import EXIT_SIGINT, EXIT_UNEXPECTED, D4MError, PreflightError, said_by, wants_of_machine
 
 DEBUG = "D4M_DEBUG"
 _MACHINE = {
@@ -103,9 +103,9 @@ def _of_exhaustion(raised: BaseException) -> Ending | None:
     error = _want(raised)
     if error is None:
         return None
-    if any(words in str(error).lower() for words in _NO_THREAD):
+    if any(words in said_by(error).lower() for words in _NO_THREAD):
         line = f"error: no more threads; {_MACHINE[errno.EAGAIN]}"
-    elif _NO_FILE in str(error).lower():
+    elif _NO_FILE in said_by(error).lower():
         line = f"error: {_words(error)}; {_MACHINE[errno.EMFILE]}"
     else:
         line = f"error: out of memory ({_words(error)}); {_MACHINE[errno.ENOMEM]}, or lower --batch-size or --workers"
@@ -114,7 +114,7 @@ def _of_exhaustion(raised: BaseException) -> Ending | None:
 
 def _words(error: BaseException) -> str:
     """What it says, on one line; its type if it says nothing."""
-    text = " ".join(str(error).split())
+    text = " ".join(said_by(error).split())
     return text[:400] if text else type(error).__name__
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import re
+import traceback
 
 TRIAL = "a trial on random numbers, before anything is encoded"
 """What a NonFiniteError says of networks that were only tried."""
@@ -40,11 +41,16 @@ EXHAUSTED = re.compile(
 gives no memory, thread or file."""
 
 
+def said_by(error: BaseException) -> str:
+    """Its words; of one whose `__str__` fails, that."""
+    return str(traceback.TracebackException.from_exception(error, limit=0))
+
+
 def wants_of_machine(error: BaseException) -> bool:
     """Whether something failed for want of memory, threads or open files, which no other input would mend."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
         return True
-    if isinstance(error, MemoryError) or EXHAUSTED.search(str(error)) is not None:
+    if isinstance(error, MemoryError) or EXHAUSTED.search(said_by(error)) is not None:
         return True
     return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)  # PyTorch's, which may say anything
 

@@ -17,6 +17,9 @@ from d4m_fast.data.state import CONFIG, require_state
 from d4m_fast.errors import UsageError
 
 Command = Callable[..., Any]
+# Beyond these the libraries end the process (OpenMP's threads) or overflow, with a message of theirs.
+THREADS = click.IntRange(1, 4096)
+BATCH = click.IntRange(1, 99_999)
 
 
 def auto_or_number(value: str) -> int | str:
@@ -115,7 +118,8 @@ def _load(context: click.Context, _: click.Parameter, file: Path | None) -> None
     wrong = sorted(name for name, value in values.items() if not _is_option_value(value))
     if wrong:
         raise UsageError(f"--config {file}: {', '.join(wrong)}: must be a string, a number, true or false")
-    context.default_map = values
+    # As flags have them: of a number that is no integer, or of true, click would make an integer without a word.
+    context.default_map = {name: str(value) for name, value in values.items()}
 
 
 def _is_option_value(value: object) -> bool:

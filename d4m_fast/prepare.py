@@ -19,6 +19,7 @@ from d4m_fast.data import files
 from d4m_fast.data.dataset import BUNDLED, open_source, subset
 from d4m_fast.data.decode import RULES
 from d4m_fast.data.image_files import most_bytes, require_format
+from d4m_fast.data.latents import folder_name
 from d4m_fast.data.plan import ENCODE_BATCH, Group
 from d4m_fast.data.records import ClassInfo, Source, by_class
 from d4m_fast.data.run import essence, options_of
@@ -138,7 +139,7 @@ class Job:
         }
 
     def latents_path(self, artifacts: Path, batch: int, threads: int) -> Path:
-        return artifacts / "latents" / f"{fingerprint(self._latents(threads))[:16]}-{batch}"
+        return artifacts / "latents" / folder_name(self.latents_made_by(batch, threads))
 
     def encoded_with(self, artifacts: Path) -> int | None:
         """Images per batch of such latents as are there, whole ones first; None if there are none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from driving import CLASSES, PER_CLASS, Finished, Ran, run_cli, write_photos
+from machine import Machine, RunOn, run_on
 from shared_exports import SharedExports
 from surroundings import plain_surroundings
 
@@ -81,3 +83,25 @@ def distill(tmp_path: Path, options: tuple[object, ...]) -> Callable[..., Ran]:
         return run_cli("distill", *options, "--out", tmp_path / "run", "--artifacts", tmp_path / "art", *args)
 
     return run
+
+
+@pytest.fixture
+def distill_on(tmp_path: Path, options: tuple[object, ...]) -> RunOn:
+    def run(machine: Machine, *args: object) -> Ran:
+        flags = ("--out", tmp_path / "run", "--artifacts", tmp_path / "art")
+        return run_on(machine, tmp_path, "distill", *options, *flags, *args)
+
+    return run
+
+
+@pytest.fixture
+def open_to_all(tmp_path: Path) -> Iterator[Path]:
+    """`tmp_path`, the directories above it and what is in it, passable for another user while the test lasts."""
+    above = [path for path in tmp_path.parents if path.is_relative_to(tempfile.gettempdir()) and path != Path("/tmp")]
+    modes = {path: path.stat().st_mode for path in above}
+    for path in above:
+        path.chmod(modes[path] | 0o011)
+    tmp_path.chmod(0o777)
+    yield tmp_path
+    for path, mode in modes.items():
+        path.chmod(mode)

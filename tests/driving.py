@@ -106,6 +106,12 @@ def refused(ran: Ran, code: int, *said: str) -> None:
         assert words in lines[0], (words, lines[0])
 
 
+def one_line(ran: Ran, code: int, *said: str) -> None:
+    """`refused`, and nothing else on stderr."""
+    refused(ran, code, *said)
+    assert len(ran.err.splitlines()) == 1, ran.err
+
+
 def tree(root: Path, *patterns: str) -> dict[str, bytes]:
     """Relative path -> bytes of the files below a directory."""
     found = (f for pattern in patterns or ("**/*",) for f in root.glob(pattern) if f.is_file())
@@ -117,7 +123,7 @@ PRODUCTS = ("images/**/*", "prototypes/*", "manifest.jsonl", "preview.png", "qua
 
 def products(run: Path) -> dict[str, bytes]:
     """What two runs of one config must agree on, byte for byte; of the plan, what it says of the run."""
-    plan = {**json.loads((run / "plan.json").read_text()), "why": None, "latents": None, "sha256": None}
+    plan = {**json.loads((run / "plan.json").read_text()), "why": None, "latents": None, "config": None, "sha256": None}
     return {**tree(run, *PRODUCTS), "plan.json": json.dumps(plan).encode()}
 
 

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 from driving import Ran
 
 from d4m_fast import cli
 
 NOBODY = 65534
+RunOn = Callable[..., Ran]
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user or to mount")
 HANGS = 30  # seconds; the alarm's signal then ends the process
 
 

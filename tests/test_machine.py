@@ -5,43 +5,27 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from driving import ROOT, Finished, Ran, command, environment, leftovers, products, refused, run_cli
-from machine import NOBODY, REFUSED_LOCKS, REFUSED_SYNCS, Machine, run_on
+from driving import ROOT, Finished, Ran, command, environment, leftovers, one_line, products, refused, run_cli
+from machine import NOBODY, REFUSED_LOCKS, REFUSED_SYNCS, Machine, RunOn, root_only, run_on
 from PIL import Image
 
 from d4m_fast import endings, pipeline
 from d4m_fast.data.locks import OWNER
 from d4m_fast.errors import DataError, ModelError, OutOfMemoryError, RunDirectoryError
 from d4m_fast.streams import printable, printable_json
-
-RunOn = Callable[..., Ran]
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user or to mount")
-
-
-@pytest.fixture
-def distill_on(tmp_path: Path, options: tuple[object, ...]) -> RunOn:
-    def run(machine: Machine, *args: object) -> Ran:
-        flags = ("--out", tmp_path / "run", "--artifacts", tmp_path / "art")
-        return run_on(machine, tmp_path, "distill", *options, *flags, *args)
-
-    return run
-
-
-def one_line(ran: Ran, code: int, *said: str) -> None:
-    refused(ran, code, *said)
-    assert len(ran.err.splitlines()) == 1, ran.err
 
 
 @pytest.mark.parametrize("stream", ["full", "closed", "unread"])
@@ -192,38 +176,6 @@ def test_limits_of_files(distill_on: RunOn, tmp_path: Path, finished: Finished, 
         assert products(tmp_path / "run") == products(finished.run)
 
 
-@pytest.fixture
-def open_to_all(tmp_path: Path) -> Iterator[Path]:
-    """`tmp_path`, the directories above it and what is in it, passable for another user while the test lasts."""
-    above = [path for path in tmp_path.parents if path.is_relative_to(tempfile.gettempdir()) and path != Path("/tmp")]
-    modes = {path: path.stat().st_mode for path in above}
-    for path in above:
-        path.chmod(modes[path] | 0o011)
-    tmp_path.chmod(0o777)
-    yield tmp_path
-    for path, mode in modes.items():
-        path.chmod(mode)
-
-
-@root_only
-def test_another_user(open_to_all: Path, distill_on: RunOn, tiny_model: Path, photos: Path, finished: Finished) -> None:
-    nobody = Machine(user=NOBODY, variables={"HOME": None})
-    for path in (tiny_model, photos.parent, *tiny_model.rglob("*")):
-        path.chmod(0o755)
-    assert distill_on(nobody).code == 0
-    assert products(open_to_all / "run") == products(finished.run)
-    (open_to_all / "run" / ".lock").chmod(0o600)
-    os.chown(open_to_all / "run" / ".lock", 0, 0)
-    one_line(distill_on(nobody, "--quiet"), 6, ".lock: permission denied")
-    assert run_on(nobody, open_to_all, "verify", open_to_all / "run").code == 0
-    for name in ("plan.json", "config.json"):
-        os.chown(open_to_all / "run" / name, 0, 0)
-        (open_to_all / "run" / name).chmod(0o600)
-        one_line(
-            run_on(nobody, open_to_all, "verify", open_to_all / "run"), 6, f"{name}: cannot be read (Permission denied)"
-        )
-
-
 @root_only
 def test_no_more_threads(open_to_all: Path, distill_on: RunOn) -> None:
     one_line(distill_on(Machine(user=NOBODY, limits={"RLIMIT_NPROC": 1})), 6, "threads", "ulimit -u")
@@ -359,6 +311,19 @@ def test_what_nobody_has_foreseen(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "no file could be written" in ran.err and "TypeError" in ran.err
 
 
+class _Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+@pytest.mark.parametrize("error", [_Mute(), ExceptionGroup("several", [MemoryError()]), RecursionError()])
+def test_errors_that_are_hard_to_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
+    monkeypatch.setattr("d4m_fast.diagnose.diagnose", mock.Mock(side_effect=error))
+    ran = run_on(Machine(variables={"XDG_STATE_HOME": str(tmp_path)}), tmp_path, "doctor")
+    assert (ran.code, len(ran.err.splitlines())) == (70, 1), ran
+    assert f"unexpected: {type(error).__name__}" in ran.err
+
+
 def _no_temporary_directory() -> None:
     tempfile.gettempdir = mock.Mock(side_effect=FileNotFoundError(errno.ENOENT, "none"))
 
@@ -377,8 +342,6 @@ def test_a_second_interruption_and_a_hangup(tmp_path: Path, options: tuple[objec
 
 
 def test_a_moved_run_names_where_it_lies(tmp_path: Path, finished: Finished, options: tuple[object, ...]) -> None:
-    import shutil
-
     moved = shutil.copytree(finished.run, tmp_path / "moved")
     flags = ("--out", moved, "--artifacts", finished.artifacts, "--quiet")
     assert run_cli("distill", *options, *flags, "--json").json["run"] == str(moved)

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from driving import Finished, Ran, products, refused, run_cli, tree
+from driving import CLASSES, PER_CLASS, Finished, Ran, products, refused, run_cli, tree, write_photos
 from PIL import Image
 
 from d4m_fast.data import files
 from d4m_fast.data.commit import write_record
 from d4m_fast.data.locks import locked
-from d4m_fast.data.state import GROUP, SUMMARY, json_lines, require_state, write_state
+from d4m_fast.data.state import CONFIG, GROUP, SUMMARY, json_lines, require_state, write_state
 
 Damage = Callable[[Path], None]
 IMAGE = "images/bread/00001.png"
@@ -148,12 +148,51 @@ def test_deep_finds_what_was_recorded_wrong(run: Path) -> None:
     (row,) = [r for r in value["images"] if r["file"] == IMAGE]
     row["bytes"] = (run / IMAGE).stat().st_size
     row["sha256"] = files.write_bytes(run / IMAGE, (run / IMAGE).read_bytes())
-    write_record(run, value)
+    write_record(run, value["config"], value)
     summary = require_state(run / "summary.json", SUMMARY)
     summary["sha256_of"]["manifest.jsonl"] = files.write_bytes(run / "manifest.jsonl", json_lines(value["images"]))
     write_state(run / "summary.json", SUMMARY, summary)
     assert run_cli("verify", run).code == 0
     assert "8 x 8 pixels, not 16 x 16" in run_cli("verify", run, "--deep").out
+
+
+DERIVED = ("summary.json", "manifest.jsonl", "quarantine.jsonl", "preview.png")
+
+
+@pytest.mark.parametrize("names", [("plan.json",), ("summary.json",), DERIVED, ("groups/00000.json",)])
+def test_sound_files_of_another_run(run: Path, finished: Finished, tmp_path: Path, names: tuple[str, ...]) -> None:
+    """All of them are whole, and agree with each other."""
+    other, artifacts = tmp_path / "other", ("--artifacts", finished.artifacts)
+    assert run_cli("distill", *finished.options, "--seed", 1, "--out", other, *artifacts).code == 0
+    for name in names:
+        shutil.copy(other / name, run / name)
+    ran = run_cli("verify", run)
+    assert (ran.code, f"damaged: {run / names[0]} (it is of another run)" in ran.out) == (5, True), ran
+    refused(again(finished, run), 5, names[0], "it is of another run")
+    run_cli("verify", run, "--repair")
+    assert again(finished, run).code == 0
+    assert products(run) == products(finished.run)
+
+
+def test_latents_under_the_name_of_others(run: Path, finished: Finished, tmp_path: Path) -> None:
+    """The latents of another set, of as many images, in the place of those that the run was made from."""
+    artifacts = tmp_path / "art"
+    photos = write_photos(tmp_path / "photos", CLASSES, PER_CLASS, seed=1)
+    flags = ("--out", tmp_path / "other", "--artifacts", artifacts)
+    assert run_cli("distill", *finished.options, "--data", photos, *flags).code == 0
+    (theirs,) = (artifacts / "latents").iterdir()
+    (ours,) = (finished.artifacts / "latents").iterdir()
+    theirs.rename(theirs.with_name(ours.name))
+    config = require_state(run / "config.json", CONFIG)
+    write_state(run / "config.json", CONFIG, {**config, "artifacts": str(artifacts)})
+    ran = run_cli("verify", run)
+    assert (ran.code, "made by something else than its name says" in ran.out) == (5, True), ran
+
+
+def test_readers_share_a_lock(run: Path) -> None:
+    with locked(run, read_only=True):
+        assert run_cli("verify", run).code == 0
+        refused(run_cli("verify", run, "--repair"), 4, "in use by another run")
 
 
 def test_a_run_that_is_not_finished(run: Path) -> None:

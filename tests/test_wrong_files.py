@@ -205,6 +205,33 @@ def test_wrong_shapes_of_a_config_given(tmp_path: Path, text: str) -> None:
             assert_said(run_cli("distill", "--config", tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ipc", "2.5"), ("steps", "4.0"), ("seed", "true"), ("threads", "1e400"), ("seed", "NaN"), ("strength", "true")],
+)
+def test_numbers_of_another_kind_in_a_config_given(tmp_path: Path, name: str, value: str) -> None:
+    """Nothing is cut to an integer."""
+    (tmp_path / "x.json").write_text(f'{{"options": {{"{name}": {value}}}}}')
+    ran = run_cli("distill", "--config", tmp_path / "x.json", "--out", tmp_path / "run")
+    assert_said(ran)
+    assert (ran.code, f"--{name}" in ran.err) == (2, True), ran
+
+
+@pytest.mark.parametrize("number", ["9" * 30, "9" * 10, "0", "-1"])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("distill --threads", "export --threads", "profile --threads", "certify --threads", "plan --student-size"),
+        *("export --static-batch", "export --max-batch", "profile --batches", "certify --batches"),
+        *("evaluate . --width", "evaluate . --seeds", "evaluate . --workers"),
+    ],
+)
+def test_numbers_that_no_library_takes(flag: str, number: str) -> None:
+    ran = run_cli(*flag.split(), number)
+    assert_said(ran)
+    assert (ran.code, flag.split()[-1] in ran.err) == (2, True), ran
+
+
 def test_a_run_s_config_with_another_digit_is_refused(finished: Finished, tmp_path: Path) -> None:
     """It would make another run, which would be whole."""
     config = tmp_path / "config.json"

@@ -12,7 +12,7 @@ import torch
 from d4m_fast.certification.engines import Engine, failures
 from d4m_fast.certification.request import Request
 from d4m_fast.certification.step import Check, Findings, first_line
-from d4m_fast.config import FloatType
+from d4m_fast.config import FloatType, require
 from d4m_fast.engine.artifacts import ELEMENTS
 from d4m_fast.engine.memory import release
 from d4m_fast.engine.networks import Networks
@@ -92,7 +92,11 @@ def _batches(stage: NetworkStage, request: Request) -> tuple[int, ...]:
     most = ELEMENTS // (ROWS[stage] * request.shapes.parts[NETWORK_OF[stage]].largest)
     asked = request.config.sizes
     wanted = tuple(2**i for i in range(MOST_BATCH.bit_length())) if asked is None else asked
-    return tuple(batch for batch in wanted if batch <= max(1, most))
+    small = tuple(batch for batch in wanted if batch <= max(1, most))
+    require(
+        bool(small), f"--batches {request.config.batches}: {stage} takes {max(1, most):,} images at most; give less"
+    )
+    return small
 
 
 def _point(call: Call, batch: int, request: Request) -> Point:

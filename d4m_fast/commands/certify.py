@@ -10,7 +10,7 @@ import click
 
 from d4m_fast.config import CertifyConfig
 from d4m_fast.console import now_and_then, say_lines, say_result, say_weights, track
-from d4m_fast.options import shared
+from d4m_fast.options import THREADS, shared
 
 if TYPE_CHECKING:
     from d4m_fast.certification.request import Request
@@ -30,7 +30,7 @@ FAILED = 1
 @click.option("--seconds", type=float, default=CertifyConfig.seconds, show_default=True, help="Of each steady state.")
 @click.option("--batches", help="Images per call to try: 1,8,64.  [default: powers of two while they pay]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]")
+@click.option("--threads", type=THREADS, help="CPU threads.  [default: one per core]")
 @click.option("--compile/--no-compile", default=False, show_default=True, help="torch.compile on a CPU, too.")
 @click.option("--steps", help="Only these: 'parity', or 'export-onnx-fp32,speed-onnx'.  [default: all]")
 @click.option("--list", "list_only", is_flag=True, help="Show the steps and which of them are done, instead.")

@@ -9,7 +9,7 @@ import click
 
 from d4m_fast.config import ExportConfig
 from d4m_fast.console import exported_lines, lines_of, now_and_then, say_result, say_weights, track
-from d4m_fast.options import shared
+from d4m_fast.options import BATCH, THREADS, shared
 
 
 @click.command()
@@ -21,12 +21,12 @@ from d4m_fast.options import shared
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
 @click.option("--target", help="Build engines ahead of time, for these: sm80,sm89.  [default: the GPU here]")
 @click.option("--resolution", type=click.IntRange(min=1), help="Side of the images.  [default: the model's]")
-@click.option("--static-batch", type=click.IntRange(min=1), help="Images per call, fixed.  [default: any number]")
-@click.option("--max-batch", type=click.IntRange(min=1), default=50, show_default=True, help="Images an engine takes.")
+@click.option("--static-batch", type=BATCH, help="Images per call, fixed.  [default: any number]")
+@click.option("--max-batch", type=BATCH, default=50, show_default=True, help="Images an engine takes.")
 @click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="Of TensorRT's builder.")
 @click.option("--images", type=click.IntRange(min=1), default=32, show_default=True, help="To compare engines on.")
 @click.option("--device", default="auto", show_default=True, help="Where to compare: auto, cpu, cuda or cuda:1.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one per core]")
+@click.option("--threads", type=THREADS, help="CPU threads.  [default: one per core]")
 @click.option("--certify", "certify_only", is_flag=True, help="Compare what is there, on this device.")
 @click.option("--list", "list_only", is_flag=True, help="Show what was exported, and its status, instead.")
 @shared

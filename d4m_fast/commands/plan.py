@@ -36,7 +36,7 @@ from d4m_fast.options import chosen, generation, of_config, shared
 @click.option("--gpu", type=click.Choice(["h100", "h200", "a100", "l40s"]), default="h100", show_default=True)
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
 @click.option("--student", type=click.Choice(["resnet18", "convnet3"]), default="resnet18", show_default=True)
-@click.option("--student-size", type=click.IntRange(min=32), default=224, show_default=True, help="Pixels of a side.")
+@click.option("--student-size", type=click.IntRange(32, 4096), default=224, show_default=True, help="Pixels of a side.")
 @click.option("--epochs", type=click.IntRange(min=1), default=300, show_default=True, help="Of a student's training.")
 @click.option("--students", type=click.IntRange(min=1), default=3, show_default=True, help="How many are trained.")
 @click.option("--stored-labels", is_flag=True, help="Soft labels of every epoch kept on the disk, fp16.")

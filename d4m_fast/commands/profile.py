@@ -15,7 +15,7 @@ from d4m_fast.config import require
 from d4m_fast.console import lines_of, say, say_result, track
 from d4m_fast.data import files
 from d4m_fast.errors import D4MError, PreflightError
-from d4m_fast.options import of_config, shared
+from d4m_fast.options import BATCH, THREADS, of_config, shared
 
 if TYPE_CHECKING:
     from d4m_fast.data.timing import Event
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--seconds", default=1.0, show_default=True, help="Time at least, per stage, engine and batch.")
 @click.option("--repeats", default=5, show_default=True, help="Calls at least, after one that is not counted.")
 @click.option("--images", default=160, show_default=True, help="Real images to cluster, and to distill end to end.")
-@of_config("--threads", click.IntRange(min=1), "CPU threads.  [default: one per core]")
+@of_config("--threads", THREADS, "CPU threads.  [default: one per core]")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write a Chrome trace, for ui.perfetto.dev.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a PNG; needs the extra 'plot'.")
 @click.option(
@@ -103,7 +103,11 @@ def _parts(given: str) -> tuple[Any, ...]:
 
 
 def _whole(part: str) -> int:
-    require(part.isdecimal(), f"--batches: {part!r} is not a whole number; a list like 1,8,32")
+    most = BATCH.max
+    require(
+        part.isdecimal() and len(part) <= len(str(most)),
+        f"--batches: {part!r} is not a whole number up to {most}; a list like 1,8,32",
+    )
     return int(part)
 
 

@@ -1,4 +1,4 @@
-"""The record of a committed group of classes: its files, their checksums, and what made them."""
+"""The state files of one run, and of them the record of a committed group: its files, checksums, what made them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,37 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from d4m_fast.data.plan import Group
-from d4m_fast.data.state import GROUP, read_state, write_state
+from d4m_fast.data.state import GROUP, Schema, read_state, write_state
+
+
+def write_of_run(path: Path, schema: Schema, config: str, fields: Mapping[str, Any]) -> None:
+    """Write a state file that is refused in any other run.
+
+    Args:
+        config: the run's fingerprint.
+    """
+    write_state(path, schema, {**fields, "config": config})
+
+
+def read_of_run(path: Path, schema: Schema, config: str) -> dict[str, Any] | None:
+    """What `write_of_run` wrote; None if there is none.
+
+    Raises:
+        DamageError: it is not what was written, or belongs to another run.
+    """
+    fields = read_state(path, schema)
+    if fields is not None and fields.pop("config", None) != config:
+        raise schema.damage(path, "it is of another run")
+    return fields
 
 
 def record_file(run: Path, group: int) -> Path:
     return run / "groups" / f"{group:05d}.json"
 
 
-def write_record(run: Path, record: Mapping[str, Any]) -> None:
+def write_record(run: Path, config: str, record: Mapping[str, Any]) -> None:
     """Commit a group: its files must be durable before."""
-    write_state(record_file(run, record["group"]), GROUP, record)
+    write_of_run(record_file(run, record["group"]), GROUP, config, record)
 
 
 def read_record(run: Path, group: int, config: str) -> dict[str, Any] | None:
@@ -29,11 +50,11 @@ def read_record(run: Path, group: int, config: str) -> dict[str, Any] | None:
         DamageError: it is not what was written, or belongs to another group or to another run.
     """
     file = record_file(run, group)
-    record = read_state(file, GROUP)
+    record = read_of_run(file, GROUP, config)
     if record is None:
         return None
-    if (record["group"], record["config"]) != (group, config):
-        raise GROUP.damage(file, "it is the record of another group or another run")
+    if record["group"] != group:
+        raise GROUP.damage(file, "it is the record of another group")
     if any(PurePosixPath(row["file"]).is_absolute() or ".." in row["file"].split("/") for row in files_of(record)):
         raise GROUP.damage(file, "it names files outside the run")
     return record

@@ -21,7 +21,11 @@ def folder_of(artifacts: Path, model_sha256: str) -> Path:
 
 
 def digests(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of files in a set; one that is missing, or no regular file, has size -1."""
+    """Size and SHA-256 of files in a set; one that is missing, or no regular file, has size -1.
+
+    Raises:
+        PreflightError: one may not be read, or not now.
+    """
     return {name: _digest(path / name) for name in names}
 
 
@@ -31,7 +35,8 @@ def damaged_files(artifacts: Path, model_sha256: str, set_sha256: str) -> Iterat
     Args:
         set_sha256: fingerprint of the files that the certificate lists.
     """
-    for path in sorted(folder_of(artifacts, model_sha256).glob(f"*/{CERTIFICATE_FILE}")):
+    for folder in files.entries(folder_of(artifacts, model_sha256)):
+        path = folder / CERTIFICATE_FILE
         try:
             certificate = read_state(path, CERTIFICATE)
         except DamageError as error:
@@ -48,5 +53,6 @@ def _digest(file: Path) -> dict[str, Any]:
         with files.open_regular(file) as opened:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
             return {"bytes": opened.tell(), "sha256": sha256}
-    except OSError:
+    except OSError as error:
+        files.refuse_passing(file, error)
         return {"bytes": -1, "sha256": ""}

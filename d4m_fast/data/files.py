@@ -144,6 +144,45 @@ def kind_of(mode: int) -> str:
     return next((name for is_kind, name in _KINDS if is_kind(mode)), "special file")
 
 
+def refuse_passing(path: Path, error: OSError) -> None:
+    """Refuse to judge what could not be read for want of a permission, or of something else that may be mended.
+
+    Raises:
+        PreflightError: it may be readable another time, or to another user.
+    """
+    if error.errno in PASSING:
+        raise PreflightError(f"{path}: cannot be read ({error.strerror}); mend that and run again") from error
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has this name; `os.path.exists` says no, too, where it is not allowed to look.
+
+    Raises:
+        PreflightError: it cannot be told.
+    """
+    try:
+        path.lstat()
+    except OSError as error:
+        refuse_passing(path, error)
+        return False
+    return True
+
+
+def entries(path: Path) -> list[Path]:
+    """What is in a directory, sorted; nothing where there is none. `Path.glob` passes over what it may not list.
+
+    Raises:
+        PreflightError: it cannot be told.
+    """
+    try:
+        return sorted(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        refuse_passing(path, error)
+        raise
+
+
 def read_regular(path: Path) -> bytes:
     """The bytes of a regular file; errors are those of `open_regular`."""
     with open_regular(path) as file:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from d4m_fast.config import fingerprint
 from d4m_fast.data import files
 from d4m_fast.data.latent_files import LatentFiles
 from d4m_fast.data.records import Item
@@ -21,6 +22,7 @@ from d4m_fast.errors import DamageError, DataError, OutOfMemoryError
 
 INDEX, PROGRESS = "index.json", "progress.json"
 CHECKPOINT_SECONDS = 10.0
+_MISPLACED = "made by something else than its name says"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +217,14 @@ def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int]]:
 def _read(path: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
     state = read_state(path, LATENTS)
     if state is not None and state["made_by"] != made_by:
-        raise LATENTS.damage(path, "made by something else than its name says")
+        raise LATENTS.damage(path, _MISPLACED)
     return state
+
+
+def folder_name(made_by: Mapping[str, Any]) -> str:
+    """Of the directory of latents that were made so, images per "batch" among it."""
+    others = {name: value for name, value in made_by.items() if name != "batch"}
+    return f"{fingerprint(others)[:16]}-{made_by['batch']}"
 
 
 def damaged_files(root: Path) -> Iterator[tuple[Path, str]]:
@@ -224,6 +232,9 @@ def damaged_files(root: Path) -> Iterator[tuple[Path, str]]:
     for name in (INDEX, PROGRESS):
         try:
             state = read_state(root / name, LATENTS)
+            if state is not None and folder_name(state["made_by"]) != root.name:
+                yield root / name, _MISPLACED
+                return
             if state is not None:
                 yield from LatentFiles.from_json(root, state).damaged(complete=name == INDEX)
                 return

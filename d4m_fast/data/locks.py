@@ -41,7 +41,7 @@ def locked(directory: Path, *, read_only: bool = False) -> Iterator[None]:
         descriptor = _opened(directory / LOCK, read_only)
         if descriptor is not None:
             held.callback(os.close, descriptor)
-            if not _flocked(directory, descriptor):
+            if not _flocked(directory, descriptor, read_only):
                 _hold_owner_file(directory, held, read_only)
         yield
 
@@ -76,10 +76,13 @@ def _require_lock_file(path: Path) -> None:
         raise PreflightError(f"{path}: is a {files.kind_of(mode)}, not a lock file; remove it")
 
 
-def _flocked(directory: Path, descriptor: int) -> bool:
-    """Whether the file system has `flock`; the lock is then held."""
+def _flocked(directory: Path, descriptor: int, read_only: bool) -> bool:
+    """Whether the file system has `flock`; the lock is then held, by readers together.
+
+    A reader's descriptor may be for reading alone, with which NFS gives no exclusive lock.
+    """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise RunDirectoryError(
             f"{directory}: in use by another run; wait for it or choose another directory"

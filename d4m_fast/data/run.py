@@ -23,7 +23,7 @@ import numpy as np
 
 from d4m_fast.config import ImageFormat, fingerprint
 from d4m_fast.data import files, preview
-from d4m_fast.data.commit import files_of, is_of, read_record, write_record
+from d4m_fast.data.commit import files_of, is_of, read_of_run, read_record, write_of_run, write_record
 from d4m_fast.data.image_files import FORMATS, to_bytes
 from d4m_fast.data.latents import Failure
 from d4m_fast.data.locks import LOCK_FILES
@@ -86,11 +86,11 @@ class RunDirectory:
 
     def saved_plan(self) -> Plan | None:
         """The plan this run was started with; None if it starts now."""
-        saved = read_state(self.path / "plan.json", PLAN)
+        saved = read_of_run(self.path / "plan.json", PLAN, self.fingerprint)
         return None if saved is None else Plan.from_json(saved)
 
     def keep_plan(self, plan: Plan) -> None:
-        write_state(self.path / "plan.json", PLAN, plan.to_json())
+        write_of_run(self.path / "plan.json", PLAN, self.fingerprint, plan.to_json())
 
     def committed(self, plan: Plan) -> set[int]:
         """Groups that are done.
@@ -124,7 +124,7 @@ class RunDirectory:
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a run whose images are all there; None if there is something left to do."""
-        plan, summary = self.saved_plan(), read_state(self.path / "summary.json", SUMMARY)
+        plan, summary = self.saved_plan(), read_of_run(self.path / "summary.json", SUMMARY, self.fingerprint)
         if plan is None or summary is None or plan.without(self.committed(plan)):
             return None
         return self._here(summary)
@@ -188,7 +188,7 @@ class RunDirectory:
                 "preview.png": self._write_preview(plan),
             },
         }
-        write_state(self.path / "summary.json", SUMMARY, summary)
+        write_of_run(self.path / "summary.json", SUMMARY, self.fingerprint, summary)
         return self._here(summary)
 
     def _here(self, summary: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +232,6 @@ class RunDirectory:
         files.sync_directory(self.path / "images")
         record = {
             "group": group.id,
-            "config": self.fingerprint,
             "batch_size": group.batch_size,
             "decode_batch": group.decode_batch,
             "out_of_memory": [entry for entry in plan.out_of_memory if entry["group"] == group.id],
@@ -240,7 +239,7 @@ class RunDirectory:
             "images": rows,
             "prototypes": [self._kept.pop(class_id) for class_id in group.classes if class_id in self._kept],
         }
-        write_record(self.path, record)
+        write_record(self.path, self.fingerprint, record)
         self.committed(plan).add(group.id)
 
 
@@ -284,11 +283,16 @@ def essence(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory is a run of ours, by the head of its config."""
+    """Whether a directory is a run of ours, by the head of its config.
+
+    Raises:
+        PreflightError: it cannot be told.
+    """
     try:
         with files.open_regular(path / "config.json") as file:
             return CONFIG.heads(file.read(HEAD_BYTES))
-    except OSError:
+    except OSError as error:
+        files.refuse_passing(path / "config.json", error)
         return False
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from d4m_fast.data import files
-from d4m_fast.errors import DamageError, PreflightError
+from d4m_fast.errors import DamageError
 
 _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
 _SEAL_BYTES = len(b',\n "sha256": ""\n}\n') + 64
@@ -65,8 +64,7 @@ class Schema:
         try:
             yield
         except OSError as error:
-            if error.errno in files.PASSING:
-                raise PreflightError(f"{path}: cannot be read ({error.strerror}); mend that and run again") from error
+            files.refuse_passing(path, error)
             raise self.damage(path, str(error.strerror)) from error
 
 
@@ -75,9 +73,9 @@ _REPAIR = "d4m-fast verify --repair has it made again"
 _ENCODE = "remove {folder} and run again to encode anew"
 _EXPORT = "remove {folder} and run d4m-fast export again"
 CONFIG = Schema("config", 1, _NEW_RUN)
-PLAN = Schema("plan", 1, _REPAIR)
+PLAN = Schema("plan", 2, _REPAIR)
 GROUP = Schema("group", 1, _REPAIR)
-SUMMARY = Schema("summary", 1, _REPAIR)
+SUMMARY = Schema("summary", 2, _REPAIR)
 LATENTS = Schema("latents", 1, _ENCODE)
 CERTIFICATE = Schema("certificate", 1, _EXPORT)
 EVALUATION = Schema("evaluation", 1, "remove {file} and evaluate again")
@@ -107,7 +105,7 @@ def read_state(path: Path, schema: Schema) -> dict[str, Any] | None:
         DamageError: its bytes are not those that were written, or it is another kind of file.
         PreflightError: the system would not let it be read.
     """
-    if not os.path.lexists(path):
+    if not files.is_there(path):
         return None
     with schema.reading(path):
         data = files.read_regular(path)
@@ -153,7 +151,10 @@ def _fields(path: Path, schema: Schema, data: bytes) -> dict[str, Any]:
         raise schema.damage(path, "it does not end with its checksum, or is of an older d4m-fast")
     if hashlib.sha256(body).hexdigest().encode() != seal[1]:
         raise schema.damage(path, "it is not what its checksum says")
-    fields: dict[str, Any] = json.loads(body + b"}")
+    try:
+        fields: dict[str, Any] = json.loads(body + b"}")
+    except (ValueError, RecursionError) as error:  # sealed by somebody else
+        raise schema.damage(path, f"it is not JSON ({error})") from error
     kind = tuple(fields.pop(name, None) for name in _HEAD)
     if kind != (schema.name, schema.version):
         raise schema.damage(path, f"it is {kind[0]!r} of version {kind[1]}, not {schema.name!r} of {schema.version}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -15,7 +16,7 @@ from PIL import Image
 
 from d4m_fast.config import fingerprint
 from d4m_fast.data import exports, files, latents
-from d4m_fast.data.commit import files_of, read_record
+from d4m_fast.data.commit import files_of, read_of_run, read_record
 from d4m_fast.data.image_files import PILLOW_OF
 from d4m_fast.data.locks import locked
 from d4m_fast.data.plan import Group, Plan
@@ -91,7 +92,7 @@ def verify(run: Path, *, deep: bool = False, repair: bool = False) -> Verdict:
     """
     if not os.path.isdir(run):
         raise DataError(f"{run}: no such run directory; give one that d4m-fast distill made")
-    if not os.path.lexists(run / "config.json"):
+    if not files.is_there(run / "config.json"):
         raise RunDirectoryError(f"{run}: not a run of ours (no config.json); give one that d4m-fast distill made")
     with locked(run, read_only=not repair):
         verdict = _Check(run, deep).verdict()
@@ -106,7 +107,7 @@ class _Check:
         self._deep = deep
         self._identity = require_state(run / "config.json", CONFIG)
         self._fingerprint = fingerprint(essence(self._identity))
-        self._finished = os.path.lexists(run / "summary.json")
+        self._finished = files.is_there(run / "summary.json")
         self._plan: Plan | None = None
         self._records: dict[int, dict[str, Any]] = {}
         self._images = 0
@@ -122,20 +123,20 @@ class _Check:
 
     def _check_plan(self) -> Iterator[Finding]:
         try:
-            saved = read_state(self._run / "plan.json", PLAN)
+            saved = read_of_run(self._run / "plan.json", PLAN, self._fingerprint)
         except DamageError as error:
             yield _to_finish("plan.json", "damaged", error.reason, "plan.json")
             return
         if saved is not None:
             self._plan = Plan.from_json(saved)
-        elif any((self._run / "groups").glob("*")):
+        elif files.entries(self._run / "groups"):
             yield _to_finish("plan.json", "missing", "there are records of groups it should name")
 
     def _group_ids(self) -> list[int]:
         """Those of the plan, or of the records where the plan cannot be read."""
         if self._plan is not None:
             return [group.id for group in self._plan.groups]
-        names = [path.stem for path in (self._run / "groups").glob("*.json")]
+        names = [path.stem for path in files.entries(self._run / "groups") if path.suffix == ".json"]
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{5}", name))
 
     def _check_group(self, number: int) -> Iterator[Finding]:
@@ -171,7 +172,7 @@ class _Check:
         except (FileNotFoundError, NotADirectoryError):
             return "missing", "its group's record names it"
         except OSError as error:
-            return "damaged", f"cannot be read ({error.strerror})"
+            return "damaged", _unreadable(path, error)
         self._images += is_image
         if len(data) != row["bytes"]:
             return "damaged", f"{len(data):,} bytes, {row['bytes']:,} recorded"
@@ -186,24 +187,26 @@ class _Check:
         if not self._finished:
             return
         try:
-            summary = require_state(self._run / "summary.json", SUMMARY)
+            summary = read_of_run(self._run / "summary.json", SUMMARY, self._fingerprint)
         except DamageError as error:
             yield _to_finish("summary.json", "damaged", error.reason)
             return
-        for name, sha256 in summary["sha256_of"].items():
+        for name, sha256 in {} if summary is None else summary["sha256_of"].items():
             try:
                 data = files.read_regular(self._run / name)
             except (FileNotFoundError, NotADirectoryError):
                 yield _to_finish(name, "missing", "the run is marked finished")
             except OSError as error:
-                yield _to_finish(name, "damaged", f"cannot be read ({error.strerror})")
+                yield _to_finish(name, "damaged", _unreadable(self._run / name, error))
             else:
                 if hashlib.sha256(data).hexdigest() != sha256:
                     yield _to_finish(name, "damaged", "its SHA-256 is another than the summary says")
 
     def _check_reports(self) -> Iterator[Finding]:
         """What `evaluate` kept, and would print again."""
-        for path in sorted((self._run / "evaluation").glob("*.json")):
+        for path in files.entries(self._run / "evaluation"):
+            if path.suffix != ".json":
+                continue
             name = path.relative_to(self._run).as_posix()
             try:
                 read_state(path, EVALUATION)
@@ -218,7 +221,7 @@ class _Check:
         groups = self._plan.groups
         named |= {f"groups/{group.id:05d}.json" for group in groups}
         all_recorded = len(self._records) == len(groups)
-        for path in sorted(f for folder in _FOLDERS for f in (self._run / folder).rglob("*") if not _is_dir(f)):
+        for path in sorted(f for folder in _FOLDERS for f in _below(self._run / folder)):
             name = path.relative_to(self._run).as_posix()
             leftover = path.name.startswith(files.TEMPORARY)
             ours = leftover or _OURS.fullmatch(path.name)
@@ -248,9 +251,24 @@ def _to_finish(file: str, problem: Problem, reason: str, *marks: str) -> Finding
     return Finding(file, problem, reason, (*marks, "summary.json", "manifest.jsonl"))
 
 
-def _is_dir(path: Path) -> bool:
-    """A link is a file of its own here: where it leads is its owner's business."""
-    return path.is_dir() and not path.is_symlink()
+def _below(folder: Path) -> Iterator[Path]:
+    """What is no directory; a link is a file of its own here: where it leads is its owner's business."""
+    for path in files.entries(folder):
+        if not path.is_symlink() and path.is_dir():
+            yield from _below(path)
+        else:
+            yield path
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """Why a file is damaged that cannot be read: it is on a bad sector, or no file.
+
+    Raises:
+        PreflightError: it may be sound, as far as this process can tell.
+    """
+    if error.errno != errno.EIO:
+        files.refuse_passing(path, error)
+    return f"cannot be read ({error.strerror})"
 
 
 def _undecodable(data: bytes, suffix: str, side: int) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from d4m_fast.data import files
+from d4m_fast.data.run import is_run
 from d4m_fast.data.state import EVALUATION, read_state, write_state
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def to_json(subject: Subject, results: Iterable[Result]) -> dict[str, Any]:
 
 def keep(run: Path, subject: Subject, results: Iterable[Result]) -> None:
     """Save the report below a run directory; another method's images are left as they are."""
-    if (run / "config.json").is_file():
+    if is_run(run):
         files.make_directory(subject.file(run).parent)
         write_state(subject.file(run), EVALUATION, to_json(subject, results))
 

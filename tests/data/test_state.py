@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -39,7 +40,7 @@ def test_what_was_written_comes_back(file: Path) -> None:
 
 def test_it_is_plain_json_in_utf8(file: Path) -> None:
     value = json.loads(file.read_text(encoding="utf-8"))
-    assert {"schema": "plan", "version": 1, **FIELDS, "sha256": value["sha256"]} == value
+    assert {"schema": "plan", "version": 2, **FIELDS, "sha256": value["sha256"]} == value
     assert "猫" in file.read_text(encoding="utf-8")
     assert json.loads(json_lines([FIELDS]).decode("utf-8")) == FIELDS
 
@@ -72,16 +73,23 @@ def test_every_truncation_and_addition_is_found(file: Path) -> None:
             read_state(file, PLAN)
 
 
-@pytest.mark.parametrize("text", ["[]", "5", "{}", "null", '""', "", "[" * 100_000, '{"schema": "plan", "version": 1}'])
+@pytest.mark.parametrize("text", ["[]", "5", "{}", "null", '""', "", "[" * 100_000, '{"schema": "plan", "version": 2}'])
 def test_other_json_is_no_state_file(file: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(DamageError, match=r"damaged \(it does not end with its checksum"):
         read_state(file, PLAN)
 
 
-@pytest.mark.parametrize("schema", [SUMMARY, Schema("plan", 2, "")])
+@pytest.mark.parametrize("body", [b"{", b'{"a":', b"[1", b"[" * 100_000])
+def test_what_was_sealed_and_is_not_json(file: Path, body: bytes) -> None:
+    file.write_bytes(b'%s,\n "sha256": "%s"\n}\n' % (body, hashlib.sha256(body).hexdigest().encode()))
+    with pytest.raises(DamageError, match=r"a\.json: damaged"):
+        read_state(file, PLAN)
+
+
+@pytest.mark.parametrize("schema", [SUMMARY, Schema("plan", 3, "")])
 def test_a_sound_file_of_another_kind_or_version_is_refused(file: Path, schema: Schema) -> None:
-    with pytest.raises(DamageError, match="it is 'plan' of version 1, not"):
+    with pytest.raises(DamageError, match="it is 'plan' of version 2, not"):
         read_state(file, schema)
 
 
