@@ -19,11 +19,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from d4m_fast.data.latents import EncodedBatch, LatentStore
-from d4m_fast.data.records import Item
-from d4m_fast.data.stream import Stream
-from d4m_fast.data.timing import Stopwatch
-from d4m_fast.data.workers import Workers
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.stream import Stream
+from d4m_fast.flow.workers import Workers
+from d4m_fast.runs.latents import EncodedBatch, LatentStore
+from d4m_fast.sources.records import Item
 
 CHILD = """
 import sys
@@ -32,8 +32,8 @@ from types import SimpleNamespace
 import d4m_fast.engine.prototypes as prototypes
 import d4m_fast.kernels.kmeans
 from d4m_fast.config import DistillConfig
-from d4m_fast.data.latents import LatentStore
-from d4m_fast.data.records import ClassInfo, Item
+from d4m_fast.runs.latents import LatentStore
+from d4m_fast.sources.records import ClassInfo, Item
 path, classes, n, d, ipc, threads, group, work = sys.argv[1], *map(int, sys.argv[2:])
 prototypes.GROUP_BYTES = group
 items = [Item(c, r, "") for c in range(classes) for r in range(n)]

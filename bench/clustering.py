@@ -20,15 +20,15 @@ from typing import Any
 import click
 from safetensors.numpy import load_file
 
-from d4m_fast.data import files
-from d4m_fast.data.dataset import open_source
-from d4m_fast.data.state import Schema, require_state, write_state
 from d4m_fast.evaluation.evaluate import evaluate
 from d4m_fast.evaluation.protocols import PROTOCOLS
 from d4m_fast.evaluation.relabel import BUNDLED, open_teacher
-from d4m_fast.evaluation.report import DISTILLED, RANDOM, LabelKind
+from d4m_fast.evaluation.results import DISTILLED, RANDOM, LabelKind
 from d4m_fast.evaluation.train import Task
 from d4m_fast.evaluation.workers import run_tasks
+from d4m_fast.sources.dataset import open_source
+from d4m_fast.storage import files
+from d4m_fast.storage.state import Schema, require_state, write_state
 
 ACCURACY = Schema("accuracy of a student", 1, "remove {file} and run again")
 LLOYD = "Lloyd"

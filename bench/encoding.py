@@ -27,17 +27,17 @@ import click
 import torch
 
 from d4m_fast.allocator import keep_freed_memory
-from d4m_fast.data.arrays import bundled
-from d4m_fast.data.dataset import open_source
-from d4m_fast.data.labels import Prompts
-from d4m_fast.data.latents import LatentStore
-from d4m_fast.data.timing import Stopwatch
-from d4m_fast.data.workers import Workers
 from d4m_fast.engine.encode import encode
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.ort import open_ort
 from d4m_fast.export.to_onnx import export_onnx, opset_of
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.workers import Workers
+from d4m_fast.runs.latents import LatentStore
+from d4m_fast.sources.arrays import bundled
+from d4m_fast.sources.dataset import open_source
+from d4m_fast.sources.labels import Prompts
 
 CPU = torch.device("cpu")
 Make = Callable[[], object]

@@ -28,8 +28,8 @@ def distilled(config: DistillConfig, folder: Path) -> dict[str, Any]:
     """A run's summary, with the seconds of all of it."""
     from d4m_fast import pipeline
     from d4m_fast.console import Progress
-    from d4m_fast.data.timing import Stopwatch
-    from d4m_fast.prepare import prepare
+    from d4m_fast.flow.stopwatch import Stopwatch
+    from d4m_fast.job import prepare
 
     before = time.perf_counter()
     job = prepare(config, artifacts=folder / "artifacts", run=folder / "run")
@@ -41,9 +41,9 @@ def alone(config: DistillConfig, folder: Path) -> float:
     """Seconds of the same networks' calls, batch by batch as the run's plan has them."""
     import torch
 
-    from d4m_fast.data.plan import Plan
     from d4m_fast.engine.schedule import open_schedule
-    from d4m_fast.prepare import prepare
+    from d4m_fast.job import prepare
+    from d4m_fast.runs.plan import Plan
 
     job = prepare(config, artifacts=folder / "artifacts", run=folder / "run")
     plan = Plan.from_json(json.loads((folder / "run" / "plan.json").read_text()))

@@ -30,7 +30,6 @@ import torch
 
 from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.config import NEGATIVE_PROMPT
-from d4m_fast.data.records import ClassInfo
 from d4m_fast.engine.denoise import denoise
 from d4m_fast.engine.finite import FiniteCheck
 from d4m_fast.engine.generate import PromptTable
@@ -41,6 +40,7 @@ from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.signature import COMPONENTS
 from d4m_fast.export.hoist import hoist_context
 from d4m_fast.export.to_onnx import export_onnx, opset_of
+from d4m_fast.sources.records import ClassInfo
 
 CPU = torch.device("cpu")
 PAUSE = 0.1  # seconds, for the threads of the last engine to go to sleep

@@ -16,13 +16,13 @@ import click
 import torch
 
 from d4m_fast.config import fingerprint
-from d4m_fast.data.dataset import BUNDLED, open_source
-from d4m_fast.data.latents import LatentStore
-from d4m_fast.data.timing import Stopwatch
-from d4m_fast.data.workers import Workers
 from d4m_fast.engine.encode import encode
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.networks import open_networks
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.workers import Workers
+from d4m_fast.runs.latents import LatentStore
+from d4m_fast.sources.dataset import BUNDLED, open_source
 
 PER_CLASS = 2000
 

@@ -33,11 +33,11 @@ from PIL import Image
 from d4m_fast import console, pipeline
 from d4m_fast.config import DistillConfig
 from d4m_fast.console import Progress
-from d4m_fast.data.commit import write_record
-from d4m_fast.data.run import RunDirectory
-from d4m_fast.data.timing import Stopwatch
 from d4m_fast.engine.modules import import_libraries
-from d4m_fast.prepare import prepare, require_disk
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.job import prepare, require_disk
+from d4m_fast.runs.commit import write_record
+from d4m_fast.runs.run import RunDirectory
 
 IPC = 50
 SIDE = 16  # pixels
@@ -79,7 +79,7 @@ def housekeeping(watch: Stopwatch) -> Iterator[Any]:
     """Patches that book what is neither a stage's nor a file's."""
     for name, stage in BOOKED.items():
         yield mock.patch.object(RunDirectory, name, booked(watch, stage, getattr(RunDirectory, name)))
-    yield mock.patch("d4m_fast.data.run.write_record", booked(watch, RECORDS, write_record))
+    yield mock.patch("d4m_fast.runs.run.write_record", booked(watch, RECORDS, write_record))
 
 
 class Stopped(Exception):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from d4m_fast.data.dataset import open_source
+from d4m_fast.sources.dataset import open_source
 
 ROUNDS = 5
 

@@ -31,10 +31,10 @@ from d4m_fast import pipeline
 from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, DistillConfig, PresetName
 from d4m_fast.console import Progress
-from d4m_fast.data.dataset import BUNDLED, open_source
-from d4m_fast.data.timing import Stopwatch
 from d4m_fast.engine.model import open_model
-from d4m_fast.prepare import default_artifacts, prepare
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.job import default_artifacts, prepare
+from d4m_fast.sources.dataset import BUNDLED, open_source
 
 OFFICIAL = "official loop"
 Slot = tuple[np.ndarray, str]

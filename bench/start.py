@@ -20,7 +20,7 @@ import click
 
 from d4m_fast.config import DistillConfig
 from d4m_fast.console import Progress
-from d4m_fast.data.timing import Stopwatch
+from d4m_fast.flow.stopwatch import Stopwatch
 
 ROUNDS = 7
 
@@ -36,7 +36,7 @@ def first_batch(folder: Path) -> tuple[float, float]:
     start = time.perf_counter()
     from d4m_fast import pipeline
     from d4m_fast.engine.modules import import_libraries
-    from d4m_fast.prepare import prepare
+    from d4m_fast.job import prepare
 
     import_libraries(networks=True)
     imported, watch = time.perf_counter(), Stopwatch(trace=True)

@@ -20,7 +20,7 @@ from d4m_fast.streams import printable, printable_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from d4m_fast.data.records import Source
+    from d4m_fast.sources.records import Source
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -69,7 +69,7 @@ class Notices(logging.Handler):
         self._said = set[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.startswith("d4m_fast.data") and record.msg in self._said:
+        if record.name.startswith(("d4m_fast.storage", "d4m_fast.runs")) and record.msg in self._said:
             return
         self._said.add(record.msg)
         say(record.getMessage())
@@ -147,7 +147,7 @@ def now_and_then(quiet: bool) -> Callable[[str], None]:
 
 def say_classes(source: Source) -> None:
     """Show, on stderr, the prompts of the first classes, and what was left out of the images."""
-    from d4m_fast.data.labels import shared_prompts
+    from d4m_fast.sources.labels import shared_prompts
 
     for info in source.classes[:SHOWN_CLASSES]:
         say(f"class {info.id}: {info.folder} -> {info.prompt}")

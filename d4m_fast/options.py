@@ -12,9 +12,9 @@ from click.core import ParameterSource
 
 from d4m_fast.config import PRESETS, UNPROVEN, DistillConfig, Preset, Scheduler
 from d4m_fast.console import hushed
-from d4m_fast.data import files
-from d4m_fast.data.state import CONFIG, require_state
 from d4m_fast.errors import UsageError
+from d4m_fast.storage import files
+from d4m_fast.storage.state import CONFIG, require_state
 
 Command = Callable[..., Any]
 # Beyond these the libraries end the process (OpenMP's threads) or overflow, with a message of theirs.

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 
 from d4m_fast.console import Progress
-from d4m_fast.data import files
-from d4m_fast.data.latents import LatentStore
-from d4m_fast.data.locks import locked
-from d4m_fast.data.plan import Group, Plan, make_plan
-from d4m_fast.data.run import RunDirectory
-from d4m_fast.data.timing import Stopwatch
-from d4m_fast.data.workers import Workers
 from d4m_fast.engine.encode import encode
 from d4m_fast.engine.generate import generate
 from d4m_fast.engine.memory import release
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.prototypes import cluster
 from d4m_fast.errors import OutOfMemoryError
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.workers import Workers
+from d4m_fast.job import Job
 from d4m_fast.planning.batches import choose_batches
-from d4m_fast.prepare import Job
+from d4m_fast.runs.latents import LatentStore
+from d4m_fast.runs.plan import Group, Plan, make_plan
+from d4m_fast.runs.run import RunDirectory
+from d4m_fast.storage import files
+from d4m_fast.storage.locks import locked
 
 
 def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: Progress) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from d4m_fast.characters import is_unseen
 from d4m_fast.errors import ClosedPipeError, OutputError
-from d4m_fast.unseen import is_unseen
 
 
 def printable(text: str) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from d4m_fast.data.records import ClassInfo, Item
 from d4m_fast.evaluation.images import ImageSet
+from d4m_fast.sources.records import ClassInfo, Item
 
 
 @dataclass(frozen=True)

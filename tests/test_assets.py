@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
-from d4m_fast.data.dataset import open_source
-from d4m_fast.data.records import by_class
 from d4m_fast.evaluation.images import load_images
 from d4m_fast.evaluation.relabel import open_teacher
+from d4m_fast.sources.dataset import open_source
+from d4m_fast.sources.records import by_class
 
 ASSETS = Path(str(resources.files("d4m_fast") / "assets"))
 

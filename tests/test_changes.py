@@ -17,8 +17,8 @@ import pytest
 from changes import CHANGES
 from driving import Ran, run_cli, tree
 
-from d4m_fast.evaluation import report
-from d4m_fast.evaluation.report import Result, Subject
+from d4m_fast.evaluation import results
+from d4m_fast.evaluation.results import Result, Subject
 
 SUBJECT = Subject("run", 2, "small", "convnet3", 4, "hard", 1, None, ("a", "b", "c"))
 KINDS = (
@@ -65,7 +65,7 @@ def laboratory(root: Path, options: tuple[object, ...]) -> Lab:
     lab = Lab(root, (*options, "--batch-size", 2), {})
     ran = lab.distill(lab.run)
     assert ran.code == 0, ran.err
-    report.keep(lab.run, SUBJECT, [Result("distilled", "hard", 0, 50.0), Result("random", "hard", 0, 40.0)])
+    results.keep(lab.run, SUBJECT, [Result("distilled", "hard", 0, 50.0), Result("random", "hard", 0, 40.0)])
     assert lab.verify().code == 0
     return Lab(lab.root, lab.options, lab.images_of(lab.run))
 

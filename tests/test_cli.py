@@ -34,9 +34,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from d4m_fast import cli, pipeline
-from d4m_fast.data.run import RunDirectory
-from d4m_fast.data.state import SUMMARY, require_state
-from d4m_fast.data.stream import Stream
+from d4m_fast.flow.stream import Stream
+from d4m_fast.runs.run import RunDirectory
+from d4m_fast.storage.state import SUMMARY, require_state
 
 Distill = Callable[..., Ran]
 

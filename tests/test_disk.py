@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from driving import Finished, Ran, leftovers, products, refused
 
-from d4m_fast.data import files
 from d4m_fast.errors import PreflightError
+from d4m_fast.storage import files
 
 Distill = Callable[..., Ran]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from driving import Finished, Ran, command, environment, refused, run_cli
 
-from d4m_fast.data.state import EVALUATION, require_state
+from d4m_fast.storage.state import EVALUATION, require_state
 
 QUICK = ("--width", 4, "--seeds", 1, "--workers", 1)
 

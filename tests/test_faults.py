@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from driving import ROOT, Finished, environment, leftovers, products, tree
 
-from d4m_fast.data.verify import verify
+from d4m_fast.runs.verify import verify
 
 KINDS = {"SIGKILL": -9, "ENOSPC": 6, "EIO": 6}
 RANDOM_KILLS = 24

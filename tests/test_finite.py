@@ -17,7 +17,7 @@ from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.errors import ModelError, NonFiniteError
-from d4m_fast.prepare import Job
+from d4m_fast.job import Job
 
 Distill = Callable[..., Ran]
 VALUES = {"NaN": torch.nan, "infinity": torch.inf, "minus infinity": -torch.inf}

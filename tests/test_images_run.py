@@ -12,9 +12,9 @@ from driving import CLASSES, Ran
 from image_variants import picture, rgb, saved
 from PIL import Image
 
-from d4m_fast import prepare
-from d4m_fast.data.dataset import open_source
-from d4m_fast.data.decode import RULES
+from d4m_fast import job as prepare
+from d4m_fast.sources.dataset import open_source
+from d4m_fast.sources.decode import RULES
 
 Distill = Callable[..., Ran]
 UPSIDE_DOWN = picture().transpose(Image.Transpose.ROTATE_180)

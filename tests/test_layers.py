@@ -19,7 +19,7 @@ LAYERS = (
     ("pipeline",),
     ("certification",),
     ("planning",),
-    ("options", "prepare", "diagnose"),
+    ("options", "job", "diagnose"),
     ("console", "endings"),
     ("export",),
     ("measure",),
@@ -30,9 +30,11 @@ LAYERS = (
     ("engine.runtime", "engine.modules", "engine.artifacts", "engine.memory", "engine.finite"),
     ("engine.model", "engine.hub", "engine.trt_api", "engine.unet", "engine.compatibility"),
     ("engine.schedule", "engine.scheduler", "engine.linearity", "engine.stepping", "engine.weights"),
-    ("engine.signature", "engine.libraries", "kernels", "data"),
+    ("engine.signature", "engine.libraries", "runs"),
+    ("sources", "flow"),
+    ("storage", "kernels"),
     ("config", "streams", "preflight"),
-    ("errors", "allocator", "unseen"),
+    ("errors", "allocator", "wording", "characters"),
 )
 FREE = ("", "__init__")  # the version
 
@@ -63,7 +65,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def _module(name: str) -> str | None:
-    """`d4m_fast.data.files.sweep` -> `data.files`."""
+    """`d4m_fast.storage.files.sweep` -> `storage.files`."""
     words = name.split(".")
     if words[0] != "d4m_fast":
         return None
@@ -135,20 +137,20 @@ def test_things_in_their_place(module: str) -> None:
 
 
 def test_there_is_something_to_check() -> None:
-    assert {"cli", "prepare", "engine.generate", "data.latents", "kernels.kmeans"} <= set(sources())
-    assert {"engine.encode", "data.files", "prepare"} <= set(imports(parse("pipeline")))
+    assert {"cli", "job", "engine.generate", "runs.latents", "kernels.kmeans"} <= set(sources())
+    assert {"engine.encode", "storage.files", "job"} <= set(imports(parse("pipeline")))
 
 
 @pytest.mark.parametrize(
     ("module", "source", "problem"),
     [
-        ("data.files", "from d4m_fast.engine import eager", "data.files imports engine.eager"),
-        ("data.files", "import d4m_fast.cli", "data.files imports cli"),
-        ("config", "def f():\n from d4m_fast.data.files import sweep", "config imports data.files"),
-        ("kernels.kmeans", "from d4m_fast.data import files", "kernels.kmeans imports data.files"),
+        ("storage.files", "from d4m_fast.engine import eager", "storage.files imports engine.eager"),
+        ("storage.files", "import d4m_fast.cli", "storage.files imports cli"),
+        ("config", "def f():\n from d4m_fast.storage.files import sweep", "config imports storage.files"),
+        ("kernels.kmeans", "from d4m_fast.storage import files", "kernels.kmeans imports storage.files"),
         ("evaluation.train", "from d4m_fast.engine.model import Model", "evaluation.train imports engine.model"),
         ("engine.eager", "from d4m_fast.engine.networks import Networks", "engine.eager imports engine.networks"),
-        ("engine.generate", "from d4m_fast.evaluation import report", "engine.generate imports evaluation.report"),
+        ("engine.generate", "from d4m_fast.evaluation import results", "engine.generate imports evaluation.results"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, source: str, problem: str) -> None:
@@ -167,10 +169,10 @@ def test_a_wrong_import_is_found(module: str, source: str, problem: str) -> None
     ],
 )
 def test_a_misplaced_thing_is_found(source: str) -> None:
-    assert len(misplaced("data.files", ast.parse(source))) == 1
+    assert len(misplaced("storage.files", ast.parse(source))) == 1
     assert len(misplaced("cli", ast.parse(source))) == 1
 
 
 @pytest.mark.parametrize("source", ["f'{x} cuda'", "'use cuda'", "try:\n x\nexcept BaseException:\n y\n raise"])
 def test_a_proper_thing_is_not(source: str) -> None:
-    assert misplaced("data.files", ast.parse(source)) == []
+    assert misplaced("storage.files", ast.parse(source)) == []

@@ -23,8 +23,8 @@ from machine import NOBODY, REFUSED_LOCKS, REFUSED_SYNCS, Machine, RunOn, root_o
 from PIL import Image
 
 from d4m_fast import endings, pipeline
-from d4m_fast.data.locks import OWNER
 from d4m_fast.errors import DataError, ModelError, OutOfMemoryError, RunDirectoryError
+from d4m_fast.storage.locks import OWNER
 from d4m_fast.streams import printable, printable_json
 
 

@@ -19,7 +19,7 @@ from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.schedule import open_schedule
 from d4m_fast.engine.signature import SIGNATURES, Component
-from d4m_fast.prepare import Job
+from d4m_fast.job import Job
 
 Distill = Callable[..., Ran]
 
@@ -157,7 +157,7 @@ def test_a_smaller_plan_is_resumed(
             "open_networks",
             lambda self: (n := opened(self)).with_runtimes(lambda c: Limited(n.runtime(c), c, limits)),
         )
-        patch.setattr("d4m_fast.data.run.RunDirectory._commit", _interrupt)
+        patch.setattr("d4m_fast.runs.run.RunDirectory._commit", _interrupt)
         assert distill("--batch-size", 4).code == 130
     assert [g["batch_size"] for g in plan_of(tmp_path / "run")["groups"]] == [2, 2]
     assert distill("--batch-size", 4).code == 0

@@ -12,10 +12,10 @@ from driving import Finished, one_line, products, tree
 from machine import NOBODY, Machine, RunOn, root_only, run_on
 
 from d4m_fast.config import fingerprint
-from d4m_fast.data import exports
-from d4m_fast.data.commit import write_of_run
-from d4m_fast.data.run import essence
-from d4m_fast.data.state import CERTIFICATE, CONFIG, EVALUATION, GROUP, PLAN, SUMMARY, require_state, write_state
+from d4m_fast.runs import exports
+from d4m_fast.runs.commit import write_of_run
+from d4m_fast.runs.run import essence
+from d4m_fast.storage.state import CERTIFICATE, CONFIG, EVALUATION, GROUP, PLAN, SUMMARY, require_state, write_state
 
 
 @root_only

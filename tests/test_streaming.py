@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from driving import Ran, write_photos
 
-from d4m_fast.data.latents import LatentStore
 from d4m_fast.engine import prototypes
+from d4m_fast.runs.latents import LatentStore
 
 GROUPS = 8
 

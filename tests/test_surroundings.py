@@ -27,12 +27,14 @@ UNFRIENDLY = (sys.executable, str(ROOT / "tests" / "unfriendly.py"))
 FEW = (
     "tests/test_cli.py::test_same_bytes_after_a_signal[2-130-images/*/*.png]",
     "tests/test_cli.py::test_help_shows_an_example_and_every_default",
-    "tests/data/test_dataset.py::test_agrees_with_torchvision",
+    "tests/sources/test_dataset.py::test_agrees_with_torchvision",
     "tests/test_surroundings.py::test_children_find_plain_surroundings",
 )
 MORE = (
     *FEW,
-    "tests/data",
+    "tests/sources",
+    "tests/storage",
+    "tests/runs",
     "tests/test_cli.py",
     "tests/test_disk.py",
     "tests/test_presets.py",

@@ -12,10 +12,10 @@ import pytest
 from driving import CLASSES, PER_CLASS, Finished, Ran, products, refused, run_cli, tree, write_photos
 from PIL import Image
 
-from d4m_fast.data import files
-from d4m_fast.data.commit import write_record
-from d4m_fast.data.locks import locked
-from d4m_fast.data.state import CONFIG, GROUP, SUMMARY, json_lines, require_state, write_state
+from d4m_fast.runs.commit import write_record
+from d4m_fast.storage import files
+from d4m_fast.storage.locks import locked
+from d4m_fast.storage.state import CONFIG, GROUP, SUMMARY, json_lines, require_state, write_state
 
 Damage = Callable[[Path], None]
 IMAGE = "images/bread/00001.png"

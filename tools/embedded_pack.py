@@ -14,9 +14,9 @@ from PIL import Image
 from torch import nn
 
 from d4m_fast.config import derive_seed
-from d4m_fast.data.idx_sets import FASHION_MNIST
 from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.evaluation.relabel import load_teacher, save_teacher
+from d4m_fast.sources.idx_sets import FASHION_MNIST
 
 TRAIN_PER_CLASS = 500
 SAMPLES_PER_CLASS, STEPS, GUIDANCE = 50, 25, 4.0

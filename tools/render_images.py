@@ -1,6 +1,6 @@
 """docs/images.md from docs/images/: the rules, and what the test of variants measured.
 
-D4M_EXACTNESS=docs/images pytest tests/data/test_image_variants.py
+D4M_EXACTNESS=docs/images pytest tests/sources/test_image_variants.py
 python tools/render_images.py
 """
 

@@ -19,9 +19,9 @@ from torch import nn
 from training import batch_indices, train
 
 from d4m_fast.config import derive_seed
-from d4m_fast.data import idx
-from d4m_fast.data.idx_sets import FASHION_MNIST as CLASSES
 from d4m_fast.evaluation.convnet import ConvNet
+from d4m_fast.sources import idx
+from d4m_fast.sources.idx_sets import FASHION_MNIST as CLASSES
 
 SEED = 0
 CRITIC_STEPS, TEACHER_STEPS, VAE_STEPS, DENOISER_STEPS = 4_000, 5_600, 2_300, 2_600

@@ -11,9 +11,6 @@ import numpy as np
 import torch
 
 from d4m_fast.certification.request import Request
-from d4m_fast.data import files
-from d4m_fast.data.records import ClassInfo, Prototypes
-from d4m_fast.data.state import REFERENCE, read_state, write_state
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.signature import COMPONENTS, Component
@@ -22,6 +19,10 @@ from d4m_fast.errors import ModelError
 from d4m_fast.export.judge import GUIDANCE
 from d4m_fast.export.probe import Probe, probe
 from d4m_fast.measure import parity
+from d4m_fast.runs.records import Prototypes
+from d4m_fast.sources.records import ClassInfo
+from d4m_fast.storage import files
+from d4m_fast.storage.state import REFERENCE, read_state, write_state
 
 FILE, SEAL = "reference.safetensors", "reference.json"
 CPU = torch.device("cpu")

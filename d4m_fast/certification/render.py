@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d4m_fast.certification.report import baseline
-from d4m_fast.data import files
-from d4m_fast.data.state import MACHINE, read_state
+from d4m_fast.certification.certificate import baseline
 from d4m_fast.errors import DataError
+from d4m_fast.storage import files
+from d4m_fast.storage.state import MACHINE, read_state
 
 BEGIN, END = "<!-- certify:begin -->", "<!-- certify:end -->"
 FULL = 60.0  # seconds of steady state

@@ -13,8 +13,6 @@ import torch
 
 from d4m_fast import __version__
 from d4m_fast.config import CertifyConfig, ExportConfig, FloatType, fingerprint
-from d4m_fast.data.dataset import open_source
-from d4m_fast.data.records import Source
 from d4m_fast.engine.artifacts import versions
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.runtime import device_name, processor_name, resolve_device
@@ -22,6 +20,8 @@ from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.export.job import STEPS, STRENGTH
 from d4m_fast.measure.flops import Shapes, trace_model
 from d4m_fast.measure.monitor import driver_version, require_nvml
+from d4m_fast.sources.dataset import open_source
+from d4m_fast.sources.records import Source
 
 LIBRARIES = (
     *("torch", "diffusers", "transformers", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),

@@ -10,9 +10,9 @@ from typing import Any
 
 from d4m_fast.certification.engines import failures
 from d4m_fast.config import require
-from d4m_fast.data import files
-from d4m_fast.data.state import STEP, read_state, write_state
-from d4m_fast.data.stream import Stream
+from d4m_fast.flow.stream import Stream
+from d4m_fast.storage import files
+from d4m_fast.storage.state import STEP, read_state, write_state
 
 
 @dataclass(frozen=True, slots=True)

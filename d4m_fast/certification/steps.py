@@ -16,12 +16,12 @@ from d4m_fast.certification.engines import Engine
 from d4m_fast.certification.request import Request
 from d4m_fast.certification.speed import measure
 from d4m_fast.certification.step import Check, Findings, Step
-from d4m_fast.data.exports import CERTIFICATE_FILE
-from d4m_fast.data.state import CERTIFICATE, require_state
 from d4m_fast.engine.networks import Networks
 from d4m_fast.export.export import export
 from d4m_fast.export.job import exported, hindrance_of_export
 from d4m_fast.measure.calls import NETWORK_OF, NetworkStage
+from d4m_fast.runs.exports import CERTIFICATE_FILE
+from d4m_fast.storage.state import CERTIFICATE, require_state
 
 Say = Callable[[str], None]
 NO_CUPY = "CuPy is not installed: pip install 'd4m-fast[gpu]'"

@@ -70,7 +70,7 @@ def certify(
     from d4m_fast.certification.step import choose
     from d4m_fast.certification.steps import all_steps
     from d4m_fast.config import require
-    from d4m_fast.prepare import default_artifacts
+    from d4m_fast.job import default_artifacts
 
     require(into is None, "--into is for --render")
     config = CertifyConfig(**options, threads=torch.get_num_threads() if threads is None else threads)
@@ -94,12 +94,12 @@ def _certify(
     """Run what is chosen; the certificate is written anew after each step."""
     import torch
 
-    from d4m_fast.certification.report import certificate, path_of
+    from d4m_fast.certification.certificate import certificate, path_of
     from d4m_fast.certification.step import run
-    from d4m_fast.data import files
-    from d4m_fast.data.locks import locked
-    from d4m_fast.data.state import MACHINE, write_state
     from d4m_fast.engine.runtime import full_fp32
+    from d4m_fast.storage import files
+    from d4m_fast.storage.locks import locked
+    from d4m_fast.storage.state import MACHINE, write_state
 
     torch.set_num_threads(request.config.threads)
     full_fp32()

@@ -52,7 +52,7 @@ def export(
     d4m-fast export --list
     """
     from d4m_fast.engine.artifacts import catalogue
-    from d4m_fast.prepare import default_artifacts
+    from d4m_fast.job import default_artifacts
 
     cache = default_artifacts() if artifacts is None else artifacts
     if list_only:
@@ -73,11 +73,11 @@ def _export(
     """Export and compare what is not yet; returns the certificate and where it lies."""
     import torch
 
-    from d4m_fast.data.exports import CERTIFICATE_FILE
-    from d4m_fast.data.state import CERTIFICATE, require_state
     from d4m_fast.export.export import certify
     from d4m_fast.export.export import export as run
     from d4m_fast.export.job import exported, prepare_export
+    from d4m_fast.runs.exports import CERTIFICATE_FILE
+    from d4m_fast.storage.state import CERTIFICATE, require_state
 
     config = ExportConfig(**options, threads=torch.get_num_threads() if threads is None else threads)
     job = prepare_export(config, cache)

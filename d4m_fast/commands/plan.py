@@ -53,18 +53,18 @@ def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:
     d4m-fast plan --model sd15 --images 1281167 --classes 1000 --ipc 50 --gpu h100
     d4m-fast plan --ipc 10 --gpu a100 --gpus 8 --explain
     """
-    from d4m_fast.planning import report
-    from d4m_fast.planning.prepare import calculate
+    from d4m_fast.planning import tables
+    from d4m_fast.planning.calculate import calculate
 
     options = chosen(options)
     settings = DistillConfig.of_preset(**{name: options[name] for name in ("preset", *SETTINGS)})
     request, figures, build = calculate(_counted(options), settings)
-    value = {**report.to_json(request, figures, build), "engine": options["engine"], "model": options["model"]}
+    value = {**tables.to_json(request, figures, build), "engine": options["engine"], "model": options["model"]}
     value["generation"] = {name: getattr(settings, name) for name in ("preset", *SETTINGS, "unproven")}
     proof = f", preset {settings.preset}: {UNPROVEN}" if settings.unproven else ""
     machine = f"{request.gpus} x {request.gpu.name} ({request.gpu.source}), {request.precision}"
     head = f"{options['model']} on {machine}{_of(options['engine'])}{proof}"
-    say_result(value, as_json, lambda: [head, *lines_of(report.table(figures, explain)), report.build_text(build)])
+    say_result(value, as_json, lambda: [head, *lines_of(tables.table(figures, explain)), tables.build_text(build)])
 
 
 def _of(engine: str) -> str:
@@ -82,7 +82,7 @@ def _counted(options: dict[str, Any]) -> dict[str, Any]:
         }
     if images is not None or classes is not None:
         raise UsageError("--data counts images and classes itself; leave --images and --classes out, or --data")
-    from d4m_fast.data.dataset import open_source
+    from d4m_fast.sources.dataset import open_source
 
     source = open_source(data, prompts_needed=False)
     return {**options, "images": len(source.items), "classes": len(source.classes)}

@@ -13,12 +13,12 @@ import click
 
 from d4m_fast.config import require
 from d4m_fast.console import lines_of, say, say_result, track
-from d4m_fast.data import files
 from d4m_fast.errors import D4MError, PreflightError
 from d4m_fast.options import BATCH, THREADS, of_config, shared
+from d4m_fast.storage import files
 
 if TYPE_CHECKING:
-    from d4m_fast.data.timing import Event
+    from d4m_fast.flow.stopwatch import Event
     from d4m_fast.profiling.request import ProfileRequest
 
 
@@ -63,8 +63,8 @@ def profile(
     d4m-fast plan --calibrate profile.json
     d4m-fast profile --json --against profile.json --floor 0.9
     """
-    from d4m_fast.prepare import default_artifacts
-    from d4m_fast.profiling import compare, report
+    from d4m_fast.job import default_artifacts
+    from d4m_fast.profiling import compare, tables
     from d4m_fast.profiling.session import open_session
 
     older, request = None if against is None else compare.read_older(against), _request(options)
@@ -78,10 +78,10 @@ def profile(
     value = session.to_json()
     comparison = None if older is None else compare.compare(older, value, floor, request)
     whole = value if comparison is None else {**value, "against": comparison.to_json()}
-    say_result(whole, as_json, lambda: [*lines_of(report.table(value)), *report.notes(value)])
+    say_result(whole, as_json, lambda: [*lines_of(tables.table(value)), *tables.notes(value)])
     _write(value, session.events, trace, plot)
     if comparison is not None:
-        for line in report.compared(comparison):
+        for line in tables.compared(comparison):
             say(line)
         sys.exit(D4MError.exit_code if comparison.slower or comparison.lost else 0)
 

@@ -14,7 +14,7 @@ from d4m_fast.errors import D4MError, DamageError
 from d4m_fast.options import shared
 
 if TYPE_CHECKING:
-    from d4m_fast.data.verify import Verdict
+    from d4m_fast.runs.verify import Verdict
 
 SHOWN = 20
 
@@ -34,7 +34,7 @@ def verify(run: Path, deep: bool, repair: bool, as_json: bool, quiet: bool) -> N
     d4m-fast verify runs/demo
     d4m-fast verify runs/demo --deep --repair
     """
-    from d4m_fast.data.verify import verify as check
+    from d4m_fast.runs.verify import verify as check
 
     verdict = check(run, deep=deep, repair=repair)
     command = _command(run)
@@ -49,7 +49,7 @@ def verify(run: Path, deep: bool, repair: bool, as_json: bool, quiet: bool) -> N
 
 def _command(run: Path) -> str:
     """What makes the rest of a run."""
-    from d4m_fast.data.state import CONFIG, require_state
+    from d4m_fast.storage.state import CONFIG, require_state
 
     config = run / "config.json"
     places = {"config": config, "out": run, "artifacts": require_state(config, CONFIG)["artifacts"]}

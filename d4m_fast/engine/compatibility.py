@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d4m_fast.data.state import read_json
 from d4m_fast.errors import ModelError
+from d4m_fast.storage.state import read_json
 
 INDEX = "model_index.json"
 CONFIGS: Mapping[str, str] = {

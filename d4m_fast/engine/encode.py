@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 from d4m_fast.config import derive_seed
-from d4m_fast.data.decode import has_more_frames
-from d4m_fast.data.latents import EncodedBatch, Failure
-from d4m_fast.data.records import Item, Source
-from d4m_fast.data.stream import Stream
-from d4m_fast.data.workers import Workers
 from d4m_fast.engine.finite import require_half_range
 from d4m_fast.engine.memory import fitting, host_empty, to_device, to_host
 from d4m_fast.engine.networks import VaeEncoder
 from d4m_fast.errors import DataError
+from d4m_fast.flow.stream import Stream
+from d4m_fast.flow.workers import Workers
+from d4m_fast.runs.latents import EncodedBatch, Failure
+from d4m_fast.sources.decode import has_more_frames
+from d4m_fast.sources.records import Item, Source
 
 POSTERIOR_SEED = 0  # the draw from the posterior is the run seed's business no more than the choice of images is
 MOST_READERS = 8

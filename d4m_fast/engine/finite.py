@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from d4m_fast.data.records import ClassInfo
 from d4m_fast.engine.memory import to_host
 from d4m_fast.engine.signature import Component
 from d4m_fast.errors import ModelError, NonFiniteError
+from d4m_fast.sources.records import ClassInfo
 
 HALF_MAX = 65504.0
 """The largest number of fp16, in which latents are kept."""

@@ -17,17 +17,18 @@ import torch
 from PIL import Image
 
 from d4m_fast.config import DistillConfig, derive_seed
-from d4m_fast.data.plan import Group
-from d4m_fast.data.records import ClassInfo, Prototypes, Sample
-from d4m_fast.data.stream import Stream
-from d4m_fast.data.timing import Stopwatch
-from d4m_fast.data.workers import Workers
 from d4m_fast.engine.denoise import denoise
 from d4m_fast.engine.finite import FiniteCheck
 from d4m_fast.engine.memory import fitting, host_empty, to_device, to_host
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.schedule import Schedule
 from d4m_fast.errors import NonFiniteError
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.stream import Stream
+from d4m_fast.flow.workers import Workers
+from d4m_fast.runs.plan import Group
+from d4m_fast.runs.records import Prototypes, Sample
+from d4m_fast.sources.records import ClassInfo
 
 AHEAD = 2  # batches of noised prototypes made before they are asked for
 

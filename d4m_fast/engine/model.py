@@ -8,12 +8,12 @@ from importlib import resources
 from pathlib import Path
 
 from d4m_fast.config import require
-from d4m_fast.data.dataset import BUNDLED
-from d4m_fast.data.files import open_regular
 from d4m_fast.engine.compatibility import CONFIGS, INDEX, read_configs, require_vocabulary
 from d4m_fast.engine.hub import fetch, is_hub_id
 from d4m_fast.engine.weights import WEIGHTS, WeightFiles, choose_weights
 from d4m_fast.errors import ModelError
+from d4m_fast.sources.dataset import BUNDLED
+from d4m_fast.storage.files import open_regular
 
 
 @dataclass(frozen=True, slots=True)

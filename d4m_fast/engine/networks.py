@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from d4m_fast.data.state import read_json
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.finite import FiniteCheck
@@ -21,6 +20,7 @@ from d4m_fast.engine.runtime import Runtime
 from d4m_fast.engine.signature import Component
 from d4m_fast.engine.trt import TorchDevice, open_trt, require_gpu
 from d4m_fast.engine.trt_api import load_trt
+from d4m_fast.storage.state import read_json
 
 Open = Callable[[Component], Runtime]
 

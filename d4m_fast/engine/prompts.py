@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from d4m_fast.data.records import ClassInfo
-from d4m_fast.data.state import read_json
-from d4m_fast.data.wording import some
 from d4m_fast.engine.model import Model
 from d4m_fast.engine.networks import TextEncoder
 from d4m_fast.errors import ModelError, UsageError
+from d4m_fast.sources.records import ClassInfo
+from d4m_fast.storage.state import read_json
+from d4m_fast.wording import some
 
 KNOWN_PROMPTS = "prompts.json"
 """In a model's directory: the prompts it was trained on, where these are all it knows. No part of the model's hash."""

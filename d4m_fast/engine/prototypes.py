@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from d4m_fast.config import DistillConfig
-from d4m_fast.data.latents import LatentStore
-from d4m_fast.data.records import ClassInfo, Prototypes, Source, by_class
-from d4m_fast.data.stream import Stream
 from d4m_fast.errors import DataError
+from d4m_fast.flow.stream import Stream
 from d4m_fast.kernels.kmeans import BadProblems, KMeansResult, kmeans
+from d4m_fast.runs.latents import LatentStore
+from d4m_fast.runs.records import Prototypes
+from d4m_fast.sources.records import ClassInfo, Source, by_class
 
 GROUP_BYTES = 1 << 28
 """Float16 latents of the classes that are clustered in one call: 6 classes of 1,300 images of 512 pixels."""

@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 
 from d4m_fast.config import Precision
-from d4m_fast.data.timing import Mark
 from d4m_fast.engine.signature import BATCH, SAMPLES, Signature
 from d4m_fast.errors import PreflightError, UsageError
+from d4m_fast.flow.stopwatch import Mark
 
 Tensors = dict[str, torch.Tensor]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from d4m_fast.config import Scheduler
-from d4m_fast.data.state import read_json
 from d4m_fast.engine.libraries import one_line, refusing
 from d4m_fast.errors import PreflightError
+from d4m_fast.storage.state import read_json
 
 CONFIG = Path("scheduler", "scheduler_config.json")
 _PRESETS: dict[Scheduler, str] = {"dpmpp": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler"}

@@ -21,9 +21,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from d4m_fast.data.state import read_json
 from d4m_fast.engine.libraries import one_line
 from d4m_fast.errors import ModelError
+from d4m_fast.storage.state import read_json
 
 WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
 HALF = "fp16"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from d4m_fast.data.records import Source
 from d4m_fast.errors import DataError, ModelError, UsageError
 from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.evaluation.images import (
@@ -18,9 +17,10 @@ from d4m_fast.evaluation.images import (
 )
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.relabel import takes
-from d4m_fast.evaluation.report import DISTILLED, RANDOM, LabelKind, Result
+from d4m_fast.evaluation.results import DISTILLED, RANDOM, LabelKind, Result
 from d4m_fast.evaluation.train import Exam, Task
 from d4m_fast.evaluation.workers import run_tasks
+from d4m_fast.sources.records import Source
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from d4m_fast.config import derive_seed
-from d4m_fast.data.records import Item, Source
 from d4m_fast.errors import DataError
+from d4m_fast.sources.records import Item, Source
 
 
 @dataclass(frozen=True, slots=True, eq=False)

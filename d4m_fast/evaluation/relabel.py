@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from d4m_fast.data import files
-from d4m_fast.data.state import read_json
 from d4m_fast.errors import ModelError
 from d4m_fast.evaluation.convnet import ConvNet
+from d4m_fast.storage import files
+from d4m_fast.storage.state import read_json
 
 BUNDLED = "bundled"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

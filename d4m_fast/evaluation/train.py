@@ -18,7 +18,7 @@ from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.evaluation.images import ImageSet
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.relabel import labeller, soft_loss
-from d4m_fast.evaluation.report import LabelKind
+from d4m_fast.evaluation.results import LabelKind
 
 TEST_BATCH = 100
 

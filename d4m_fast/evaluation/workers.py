@@ -14,7 +14,7 @@ from typing import cast
 
 from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.errors import D4MError, PreflightError
-from d4m_fast.evaluation.report import Result
+from d4m_fast.evaluation.results import Result
 from d4m_fast.evaluation.train import Exam, Task, train_student
 
 

@@ -15,11 +15,6 @@ from typing import Any
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.data import files
-from d4m_fast.data.exports import CERTIFICATE_FILE, digests
-from d4m_fast.data.locks import locked
-from d4m_fast.data.state import CERTIFICATE, require_state, write_state
-from d4m_fast.data.stream import Stream
 from d4m_fast.engine.artifacts import REJECTED, Artifact, find, versions
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Tensors, device_name, full_fp32
@@ -34,7 +29,12 @@ from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
 from d4m_fast.export.probe import Probe, probe
 from d4m_fast.export.to_onnx import export_onnx, opset_of
 from d4m_fast.export.to_trt import BuildOptions, Say, build_engine, check_engine
+from d4m_fast.flow.stream import Stream
 from d4m_fast.measure.parity import resized
+from d4m_fast.runs.exports import CERTIFICATE_FILE, digests
+from d4m_fast.storage import files
+from d4m_fast.storage.locks import locked
+from d4m_fast.storage.state import CERTIFICATE, require_state, write_state
 
 EXPORTED_WITH = ("onnxruntime", "torch", "diffusers", "transformers", "onnx", "onnxscript")
 RUN_WITH = {

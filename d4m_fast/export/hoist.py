@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d4m_fast.data.files import refusing
+from d4m_fast.storage.files import refusing
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -9,9 +9,6 @@ from pathlib import Path
 import torch
 
 from d4m_fast.config import ExportConfig
-from d4m_fast.data import files
-from d4m_fast.data.dataset import open_source
-from d4m_fast.data.records import Source
 from d4m_fast.engine.artifacts import ELEMENTS, Artifact, Key, find
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.ort import require_ort
@@ -22,6 +19,9 @@ from d4m_fast.engine.trt_api import Api, load_trt
 from d4m_fast.errors import DamageError, ModelError, PreflightError
 from d4m_fast.export.to_onnx import require_onnx
 from d4m_fast.export.to_trt import Range, capabilities, ranges
+from d4m_fast.sources.dataset import open_source
+from d4m_fast.sources.records import Source
+from d4m_fast.storage import files
 
 STEPS, STRENGTH = 50, 0.7  # the reference preset's
 

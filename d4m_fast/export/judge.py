@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from d4m_fast.data.plan import ENCODE_BATCH, GENERATE_BATCH
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.networks import Networks, open_exported
@@ -26,6 +25,7 @@ from d4m_fast.export.probe import Probe, final_images
 from d4m_fast.export.twin import write_twin
 from d4m_fast.measure import parity
 from d4m_fast.measure.clock import alternate
+from d4m_fast.runs.plan import ENCODE_BATCH, GENERATE_BATCH
 
 GUIDANCE = 8.0  # the reference preset's
 HALF_IMAGES = 2  # of a call, that PyTorch's own half precision is measured on: it is slow on a CPU

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from d4m_fast.data.files import refusing, write_bytes
 from d4m_fast.errors import ModelError
 from d4m_fast.export.attention import DOMAIN, OPERATOR, ort_attention_schema
+from d4m_fast.storage.files import refusing, write_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -11,11 +11,6 @@ import torch
 from PIL import Image
 
 from d4m_fast.config import DistillConfig
-from d4m_fast.data.plan import Group
-from d4m_fast.data.records import ClassInfo, Item, Prototypes, Source, by_class
-from d4m_fast.data.stream import Stream
-from d4m_fast.data.timing import Stopwatch
-from d4m_fast.data.workers import Workers
 from d4m_fast.engine.encode import encode
 from d4m_fast.engine.generate import generate
 from d4m_fast.engine.networks import Networks
@@ -23,7 +18,13 @@ from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.schedule import Schedule
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.errors import DataError
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.stream import Stream
+from d4m_fast.flow.workers import Workers
 from d4m_fast.kernels.kmeans import kmeans
+from d4m_fast.runs.plan import Group
+from d4m_fast.runs.records import Prototypes
+from d4m_fast.sources.records import ClassInfo, Item, Source, by_class
 
 IMAGES_PER_PROTOTYPE = 4
 

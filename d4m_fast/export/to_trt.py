@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from d4m_fast.config import FloatType
-from d4m_fast.data import files
 from d4m_fast.engine.signature import SAMPLES, SIGNATURES, Component
 from d4m_fast.engine.trt_api import Api, Builder, IBuilderConfig, INetworkDefinition, ITensor, RtxBuilderConfig
 from d4m_fast.errors import ModelError, PreflightError
+from d4m_fast.storage import files
 
 PRODUCTS = ("CONVOLUTION", "MATRIX_MULTIPLY", "ATTENTION_INPUT", "ATTENTION_OUTPUT")
 WORKSPACE_BYTES = 8 << 30

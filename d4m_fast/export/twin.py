@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from d4m_fast.data.files import refusing
+from d4m_fast.storage.files import refusing
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from d4m_fast.data.plan import ENCODE_BATCH, GENERATE_BATCH, Batches
 from d4m_fast.engine.memory import fitting, free_memory, release
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.schedule import Schedule
 from d4m_fast.errors import OutOfMemoryError
+from d4m_fast.job import Job
 from d4m_fast.measure.calls import NetworkStage, network_call
 from d4m_fast.measure.clock import time_call
 from d4m_fast.measure.flops import most_activations, trace_model
 from d4m_fast.measure.sweep import Point, best_rate, sweep
 from d4m_fast.planning.cost import most_images
-from d4m_fast.prepare import Job
+from d4m_fast.runs.plan import ENCODE_BATCH, GENERATE_BATCH, Batches
 
 SMALLEST, LARGEST = 8, 512
 CALLS = 3  # per candidate; the first warms up

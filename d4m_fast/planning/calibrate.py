@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d4m_fast.data.state import read_json
 from d4m_fast.errors import DataError
 from d4m_fast.measure.gpus import Gpu
 from d4m_fast.planning.cost import Share
+from d4m_fast.storage.state import read_json
 
 STAGES = ("encode", "unet", "decode", "students")
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from d4m_fast.data.state import read_json
 from d4m_fast.errors import DataError
 from d4m_fast.profiling.request import ProfileRequest
+from d4m_fast.storage.state import read_json
 
 Key = tuple[str, str, int]
 

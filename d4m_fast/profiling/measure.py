@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d4m_fast.data.timing import Stopwatch
+from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.measure.clock import time_call
 from d4m_fast.measure.memory import PeakMemory
 from d4m_fast.profiling.request import Stage

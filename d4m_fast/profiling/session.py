@@ -15,19 +15,19 @@ import torch
 
 from d4m_fast import __version__
 from d4m_fast.config import DistillConfig
-from d4m_fast.data import files
-from d4m_fast.data.stream import Stream
-from d4m_fast.data.timing import Event, Stopwatch
 from d4m_fast.engine.artifacts import versions
 from d4m_fast.engine.runtime import hardware, marks
+from d4m_fast.flow.stopwatch import Event, Stopwatch
+from d4m_fast.flow.stream import Stream
+from d4m_fast.job import Job, prepare
 from d4m_fast.measure.flops import Shapes, trace_model
 from d4m_fast.measure.memory import PeakMemory
 from d4m_fast.measure.peak import LONG_ENOUGH, Peak, measure_peak
-from d4m_fast.prepare import Job, prepare
 from d4m_fast.profiling.measure import Row, Task, measure
 from d4m_fast.profiling.request import NETWORK_STAGES, STAGES, ProfileRequest
 from d4m_fast.profiling.stages import cluster_task, network_tasks, write_tasks
 from d4m_fast.profiling.whole import calls_per_image, whole_run, write_few
+from d4m_fast.storage import files
 
 LIBRARIES = ("torch", "diffusers", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu13")
 

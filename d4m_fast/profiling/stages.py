@@ -11,19 +11,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from d4m_fast.data.plan import ENCODE_BATCH, Group, Plan
-from d4m_fast.data.records import ClassInfo, Item, Sample, by_class
-from d4m_fast.data.run import RunDirectory
-from d4m_fast.data.stream import Stream
-from d4m_fast.data.timing import Stopwatch
-from d4m_fast.data.workers import Workers
 from d4m_fast.engine.networks import Networks
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.stream import Stream
+from d4m_fast.flow.workers import Workers
+from d4m_fast.job import Job
 from d4m_fast.kernels.kmeans import kmeans
 from d4m_fast.measure.calls import NETWORK_OF, NetworkStage, network_call
 from d4m_fast.measure.flops import Shapes
-from d4m_fast.prepare import Job
 from d4m_fast.profiling.measure import Task
 from d4m_fast.profiling.request import HOST, NETWORK_STAGES, Stage
+from d4m_fast.runs.plan import ENCODE_BATCH, Group, Plan
+from d4m_fast.runs.records import Sample
+from d4m_fast.runs.run import RunDirectory
+from d4m_fast.sources.records import ClassInfo, Item, by_class
 
 POINTS_PER_PROTOTYPE = 10
 Call = Callable[[int], object]

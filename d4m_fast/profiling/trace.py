@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from d4m_fast.data.timing import Event
+from d4m_fast.flow.stopwatch import Event
 
 PROCESS = 1
 

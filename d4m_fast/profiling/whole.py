@@ -7,13 +7,13 @@ from pathlib import Path
 
 from d4m_fast.config import DistillConfig
 from d4m_fast.console import Progress
-from d4m_fast.data.records import Source, by_class
-from d4m_fast.data.timing import Stopwatch
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.job import Job, prepare
 from d4m_fast.measure.flops import Shapes
 from d4m_fast.measure.memory import PeakMemory
 from d4m_fast.pipeline import distill
-from d4m_fast.prepare import Job, prepare
 from d4m_fast.profiling.measure import Row
+from d4m_fast.sources.records import Source, by_class
 
 IMAGES_PER_CLASS = 16
 IMAGES_PER_PROTOTYPE = 4

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from driving import refused, run_cli
 
-from d4m_fast.certification import report
+from d4m_fast.certification import certificate as report
 from d4m_fast.certification.render import BEGIN, END, insert, markdown
-from d4m_fast.data.state import MACHINE, write_state
 from d4m_fast.measure.gpus import GPUS, gpu_of
+from d4m_fast.storage.state import MACHINE, write_state
 
 H100 = "NVIDIA H100 80GB HBM3 (sm90)"
 CALLS = 36

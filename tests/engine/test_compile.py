@@ -18,7 +18,7 @@ from d4m_fast.engine.eager import CompiledRuntime, EagerRuntime, open_eager
 from d4m_fast.engine.networks import open_networks
 from d4m_fast.engine.signature import COMPONENTS
 from d4m_fast.errors import PreflightError
-from d4m_fast.prepare import prepare
+from d4m_fast.job import prepare
 
 CPU = torch.device("cpu")
 

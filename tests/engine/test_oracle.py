@@ -15,16 +15,17 @@ from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from oracle import reference
 
 from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, DistillConfig, PresetName, Scheduler, derive_seed
-from d4m_fast.data.idx_sets import FASHION_MNIST
-from d4m_fast.data.plan import Batches, make_plan
-from d4m_fast.data.records import ClassInfo, Prototypes
-from d4m_fast.data.stream import Stream
-from d4m_fast.data.timing import Stopwatch
-from d4m_fast.data.workers import Workers
 from d4m_fast.engine import generate
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.schedule import open_schedule
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.stream import Stream
+from d4m_fast.flow.workers import Workers
+from d4m_fast.runs.plan import Batches, make_plan
+from d4m_fast.runs.records import Prototypes
+from d4m_fast.sources.idx_sets import FASHION_MNIST
+from d4m_fast.sources.records import ClassInfo
 
 # Diffusers' own: it hands a tensor to NumPy the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

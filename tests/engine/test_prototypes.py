@@ -13,15 +13,16 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from d4m_fast.config import DistillConfig
-from d4m_fast.data.latents import EncodedBatch, Failure, LatentStore
-from d4m_fast.data.records import ClassInfo, Item, Prototypes, Source
-from d4m_fast.data.stream import Stream
-from d4m_fast.data.timing import Stopwatch
-from d4m_fast.data.workers import Workers
 from d4m_fast.engine import prototypes
 from d4m_fast.engine.prototypes import cluster
 from d4m_fast.errors import DataError
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.stream import Stream
+from d4m_fast.flow.workers import Workers
 from d4m_fast.kernels.kmeans import BadProblems, kmeans
+from d4m_fast.runs.latents import EncodedBatch, Failure, LatentStore
+from d4m_fast.runs.records import Prototypes
+from d4m_fast.sources.records import ClassInfo, Item, Source
 
 IPC, SHAPE = 3, (2, 4, 4)
 COUNTS = {4: 20, 0: 12, 7: 30, 2: 9}

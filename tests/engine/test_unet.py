@@ -125,7 +125,7 @@ def test_timesteps_between_two_levels_are_not_exported(
         steps = [replace(step, timestep=step.timestep + 0.5) for step in schedule.steps]
         return replace(schedule, steps=tuple(steps))
 
-    monkeypatch.setattr("d4m_fast.prepare.open_schedule", between)
+    monkeypatch.setattr("d4m_fast.job.open_schedule", between)
     options = ("--model", model, "--data", many)
     refused(distill(*options, "--engine", "onnx"), 1, "--engine onnx: the schedule has timestep", "--engine torch")
     ran = distill(*options)

@@ -16,11 +16,6 @@ from foreign import drop, edit, write_pixart, write_sd3, write_xl
 from models import TOKENS, WIDTH_TEXT, write_model
 
 from d4m_fast.config import NEGATIVE_PROMPT, DistillConfig, derive_seed
-from d4m_fast.data.plan import Group
-from d4m_fast.data.records import ClassInfo, Prototypes
-from d4m_fast.data.stream import Stream
-from d4m_fast.data.timing import Stopwatch
-from d4m_fast.data.workers import Workers
 from d4m_fast.engine import compatibility, generate
 from d4m_fast.engine.eager import EagerRuntime
 from d4m_fast.engine.libraries import quiet_libraries
@@ -29,6 +24,12 @@ from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.trial import trial_resolution, try_networks
 from d4m_fast.engine.unet import UnetModule, unproven
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.stream import Stream
+from d4m_fast.flow.workers import Workers
+from d4m_fast.runs.plan import Group
+from d4m_fast.runs.records import Prototypes
+from d4m_fast.sources.records import ClassInfo
 
 EQUAL = 1e-5  # of pixels from 0 to 1, before they are rounded to bytes
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from d4m_fast.evaluation.report import Result, Row, Subject, gains, keep, kept, summarise, table, to_json
+from d4m_fast.evaluation.results import Result, Row, Subject, gains, keep, kept, summarise, table, to_json
 
 SUBJECT = Subject("run", 10, "small", "convnet3", 32, "soft", 3, "teacher", ("a", "b", "c"))
 ACCURACIES = {"distilled": [70.5, 72.25, 71.0], "random": [69.0, 68.5, 70.75]}

@@ -18,7 +18,6 @@ from driving import CLASSES, Finished, Ran, refused, run_cli, write_photos
 from PIL import Image
 
 from d4m_fast.config import ExportConfig
-from d4m_fast.data.state import CERTIFICATE, require_state, write_state
 from d4m_fast.engine.artifacts import catalogue
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.ort import open_ort
@@ -28,6 +27,7 @@ from d4m_fast.export.job import exported as whole
 from d4m_fast.export.job import prepare_export
 from d4m_fast.export.to_onnx import export_onnx
 from d4m_fast.measure import parity
+from d4m_fast.storage.state import CERTIFICATE, require_state, write_state
 
 Change = Callable[[Callable[[dict[str, Any]], object]], None]
 

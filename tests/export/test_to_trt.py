@@ -16,14 +16,14 @@ import pytest
 from driving import CLASSES, Ran, refused, run_cli, write_photos
 from models import write_model
 
-from d4m_fast.data import files
-from d4m_fast.data.locks import locked
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import ModelError
 from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
 from d4m_fast.export.to_onnx import export_onnx
 from d4m_fast.export.to_trt import BuildOptions, Range, build_engine, check_engine, ranges
+from d4m_fast.storage import files
+from d4m_fast.storage.locks import locked
 
 rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx_bindings") is None and importlib.util.find_spec("tensorrt_rtx") is None,

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from d4m_fast.data.timing import Event, Stopwatch
 from d4m_fast.engine.runtime import marks
 from d4m_fast.errors import DataError
+from d4m_fast.flow.stopwatch import Event, Stopwatch
 from d4m_fast.measure import clock as clocks
 from d4m_fast.measure import peak as peaks
 from d4m_fast.measure.memory import PeakMemory

@@ -1,0 +1,70 @@
+"""The state files of one run, and of them the record of a committed group: its files, checksums, what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from d4m_fast.runs.plan import Group
+from d4m_fast.storage.state import GROUP, Schema, read_state, write_state
+
+
+def write_of_run(path: Path, schema: Schema, config: str, fields: Mapping[str, Any]) -> None:
+    """Write a state file that is refused in any other run.
+
+    Args:
+        config: the run's fingerprint.
+    """
+    write_state(path, schema, {**fields, "config": config})
+
+
+def read_of_run(path: Path, schema: Schema, config: str) -> dict[str, Any] | None:
+    """What `write_of_run` wrote; None if there is none.
+
+    Raises:
+        DamageError: it is not what was written, or belongs to another run.
+    """
+    fields = read_state(path, schema)
+    if fields is not None and fields.pop("config", None) != config:
+        raise schema.damage(path, "it is of another run")
+    return fields
+
+
+def record_file(run: Path, group: int) -> Path:
+    return run / "groups" / f"{group:05d}.json"
+
+
+def write_record(run: Path, config: str, record: Mapping[str, Any]) -> None:
+    """Commit a group: its files must be durable before."""
+    write_of_run(record_file(run, record["group"]), GROUP, config, record)
+
+
+def read_record(run: Path, group: int, config: str) -> dict[str, Any] | None:
+    """The record of a group; None if it is not committed.
+
+    Args:
+        config: the run's fingerprint.
+
+    Raises:
+        DamageError: it is not what was written, or belongs to another group or to another run.
+    """
+    file = record_file(run, group)
+    record = read_of_run(file, GROUP, config)
+    if record is None:
+        return None
+    if record["group"] != group:
+        raise GROUP.damage(file, "it is the record of another group")
+    if any(PurePosixPath(row["file"]).is_absolute() or ".." in row["file"].split("/") for row in files_of(record)):
+        raise GROUP.damage(file, "it names files outside the run")
+    return record
+
+
+def files_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each file of a group: "file" below the run, "bytes" and "sha256"."""
+    return [*record["images"], *record["prototypes"]]
+
+
+def is_of(record: Mapping[str, Any], group: Group) -> bool:
+    """Whether a record has the classes of a planned group; it has not where the plan was made anew."""
+    return tuple(dict.fromkeys(row["class_id"] for row in record["images"])) == group.classes

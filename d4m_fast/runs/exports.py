@@ -1,0 +1,58 @@
+"""Sets of exported networks on the disk: where they lie, and whether their files still are what was certified."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from d4m_fast.config import fingerprint
+from d4m_fast.storage import files
+from d4m_fast.storage.state import CERTIFICATE, read_state
+from d4m_fast.errors import DamageError
+
+CERTIFICATE_FILE = "certificate.json"
+
+
+def folder_of(artifacts: Path, model_sha256: str) -> Path:
+    """Where a model's sets lie, a folder each."""
+    return artifacts / "engines" / model_sha256[:16]
+
+
+def digests(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of files in a set; one that is missing, or no regular file, has size -1.
+
+    Raises:
+        PreflightError: one may not be read, or not now.
+    """
+    return {name: _digest(path / name) for name in names}
+
+
+def damaged_files(artifacts: Path, model_sha256: str, set_sha256: str) -> Iterator[tuple[Path, str]]:
+    """The files of a model's set that are not as they were certified, and its damaged certificates; with the reason.
+
+    Args:
+        set_sha256: fingerprint of the files that the certificate lists.
+    """
+    for folder in files.entries(folder_of(artifacts, model_sha256)):
+        path = folder / CERTIFICATE_FILE
+        try:
+            certificate = read_state(path, CERTIFICATE)
+        except DamageError as error:
+            yield path, error.reason
+            continue
+        certified = {} if certificate is None else certificate["files"]
+        if fingerprint(certified) == set_sha256:
+            changed = (name for name, entry in digests(path.parent, certified).items() if entry != certified[name])
+            yield from ((path.parent / name, "not what was certified") for name in changed)
+
+
+def _digest(file: Path) -> dict[str, Any]:
+    try:
+        with files.open_regular(file) as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+            return {"bytes": opened.tell(), "sha256": sha256}
+    except OSError as error:
+        files.refuse_passing(file, error)
+        return {"bytes": -1, "sha256": ""}

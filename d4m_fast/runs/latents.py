@@ -1,0 +1,243 @@
+"""The latents artifact: every real image's latent, fp16, bucketed by class, filled in one pass over the source."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d4m_fast.config import fingerprint
+from d4m_fast.storage import files
+from d4m_fast.runs.latent_files import LatentFiles
+from d4m_fast.sources.records import Item
+from d4m_fast.storage.state import LATENTS, read_state, write_state
+from d4m_fast.flow.stream import Stream
+from d4m_fast.flow.workers import Workers
+from d4m_fast.errors import DamageError, DataError, OutOfMemoryError
+
+INDEX, PROGRESS = "index.json", "progress.json"
+CHECKPOINT_SECONDS = 10.0
+_MISPLACED = "made by something else than its name says"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A real image that could not be used, and why."""
+
+    item: Item
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """Latents (n, C, h, w) float32 of `items`, in their order; `failures` are the batch's other images.
+
+    Attributes:
+        first_frames: how many of the items are the first frame of an animated image.
+    """
+
+    items: list[Item]
+    latents: np.ndarray
+    failures: list[Failure]
+    first_frames: int = 0
+
+
+class LatentStore:
+    """A directory of `latent_files.LatentFiles` and `index.json`, written last.
+
+    Rows are written where they belong, so the source may come in any order, and an interrupted pass goes on from
+    `position`. Rows of images left out stay zero and are listed as failures. `made_by` says what fixes the bytes,
+    images per "batch" among it.
+
+    Raises:
+        DamageError: what an interrupted pass wrote, or what is complete, is not what was written.
+    """
+
+    def __init__(self, root: Path, made_by: dict[str, Any], items: Sequence[Item], shape: tuple[int, ...]) -> None:
+        self.path = files.make_directory(root)
+        files.sweep(root)
+        self.made_by = made_by
+        self._saved = time.monotonic()
+        index = _read(root / INDEX, made_by)
+        progress = _read(root / PROGRESS, made_by) if index is None else None
+        self.complete = index is not None
+        if progress is not None and not LatentFiles.from_json(root, progress).all_there():
+            progress = None  # somebody removed a file; what is left is of no use
+        saved_state = progress if index is None else index
+        if saved_state is None:
+            files.remove(root / PROGRESS)  # or a position would outlive the rows before it
+            self._files = LatentFiles(root, Counter(item.class_id for item in items), shape)
+            self._files.allocate()
+        else:
+            self._files = LatentFiles.from_json(root, saved_state)
+        if progress is not None:
+            self._files.require_written()
+        start: dict[str, Any] = {"position": 0, "failures": [], "first_frames": 0, "out_of_memory": []}
+        self._state = start if saved_state is None else {name: saved_state[name] for name in start}
+        self._bad: dict[int, list[int]] = {}  # ranks of images left out, by class
+        self._note(self._state["failures"])
+
+    @property
+    def position(self) -> int:
+        """How many items, in source order, need not be encoded again."""
+        return int(self._state["position"])
+
+    @property
+    def batch(self) -> int:
+        """Images per batch from `position` on."""
+        smaller = [entry["now"] for entry in self._state["out_of_memory"]]
+        return int([self.made_by["batch"], *smaller][-1])
+
+    @property
+    def failures(self) -> list[Failure]:
+        return [Failure(Item(f["class_id"], f["rank"], f["origin"]), f["reason"]) for f in self._state["failures"]]
+
+    @property
+    def first_frames(self) -> int:
+        """How many animated images gave their first frame only."""
+        return int(self._state["first_frames"])
+
+    def usable(self, class_id: int) -> int:
+        """How many of a class's images are good."""
+        return self._files.counts[class_id] - len(self._bad.get(class_id, ()))
+
+    def bytes_of(self, class_id: int) -> int:
+        """Size of a class's latents, images left out included."""
+        return self._files.bytes_of(class_id)
+
+    def fill(self, batches: Stream[EncodedBatch], workers: Workers) -> Stream[EncodedBatch]:
+        """Write batches on their way through, save the position now and then, and mark the end.
+
+        One thread writes, behind whoever makes the batches; those before a failure are written.
+        """
+
+        def items() -> Iterator[EncodedBatch]:
+            self._saved = time.monotonic()
+            yield from workers.map(self._keep, batches, threads=1, depth=2, name="store")
+            self._finish()
+
+        return Stream(len(batches), items())
+
+    def after(self, error: OutOfMemoryError) -> None:
+        """Go on with half the batch, and keep that on record.
+
+        Raises:
+            OutOfMemoryError: it was one image.
+        """
+        if self.batch == 1:
+            raise error.for_one_image() from error
+        entry = {"position": self.position, "batch": self.batch, "now": self.batch // 2, "error": error.reason}
+        self._state["out_of_memory"].append(entry)
+
+    def load(self, class_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks (n,) and latents (n, C, h, w) float16 of a class's good images.
+
+        Raises:
+            DamageError: the file is not the one that was written.
+        """
+        if not self.complete:
+            raise LATENTS.damage(self.path / INDEX, "the encoding was not finished")
+        rows = self._files.read(class_id)
+        bad = self._bad.get(class_id, [])
+        ranks = np.setdiff1d(np.arange(len(rows)), bad)
+        return ranks, rows[ranks] if bad else rows
+
+    def check_budget(self, max_bad_fraction: float) -> None:
+        """Refuse a source of which too many images are left out.
+
+        Raises:
+            DataError: their part is over the budget; names the first.
+        """
+        bad, total = len(self._state["failures"]), sum(self._files.counts.values())
+        if bad > max_bad_fraction * total:
+            first = self._state["failures"][0]
+            raise DataError(
+                f"{bad:,} of {total:,} images cannot be used, more than --max-bad-fraction {max_bad_fraction:g} allows;"
+                f" the first: {first['reason']}"
+            )
+
+    def _keep(self, batch: EncodedBatch) -> EncodedBatch:
+        self._write(batch)
+        if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+            self._checkpoint()
+            self._saved = time.monotonic()
+        return batch
+
+    def _write(self, batch: EncodedBatch) -> None:
+        """Put a batch's rows in their places; durable at the next checkpoint."""
+        rows = batch.latents.astype(np.float16)
+        for first, last in _runs(batch.items):
+            self._files.write(batch.items[first].class_id, batch.items[first].rank, rows[first:last])
+        for failure in batch.failures:  # the row of an earlier pass, whose checkpoint was lost, may be there
+            self._files.clear(failure.item.class_id, failure.item.rank)
+        failures = [
+            {"class_id": f.item.class_id, "rank": f.item.rank, "origin": f.item.origin, "reason": f.reason}
+            for f in batch.failures
+        ]
+        self._state["failures"] += failures
+        self._note(failures)
+        self._state["first_frames"] += batch.first_frames
+        self._state["position"] += len(batch.items) + len(batch.failures)
+
+    def _note(self, failures: Sequence[dict[str, Any]]) -> None:
+        for failure in failures:
+            self._bad.setdefault(failure["class_id"], []).append(failure["rank"])
+
+    def _checkpoint(self) -> None:
+        """Make all rows so far durable, then say so."""
+        self._files.sync()
+        self._write_state(PROGRESS)
+
+    def _finish(self) -> None:
+        """Write the index that marks the artifact complete."""
+        self._checkpoint()  # the index may not fit on the disk any more
+        self._write_state(INDEX)
+        files.remove(self.path / PROGRESS)
+        self.complete = True
+
+    def _write_state(self, name: str) -> None:
+        write_state(self.path / name, LATENTS, {**self._state, **self._files.to_json(), "made_by": self.made_by})
+
+
+def _runs(items: Sequence[Item]) -> Iterator[tuple[int, int]]:
+    """Slices of items that lie side by side in one class's file."""
+    first = 0
+    for i, item in enumerate(items):
+        following = items[i + 1] if i + 1 < len(items) else None
+        if following is None or (following.class_id, following.rank) != (item.class_id, item.rank + 1):
+            yield first, i + 1
+            first = i + 1
+
+
+def _read(path: Path, made_by: dict[str, Any]) -> dict[str, Any] | None:
+    state = read_state(path, LATENTS)
+    if state is not None and state["made_by"] != made_by:
+        raise LATENTS.damage(path, _MISPLACED)
+    return state
+
+
+def folder_name(made_by: Mapping[str, Any]) -> str:
+    """Of the directory of latents that were made so, images per "batch" among it."""
+    others = {name: value for name, value in made_by.items() if name != "batch"}
+    return f"{fingerprint(others)[:16]}-{made_by['batch']}"
+
+
+def damaged_files(root: Path) -> Iterator[tuple[Path, str]]:
+    """The files of a latents directory that are not as they were written, each with the reason."""
+    for name in (INDEX, PROGRESS):
+        try:
+            state = read_state(root / name, LATENTS)
+            if state is not None and folder_name(state["made_by"]) != root.name:
+                yield root / name, _MISPLACED
+                return
+            if state is not None:
+                yield from LatentFiles.from_json(root, state).damaged(complete=name == INDEX)
+                return
+        except DamageError as error:
+            yield root / name, error.reason
+            return

@@ -1,0 +1,222 @@
+"""Real image files to 8-bit RGB, and what is wrong with those that cannot be."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import re
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from d4m_fast.errors import DataError, PreflightError, wants_of_machine
+from d4m_fast.sources import formats, png_text
+from d4m_fast.sources.cuts import is_cut_short
+from d4m_fast.sources.formats import DECODER_ERRORS
+from d4m_fast.sources.pixels import UnscalableError, to_rgb
+from d4m_fast.sources.quiet import quiet_pillow
+from d4m_fast.storage.files import PASSING, open_regular
+
+RULES = 4  # of the way from a file to RGB; latents and runs made by others are not gone on with
+MAX_PIXELS = 100_000_000  # 300 MB once decoded
+
+_MORE_FRAMES = "d4m-fast: more frames"  # key in the info of a decoded image
+# Not an MPO's previews, nor an icon's sizes: its first picture, and its largest, are the image.
+_WITH_FRAMES = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
+_READ_WHEN_CUT = frozenset({"TIFF", "JPEG2000"})  # Pillow takes other pixels for the picture then
+_YCBCR, _SUBSAMPLING = 6, 530  # of TIFF's PhotometricInterpretation; a tag, halved in both directions by default
+_PLANES = 2  # of TIFF's PlanarConfiguration: one colour after the other
+_NEW_SUBFILE_TYPE, _REDUCED = 254, 1  # a TIFF tag, and its flag of a smaller copy of another picture in the file
+_CODECS = {"jpeg": "JPEG", "jpeg2k": "JPEG 2000", "zip": "PNG", "libtiff": "compressed TIFF"}  # as Pillow calls them
+
+
+class _UnknownFormatError(Exception):
+    """No format of ours; the text says what the file is."""
+
+
+def decode(path: Path) -> Image.Image:
+    """The image as 8-bit RGB: first frame, upright, transparency dropped, wide grey scaled (docs/images.md).
+
+    Raises:
+        DataError: "PATH: reason", when the file is missing, empty, damaged, too large, or of no format that is read.
+        PreflightError: the system would not let it be read.
+    """
+    quiet_pillow()
+    try:
+        with open_regular(path) as file:
+            return _decoded(file)
+    except (*DECODER_ERRORS, _UnknownFormatError, UnscalableError) as error:
+        if _is_of_machine(error):
+            said = error.strerror if isinstance(error, OSError) and error.strerror is not None else "out of memory"
+            raise PreflightError(
+                f"{_text(path)}: cannot be read ({said}); mend that, or remove the image, and run again"
+            ) from error
+        raise DataError(f"{_text(path)}: {_reason(error)}") from error
+
+
+def has_more_frames(image: Image.Image) -> bool:
+    """Whether a decoded image is the first frame, or page, of several."""
+    return _MORE_FRAMES in image.info
+
+
+def _decoded(file: BinaryIO) -> Image.Image:
+    try:
+        image = _loaded(file)
+    except ValueError as error:
+        if not png_text.is_refusal(error):
+            raise
+        image = _loaded(png_text.without_text(file))
+    rgb = to_rgb(image)
+    rgb.info = {_MORE_FRAMES: True} if _has_more_frames(image) else {}
+    return rgb
+
+
+def _loaded(file: BinaryIO) -> ImageFile.ImageFile:
+    head = file.read(4)
+    if not head:
+        raise EOFError("zero bytes")
+    image = _opened(file, is_icon=head == b"\0\0\1\0")
+    _check_size(image.width, image.height)
+    if image.format in _READ_WHEN_CUT and is_cut_short(file):
+        raise EOFError("truncated")
+    if image.format == "TIFF":
+        _check_tiff(image)
+    if image.format == "PNG" and image.mode == "P" and image.palette is None:  # Pillow would make one up
+        raise _UnknownFormatError("damaged (a PNG image of palette colours without a palette)")
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        if png_text.is_refusal(error) or getattr(error, "errno", None) is not None:
+            raise
+        if is_cut_short(file) or _strips_end(image) > file.seek(0, os.SEEK_END):
+            raise EOFError("truncated") from error
+        raise
+    return image
+
+
+def _opened(file: BinaryIO, *, is_icon: bool) -> ImageFile.ImageFile:
+    try:
+        if is_icon:
+            _check_icon(file)
+        return Image.open(file, formats=formats.registered())
+    except (UnidentifiedImageError, *formats.HEADER_ERRORS) as error:
+        if png_text.is_refusal(error):
+            raise
+        raise _UnknownFormatError(formats.explain_refusal(file)) from error
+    except OSError as error:
+        if error.errno is not None or _is_of_machine(error):
+            raise
+        raise _UnknownFormatError(formats.explain_refusal(file)) from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+
+
+def _check_tiff(image: ImageFile.ImageFile) -> None:
+    """Refuse what Pillow would take for the image: rows that no strip holds, and a camera file's thumbnail."""
+    from PIL.TiffImagePlugin import (
+        BITSPERSAMPLE,
+        COMPRESSION,
+        IMAGELENGTH,
+        PHOTOMETRIC_INTERPRETATION,
+        PLANAR_CONFIGURATION,
+        SAMPLESPERPIXEL,
+        STRIPOFFSETS,
+        SUBIFD,
+        TILEOFFSETS,
+        TiffImageFile,
+    )
+
+    assert isinstance(image, TiffImageFile)
+    if image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _REDUCED:
+        if SUBIFD in image.tag_v2:
+            raise _UnknownFormatError("no decoder for camera RAW in Pillow, only for the thumbnail in this file")
+        raise _UnknownFormatError("its first page is a reduced copy of another page; save that one alone")
+    if image.tag_v2.get(PLANAR_CONFIGURATION, 1) == _PLANES and image.tag_v2.get(SAMPLESPERPIXEL, 1) > 1:
+        # Pillow reads uncompressed planes of 16 bits as if they were of 8.
+        if max(image.tag_v2.get(BITSPERSAMPLE, (8,))) > 8 and image.tag_v2.get(COMPRESSION, 1) == 1:
+            raise _UnknownFormatError("uncompressed planes of more than 8 bits, which Pillow reads wrongly")
+        if len(image.tag_v2.get(STRIPOFFSETS, image.tag_v2.get(TILEOFFSETS, ()))) < image.tag_v2[SAMPLESPERPIXEL]:
+            raise EOFError("truncated: fewer strips than colour planes")
+    is_ycbcr = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == _YCBCR and image.tag_v2.get(COMPRESSION, 1) == 1
+    if is_ycbcr and tuple(image.tag_v2.get(_SUBSAMPLING, (2, 2))) != (1, 1):
+        raise _UnknownFormatError("uncompressed YCbCr of halved colour, which Pillow reads wrongly")
+    bottom = max((tile.extents[3] for tile in image.tile if tile.extents is not None), default=0)
+    if bottom < image.tag_v2[IMAGELENGTH]:
+        raise EOFError(f"truncated: strips for {bottom:,} of {image.tag_v2[IMAGELENGTH]:,} rows")
+
+
+def _strips_end(image: ImageFile.ImageFile) -> int:
+    """Of a TIFF, the end of its last strip or tile; 0 of others."""
+    tags = getattr(image, "tag_v2", {})
+    offsets, sizes = ([*tags.get(strips, ()), *tags.get(tiles, ())] for strips, tiles in ((273, 324), (279, 325)))
+    return max(map(sum, zip(offsets, sizes, strict=False)), default=0)
+
+
+def _check_icon(file: BinaryIO) -> None:
+    """Pillow decodes icons when it opens them, and their own list of sizes may be wrong."""
+    from PIL import IcoImagePlugin
+
+    file.seek(0)
+    for entry in IcoImagePlugin.IcoFile(file).entry:
+        file.seek(entry.offset)
+        head = file.read(24)
+        is_png = head.startswith(b"\x89PNG\r\n\x1a\n")
+        width, height = struct.unpack_from(">II", head, 16) if is_png else struct.unpack_from("<ii", head, 4)
+        _check_size(abs(width), abs(height))
+
+
+def _is_of_machine(error: BaseException) -> bool:
+    """Whether the file may be sound: who left it out would make another result for want of memory."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in PASSING
+    if isinstance(error, MemoryError):
+        return True
+    return wants_of_machine(error) and not _has_room()
+
+
+def _has_room() -> bool:
+    """Whether the largest image would fit: Pillow's decoders say that of sizes in damaged files, too."""
+    try:
+        mmap.mmap(-1, 4 * MAX_PIXELS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _has_more_frames(image: ImageFile.ImageFile) -> bool:
+    try:
+        return image.format in _WITH_FRAMES and bool(getattr(image, "is_animated", False))
+    except DECODER_ERRORS:  # the second frame of a GIF is damaged
+        return False
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels (limit {MAX_PIXELS:,})"
+    if isinstance(error, (_UnknownFormatError, UnscalableError)):
+        return str(error)
+    if isinstance(error, ImportError):
+        return f"needs what this Pillow was built without ({error})"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.errno == errno.EINVAL else f"unreadable ({error.strerror})"
+    return _decoder_reason(str(error), type(error).__name__)
+
+
+def _decoder_reason(message: str, kind: str) -> str:
+    missing = re.fullmatch(r"(?:de|en)coder (\w+) not available", message)
+    if missing:
+        return f"no decoder for {_CODECS.get(missing[1], missing[1])} in this Pillow"
+    if "truncat" in message.lower() or "not enough image data" in message:
+        return "truncated"
+    return message if message == "zero bytes" else f"damaged ({message if message else kind})"
+
+
+def _text(path: Path) -> str:
+    """The path as text that can be written as UTF-8, whatever bytes the name has."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

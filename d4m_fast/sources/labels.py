@@ -1,0 +1,99 @@
+"""The text that stands for a class in the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from d4m_fast.characters import invisible_character
+from d4m_fast.errors import DataError, UsageError
+from d4m_fast.sources.class_names import WNID, imagenet_labels, spoken_folders
+from d4m_fast.sources.prompt_file import read_prompts
+from d4m_fast.sources.prompt_order import Classes
+from d4m_fast.sources.records import ClassInfo
+from d4m_fast.wording import some
+
+OFFICIAL = "official"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What `--prompts` says, and whether anybody will read the prompts.
+
+    Attributes:
+        given: None, "official" or a file; see `resolve_prompts`.
+        needed: False where only classes and images count: a class without a known name is then called by its folder.
+    """
+
+    given: str | None = None
+    needed: bool = True
+
+
+def resolve_prompts(folders: Sequence[str], names: Sequence[str] | None, prompts: str | None) -> list[str]:
+    """One prompt per class, in the order of `folders`.
+
+    Without `prompts`: the class names, or the folder names (`_` read as a space, numbers before them left out), or the
+    ImageNet label lines when every folder is a WordNet id. Two classes may share a prompt, as ImageNet's do.
+
+    Args:
+        folders: class folders, in class order.
+        names: class names in the same order, for data sets that have them; None for a directory of folders.
+        prompts: None, "official" (the label lines of the published D4M code, its slips included), or the path of a
+            file that `prompt_file.read_prompts` reads.
+
+    Raises:
+        UsageError: "official" for classes that are not WordNet ids.
+        DataError: the file does not fit the classes, some folders are WordNet ids, or have one before their name, and
+            others do not, or one is not of ImageNet-1K, or a prompt has characters that cannot be seen.
+    """
+    if prompts is not None and prompts != OFFICIAL:
+        return read_prompts(Path(prompts), Classes(folders, names))
+    wnids = [folder for folder in folders if WNID.fullmatch(folder)] if names is None else []
+    if prompts == OFFICIAL and (not wnids or len(wnids) < len(folders)):
+        raise UsageError("--prompts official: only for ImageNet class folders (n01440764, ...); give a file instead")
+    if wnids:
+        _require_only_wnids(folders, wnids)
+        return _from_table(folders, official=prompts == OFFICIAL)
+    texts = spoken_folders(folders) if names is None else [name.replace("_", " ") for name in names]
+    return [_visible(text) for text in texts]
+
+
+def class_infos(folders: Sequence[str], names: Sequence[str] | None, prompts: Prompts) -> tuple[ClassInfo, ...]:
+    """One record per class, ids counted from 0; arguments and errors are those of `resolve_prompts`."""
+    nameless = names is None and prompts.given is None and not prompts.needed
+    texts = folders if nameless else resolve_prompts(folders, names, prompts.given)
+    return tuple(ClassInfo(i, folder, text) for i, (folder, text) in enumerate(zip(folders, texts, strict=True)))
+
+
+def shared_prompts(classes: Iterable[ClassInfo]) -> dict[str, list[str]]:
+    """Prompts that stand for several classes, and the folders of these."""
+    folders: dict[str, list[str]] = {}
+    for info in classes:
+        folders.setdefault(info.prompt, []).append(info.folder)
+    return {prompt: sharing for prompt, sharing in folders.items() if len(sharing) > 1}
+
+
+def _require_only_wnids(folders: Sequence[str], wnids: Sequence[str]) -> None:
+    others = [folder for folder in folders if folder not in set(wnids)]
+    if others:
+        verb = "is not" if len(others) == 1 else "are not"
+        raise DataError(
+            f"{len(wnids):,} of {len(folders):,} folders are WordNet ids; {some(others)} {verb}: remove it or give"
+            " --prompts FILE"
+        )
+
+
+def _from_table(folders: Sequence[str], *, official: bool) -> list[str]:
+    table = imagenet_labels(official=official)
+    unknown = [folder for folder in folders if folder.lower() not in table]
+    if unknown:
+        raise DataError(f"{some(unknown)}: no ImageNet-1K class, so no label is known; give them with --prompts FILE")
+    return [table[folder.lower()] for folder in folders]
+
+
+def _visible(text: str) -> str:
+    character = invisible_character(text)
+    if character is not None:
+        raise DataError(f"class {text!a}: its name has {character}; rename it or give --prompts FILE")
+    return text

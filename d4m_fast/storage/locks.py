@@ -1,0 +1,126 @@
+"""One process at a time in a directory: by `flock`, or by a file with its holder's name where there is no `flock`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from d4m_fast.errors import PreflightError, RunDirectoryError
+from d4m_fast.storage import files
+
+LOCK = ".lock"
+OWNER = ".lock.owner"  # beside LOCK: on one file system one host may have `flock` and another not
+LOCK_FILES = frozenset({LOCK, OWNER})
+_NO_FLOCK = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
+_NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def locked(directory: Path, *, read_only: bool = False) -> Iterator[None]:
+    """Hold a directory for this process; the lock goes with the process, however it ends.
+
+    Where the file system has no `flock` (Lustre, some NFS), the lock is a file with host, process and its start; that
+    of a process that is no more on this host is taken over.
+
+    Args:
+        read_only: nothing is to be written, so that a directory that cannot be written to is no hindrance; it is then
+            read without a lock, and the log says so.
+
+    Raises:
+        RunDirectoryError: another process holds it.
+        PreflightError: the lock cannot be made, or something else has its name.
+    """
+    with contextlib.ExitStack() as held:
+        descriptor = _opened(directory / LOCK, read_only)
+        if descriptor is not None:
+            held.callback(os.close, descriptor)
+            if not _flocked(directory, descriptor, read_only):
+                _hold_owner_file(directory, held, read_only)
+        yield
+
+
+def _opened(path: Path, read_only: bool) -> int | None:
+    """A descriptor of the lock file; None where it can be neither made nor read, and need not be."""
+    _require_lock_file(path)
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+    except OSError as error:
+        if not read_only or error.errno not in _NOT_WRITABLE:
+            with files.refusing(path):
+                raise
+    try:
+        return os.open(path, os.O_RDONLY | flags)
+    except OSError:
+        log.warning("%s: cannot be written to; read without a lock, so no run may be writing to it now", path.parent)
+        return None
+
+
+def _require_lock_file(path: Path) -> None:
+    """Look before opening: opening a pipe may wait for ever, and opening a device may do something."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError:
+        with files.refusing(path):
+            raise
+    if not stat.S_ISREG(mode):
+        raise PreflightError(f"{path}: is a {files.kind_of(mode)}, not a lock file; remove it")
+
+
+def _flocked(directory: Path, descriptor: int, read_only: bool) -> bool:
+    """Whether the file system has `flock`; the lock is then held, by readers together.
+
+    A reader's descriptor may be for reading alone, with which NFS gives no exclusive lock.
+    """
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunDirectoryError(
+            f"{directory}: in use by another run; wait for it or choose another directory"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            with files.refusing(directory / LOCK):
+                raise
+        log.warning("%s: no flock on this file system; locked by %s instead", directory, OWNER)
+        return False
+    return True
+
+
+def _hold_owner_file(directory: Path, held: contextlib.ExitStack, read_only: bool) -> None:
+    from filelock import SoftFileLock, Timeout
+
+    path = directory / OWNER
+    _require_lock_file(path)
+    lock = SoftFileLock(path, timeout=0, is_singleton=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunDirectoryError(
+            f"{directory}: in use by {_owner(path)}, as {path} says; wait for it, or remove that file if it is no more"
+        ) from error
+    except OSError as error:
+        if read_only and error.errno in _NOT_WRITABLE:
+            return
+        with files.refusing(path):
+            raise
+    held.callback(lock.release)
+
+
+def _owner(path: Path) -> str:
+    """Who holds an owner file: its first two lines are process and host, by filelock's format."""
+    try:
+        with files.open_regular(path) as file:
+            lines = file.read(1000).decode(errors="replace").split("\n")
+    except OSError:
+        lines = []
+    return f"process {lines[0]} on {lines[1]}" if len(lines) > 1 and lines[0].isdecimal() else "another run"
