@@ -31,7 +31,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import d4m_fast.engine.prototypes as prototypes
 import d4m_fast.kernels.kmeans
-from d4m_fast.config import DistillConfig
+from d4m_fast.config.distill import DistillConfig
 from d4m_fast.runs.latents import LatentStore
 from d4m_fast.sources.records import ClassInfo, Item
 path, classes, n, d, ipc, threads, group, work = sys.argv[1], *map(int, sys.argv[2:])

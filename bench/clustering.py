@@ -20,10 +20,11 @@ from typing import Any
 import click
 from safetensors.numpy import load_file
 
+from d4m_fast.config.choices import LabelKind
 from d4m_fast.evaluation.evaluate import evaluate
 from d4m_fast.evaluation.protocols import PROTOCOLS
 from d4m_fast.evaluation.relabel import BUNDLED, open_teacher
-from d4m_fast.evaluation.results import DISTILLED, RANDOM, LabelKind
+from d4m_fast.evaluation.results import DISTILLED, RANDOM
 from d4m_fast.evaluation.train import Task
 from d4m_fast.evaluation.workers import run_tasks
 from d4m_fast.sources.dataset import open_source

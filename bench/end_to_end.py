@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from d4m_fast.config import DistillConfig
+from d4m_fast.config.distill import DistillConfig
 
 STARTED = time.perf_counter()
 

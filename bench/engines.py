@@ -29,7 +29,7 @@ import click
 import torch
 
 from d4m_fast.allocator import keep_freed_memory
-from d4m_fast.config import NEGATIVE_PROMPT
+from d4m_fast.config.distill import NEGATIVE_PROMPT
 from d4m_fast.engine.denoise import denoise
 from d4m_fast.engine.finite import FiniteCheck
 from d4m_fast.engine.generate import PromptTable

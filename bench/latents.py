@@ -15,10 +15,10 @@ from pathlib import Path
 import click
 import torch
 
-from d4m_fast.config import fingerprint
 from d4m_fast.engine.encode import encode
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.networks import open_networks
+from d4m_fast.fingerprints import fingerprint
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.workers import Workers
 from d4m_fast.runs.latents import LatentStore

@@ -31,7 +31,7 @@ from models import write_model
 from PIL import Image
 
 from d4m_fast import console, pipeline
-from d4m_fast.config import DistillConfig
+from d4m_fast.config.distill import DistillConfig
 from d4m_fast.console import Progress
 from d4m_fast.engine.modules import import_libraries
 from d4m_fast.flow.stopwatch import Stopwatch

@@ -29,7 +29,9 @@ from safetensors.numpy import load_file
 
 from d4m_fast import pipeline
 from d4m_fast.allocator import keep_freed_memory
-from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, DistillConfig, PresetName
+from d4m_fast.config.choices import PresetName
+from d4m_fast.config.distill import NEGATIVE_PROMPT, DistillConfig
+from d4m_fast.config.generation import PRESETS
 from d4m_fast.console import Progress
 from d4m_fast.engine.model import open_model
 from d4m_fast.flow.stopwatch import Stopwatch

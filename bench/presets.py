@@ -30,7 +30,9 @@ import torch
 
 from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.cli import cli as d4m_fast
-from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, Preset, PresetName, Scheduler
+from d4m_fast.config.choices import LabelKind, PresetName, Scheduler
+from d4m_fast.config.distill import NEGATIVE_PROMPT
+from d4m_fast.config.generation import PRESETS, Preset
 from d4m_fast.engine.denoise import denoise
 from d4m_fast.engine.generate import PromptTable
 from d4m_fast.engine.model import open_model
@@ -40,7 +42,6 @@ from d4m_fast.errors import DataError
 from d4m_fast.evaluation.images import ImageSet, load_images, random_subset
 from d4m_fast.evaluation.protocols import PROTOCOLS
 from d4m_fast.evaluation.relabel import load_teacher, open_teacher, teacher_folder
-from d4m_fast.evaluation.results import LabelKind
 from d4m_fast.evaluation.train import Exam, Task, accuracy, fitted_student, to_pixels
 from d4m_fast.sources.dataset import BUNDLED, open_source
 from d4m_fast.sources.records import ClassInfo

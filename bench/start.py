@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from d4m_fast.config import DistillConfig
+from d4m_fast.config.distill import DistillConfig
 from d4m_fast.console import Progress
 from d4m_fast.flow.stopwatch import Stopwatch
 

@@ -149,3 +149,9 @@ class ClosedPipeError(OutputError):
     """Nobody reads stdout any more, as below `| head -1`; the code is that of a program ended by SIGPIPE."""
 
     exit_code = 141
+
+
+def require(condition: bool, message: str) -> None:
+    """Refuse an option with exit code 2 where a condition of it does not hold."""
+    if not condition:
+        raise UsageError(message)

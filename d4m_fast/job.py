@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.config import UNPROVEN, DistillConfig, Engine, FloatType, as_dict, fingerprint, require
+from d4m_fast.config.choices import Engine, FloatType
+from d4m_fast.config.distill import DistillConfig
+from d4m_fast.config.generation import UNPROVEN
 from d4m_fast.engine.artifacts import Artifact, exports_of
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.modules import import_libraries
@@ -26,7 +28,8 @@ from d4m_fast.engine.schedule import WHOLE, Schedule, open_schedule
 from d4m_fast.engine.trial import trial_resolution, try_networks
 from d4m_fast.engine.trt import require_gpu
 from d4m_fast.engine.trt_api import load_trt
-from d4m_fast.errors import D4MError, DamageError, DataError, ModelError, PreflightError, UsageError
+from d4m_fast.errors import D4MError, DamageError, DataError, ModelError, PreflightError, UsageError, require
+from d4m_fast.fingerprints import fingerprint
 from d4m_fast.kernels.cuda import require_cupy
 from d4m_fast.runs.image_files import most_bytes, require_format
 from d4m_fast.runs.latents import folder_name
@@ -101,7 +104,7 @@ class Job:
         """What makes this run this run: two runs with equal identities on one machine have equal bytes."""
         libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
         return {
-            "options": as_dict(self.config),
+            "options": asdict(self.config),
             "source_sha256": self.source.fingerprint,
             "decoded_by": RULES,
             "model_sha256": self.model.sha256,

@@ -1,93 +1,173 @@
-"""How options are declared: defaults from the config, values from flags or a file."""
+"""How options are declared: made from the fields of a config, with values from flags or a file, in grouped help."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+import types
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
 
-from d4m_fast.config import PRESETS, UNPROVEN, DistillConfig, Preset, Scheduler
+from d4m_fast.config.fields import Group, Setting, flag_of, settings_of
+from d4m_fast.config.generation import SETTINGS, GenerationConfig
 from d4m_fast.console import hushed
 from d4m_fast.errors import UsageError
 from d4m_fast.storage import files
 from d4m_fast.storage.state import CONFIG, require_state
+from d4m_fast.wording import did_you_mean
 
-Command = Callable[..., Any]
-# Beyond these the libraries end the process (OpenMP's threads) or overflow, with a message of theirs.
-THREADS = click.IntRange(1, 4096)
-BATCH = click.IntRange(1, 99_999)
-
-
-def auto_or_number(value: str) -> int | str:
-    """The type of an option that is "auto" or a positive number."""
-    return value if value == "auto" else int(click.IntRange(min=1)(value))
+Function = Callable[..., Any]
+Config = TypeVar("Config")
+PATH: click.Path = click.Path(path_type=Path)
+NAMES_WIDTH = 30  # of the help's first column by Click's default; longer names stand on a line of their own
 
 
-def of_config(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
-    """A flag of a `DistillConfig` field, which holds its default."""
-    field = name.split("/")[0].removeprefix("--").replace("-", "_")  # of "--flag/--no-flag", the flag
-    default = getattr(DistillConfig(), field)
-    return click.option(name, type=kind, default=default, show_default=True, help=text)
+class Choice(click.Choice[str]):
+    """One of a set of words; the message about any other names the nearest."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        message, question = super().get_invalid_choice_message(value, ctx), did_you_mean(str(value), self.choices)
+        return message.removesuffix(".") + question if question else message
 
 
-def of_preset(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
-    """A flag of a setting that the preset has a value for: None unless it is given."""
-    value = getattr(Preset(), name.removeprefix("--").replace("-", "_"))
-    return click.option(name, type=kind, show_default=f"{value}, or the preset's", help=text)
+class Option(click.Option):
+    """An option that knows its section of the help."""
+
+    def __init__(self, *args: Any, group: Group = Group.EVERYDAY, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.group = group
 
 
-def generation(command: Command) -> Command:
-    """`--preset` and the settings it stands for."""
-    fast = ", ".join(name for name in PRESETS if name != "reference")
-    options = (
-        of_config(
-            "--preset",
-            click.Choice(list(PRESETS)),
-            f"Settings of generation. reference: the official ones. {fast}: fewer UNet calls, {UNPROVEN};"
-            " docs/presets.md has what they cost and give.",
-        ),
-        of_preset("--scheduler", click.Choice(get_args(Scheduler)), "Sampler; 'model' is the model directory's own."),
-        of_preset("--steps", click.IntRange(min=1), "Length of the whole schedule; steps x strength of it are run."),
-        of_preset("--strength", click.FloatRange(0, 1, min_open=True), "How far up the noise schedule prototypes go."),
-        of_preset("--guidance", click.FloatRange(min=0), "Classifier-free guidance scale; 1 for none."),
-        of_preset("--guidance-interval", str, "LOW:HIGH, parts of the noise schedule guided; outside, half the cost."),
-    )
-    for option in reversed(options):  # as stacked decorators do
-        command = option(command)
-    return command
+class Command(click.Command):
+    """A command whose help has a section for each group of options, the everyday ones first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records = defaultdict[Group, list[tuple[str, str]]](list)
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                names, text = record
+                # Click's own --help is the only one without a group. Padded, the sections' texts begin in one column.
+                group = getattr(parameter, "group", Group.OUTPUT)
+                records[group].append((names.ljust(NAMES_WIDTH), text))
+        for group in Group:
+            if records[group]:
+                with formatter.section(group):
+                    formatter.write_dl(records[group])
 
 
-def chosen(options: dict[str, Any]) -> dict[str, Any]:
-    """The options without a file's values for what a preset given as a flag sets: flags win over files."""
-    source = click.get_current_context().get_parameter_source
-    if source("preset") != ParameterSource.COMMANDLINE:
-        return options
-    return {
-        name: None if hasattr(Preset, name) and source(name) == ParameterSource.DEFAULT_MAP else value
-        for name, value in options.items()
-    }
-
-
-def shared(command: Command) -> Command:
-    """The options that every command has."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
-        click.option("-q", "--quiet", is_flag=True, callback=_hush, help="No progress, no log, no warnings."),
-        click.option(
-            "--config",
-            type=click.Path(path_type=Path),
+def command(function: Function) -> Command:
+    """Make a command of a function, with the options that every command has after its own."""
+    made = click.command(cls=Command)(function)
+    made.params += (
+        Option(
+            ["--config"],
+            group=Group.OUTPUT,
+            type=PATH,
             is_eager=True,
             expose_value=False,
             callback=_load,
             help="Options from a TOML file or a run's config.json; flags win over them.",
         ),
-    ):
-        command = option(command)
-    return command
+        Option(
+            ["-q", "--quiet"],
+            group=Group.OUTPUT,
+            is_flag=True,
+            callback=_hush,
+            help="No progress, no log, no warnings.",
+        ),
+        Option(["--json", "as_json"], group=Group.OUTPUT, is_flag=True, help="Print the result as JSON on stdout."),
+    )
+    return made
+
+
+def option(*names: str, group: Group, **attributes: Any) -> Callable[[Function], Function]:
+    """Declare an option that is no part of a config: where something lies, or what is shown instead."""
+    return click.option(*names, cls=Option, group=group, **attributes)
+
+
+def options_of(config: type) -> Callable[[Function], Function]:
+    """Declare an option for each setting of a config, None unless it is given: the config has the default."""
+
+    def add(function: Function) -> Function:
+        annotations = get_type_hints(config)
+        for field, described in reversed(list(settings_of(config))):  # as stacked decorators do
+            names = [field.name, _names(field, described)]
+            parsed = _parsed(annotations[field.name], described)
+            function = option(*names, group=described.group, help=_help(field, described), **parsed)(function)
+        return function
+
+    return add
+
+
+def _names(field: dataclasses.Field[Any], described: Setting) -> str:
+    flag = flag_of(field, described)
+    return f"{flag}/--no-{flag.removeprefix('--')}" if isinstance(field.default, bool) else flag
+
+
+def _parsed(annotation: Any, described: Setting) -> dict[str, Any]:
+    """Return Click's attributes for a type of value."""
+    if described.parse is not None:
+        return {"type": described.parse, "metavar": "LIST"}
+    if annotation == int | Literal["auto"]:
+        return {"type": auto_or_number, "metavar": "[auto|INTEGER]"}
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not types.NoneType)
+    if get_origin(annotation) is Literal:
+        return {"type": Choice(get_args(annotation))}
+    if annotation is bool:
+        return {"default": None}  # of a flag, Click's own is False
+    return {"type": PATH if annotation is Path else annotation}
+
+
+def auto_or_number(text: str) -> int | str:
+    """Return "auto", or a number."""
+    return "auto" if text == "auto" else int(click.INT(text))
+
+
+def _help(field: dataclasses.Field[Any], described: Setting) -> str:
+    """Return an option's help with its default and its bounds."""
+    default = _shown_default(field, described)
+    notes = [*([f"default: {default}"] if default else []), *([described.range] if described.range else [])]
+    return f"{described.help}  [{'; '.join(notes)}]" if notes else described.help
+
+
+def _shown_default(field: dataclasses.Field[Any], described: Setting) -> str:
+    if described.shown is not None:
+        return described.shown
+    if isinstance(field.default, bool):
+        return f"{'' if field.default else 'no-'}{flag_of(field, described).removeprefix('--')}"
+    if isinstance(field.default, tuple):
+        return ",".join(map(str, field.default))
+    return "" if field.default is None else str(field.default)
+
+
+def config_of(kind: type[Config], options: Mapping[str, Any]) -> Config:
+    """Return the config of a command's options.
+
+    Raises:
+        UsageError: the first option that is out of its bounds, or does not go with the others.
+    """
+    given = {field.name: options[field.name] for field, _ in settings_of(kind)}
+    if issubclass(kind, GenerationConfig):
+        given = _without_overridden(given)
+        preset = given.pop("preset")
+        return kind.of_preset("reference" if preset is None else preset, **given)
+    return kind(**{name: value for name, value in given.items() if value is not None})
+
+
+def _without_overridden(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options without a file's values for what a preset given as a flag sets: flags win over files."""
+    source = click.get_current_context().get_parameter_source
+    if source("preset") != ParameterSource.COMMANDLINE:
+        return options
+    overridden = {name for name in SETTINGS if source(name) == ParameterSource.DEFAULT_MAP}
+    return {name: None if name in overridden else value for name, value in options.items()}
 
 
 def _hush(context: click.Context, _: click.Parameter, quiet: bool) -> bool:
@@ -97,8 +177,29 @@ def _hush(context: click.Context, _: click.Parameter, quiet: bool) -> bool:
 
 
 def _load(context: click.Context, _: click.Parameter, file: Path | None) -> None:
+    """Take a file's options as defaults, which flags win over."""
     if file is None:
         return
+    # As flags have them: of a number that is no integer, or of true, Click would make an integer without a word.
+    names = _parameters(context.command)
+    context.default_map = {names[name]: str(value) for name, value in _read_options(file, names).items()}
+
+
+def _parameters(of_command: click.Command) -> dict[str, str]:
+    """Return the names that a file may have for each parameter: its flags', and its own."""
+    names = {str(parameter.name): str(parameter.name) for parameter in of_command.params}
+    for parameter in of_command.params:
+        for flag in parameter.opts:
+            names[flag.lstrip("-").replace("-", "_")] = str(parameter.name)
+    return names
+
+
+def _read_options(file: Path, known: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options of a TOML file or of a run's config.json.
+
+    Raises:
+        UsageError: the file cannot be read, an option is unknown, or its value is no string, number or truth value.
+    """
     import tomllib
 
     try:
@@ -112,14 +213,14 @@ def _load(context: click.Context, _: click.Parameter, file: Path | None) -> None
     if not isinstance(values, dict):
         raise UsageError(f"--config {file}: its options are not a table")
     values = {name.replace("-", "_"): value for name, value in values.items() if value is not None}
-    unknown = sorted(set(values) - {parameter.name for parameter in context.command.params})
+    unknown = sorted(set(values) - set(known))
     if unknown:
-        raise UsageError(f"--config {file}: no such option: {', '.join(unknown)}")
+        question = did_you_mean(unknown[0], known) if len(unknown) == 1 else ""
+        raise UsageError(f"--config {file}: no such option: {', '.join(unknown)}{question}")
     wrong = sorted(name for name, value in values.items() if not _is_option_value(value))
     if wrong:
         raise UsageError(f"--config {file}: {', '.join(wrong)}: must be a string, a number, true or false")
-    # As flags have them: of a number that is no integer, or of true, click would make an integer without a word.
-    context.default_map = {name: str(value) for name, value in values.items()}
+    return values
 
 
 def _is_option_value(value: object) -> bool:

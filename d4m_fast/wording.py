@@ -1,7 +1,8 @@
-"""Lists of names, short enough for one line of a message."""
+"""Names in messages: lists short enough for one line, and what a misspelt one may have meant."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 _SHOWN = 5
@@ -12,3 +13,9 @@ def some(names: Iterable[str]) -> str:
     listed = list(names)
     rest = f" and {len(listed) - _SHOWN:,} more" if len(listed) > _SHOWN else ""
     return ", ".join(listed[:_SHOWN]) + rest
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a sentence to put behind one that has no full stop, in Click's words; empty where no name is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""

@@ -6,8 +6,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,7 +18,6 @@ from driving import (
     PER_CLASS,
     Finished,
     Ran,
-    environment,
     json_lines,
     leftovers,
     products,
@@ -33,7 +30,7 @@ from driving import (
 from PIL import Image
 from safetensors.numpy import load_file
 
-from d4m_fast import cli, pipeline
+from d4m_fast import pipeline
 from d4m_fast.flow.stream import Stream
 from d4m_fast.runs.run import RunDirectory
 from d4m_fast.storage.state import SUMMARY, require_state
@@ -269,37 +266,6 @@ def test_files_of_another_size_and_medoids(distill: Distill, tmp_path: Path, fin
     rows = np.load(latents).astype(np.float32)
     for prototype in load_file(tmp_path / "run" / "prototypes" / "00000.safetensors")["centroids"]:
         assert (rows == prototype).all(axis=(1, 2, 3)).any()
-
-
-def test_help_loads_no_heavy_library() -> None:
-    code = """
-import sys
-from d4m_fast.cli import cli
-for args in (["--help"], ["distill", "--help"], ["evaluate", "--help"], ["--version"]):
-    cli.main(args, standalone_mode=False)
-print("LOADED", sorted({"torch", "numpy", "diffusers", "transformers", "PIL"} & sys.modules.keys()))
-"""
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "LOADED []"
-
-
-@pytest.mark.parametrize("name", sorted(cli.cli.commands))
-def test_help_shows_an_example_and_every_default(name: str) -> None:
-    text = run_cli(name, "--help").out
-    assert f"d4m-fast {name}" in text.split("Options:")[0].split("\n", 1)[1]
-    for parameter in cli.cli.commands[name].params:
-        if parameter.default not in (None, False) and type(parameter.default) in (str, int, float):
-            assert parameter.opts[0] in text
-            assert str(parameter.default) in text
-    assert text.count("[default: ") > 3 or name in ("verify", "doctor")
-
-
-def test_examples_in_the_help_parse() -> None:
-    for name, made in cli.cli.commands.items():
-        lines = [line.strip() for line in str(made.help).splitlines() if line.strip().startswith(f"d4m-fast {name}")]
-        assert lines
-        for line in lines:
-            made.make_context(name, line.split(" > ")[0].split()[2:])
 
 
 def test_no_command_shows_the_commands() -> None:

@@ -34,7 +34,7 @@ LAYERS = (
     ("sources", "flow"),
     ("storage", "kernels"),
     ("config", "streams", "preflight"),
-    ("errors", "allocator", "wording", "characters"),
+    ("errors", "allocator", "wording", "characters", "fingerprints"),
 )
 FREE = ("", "__init__")  # the version
 
@@ -146,7 +146,11 @@ def test_there_is_something_to_check() -> None:
     [
         ("storage.files", "from d4m_fast.engine import eager", "storage.files imports engine.eager"),
         ("storage.files", "import d4m_fast.cli", "storage.files imports cli"),
-        ("config", "def f():\n from d4m_fast.storage.files import sweep", "config imports storage.files"),
+        (
+            "config.distill",
+            "def f():\n from d4m_fast.storage.files import sweep",
+            "config.distill imports storage.files",
+        ),
         ("kernels.kmeans", "from d4m_fast.storage import files", "kernels.kmeans imports storage.files"),
         ("evaluation.train", "from d4m_fast.engine.model import Model", "evaluation.train imports engine.model"),
         ("engine.eager", "from d4m_fast.engine.networks import Networks", "engine.eager imports engine.networks"),

@@ -11,7 +11,7 @@ import pytest
 from driving import Finished, one_line, products, tree
 from machine import NOBODY, Machine, RunOn, root_only, run_on
 
-from d4m_fast.config import fingerprint
+from d4m_fast.fingerprints import fingerprint
 from d4m_fast.runs import exports
 from d4m_fast.runs.commit import write_of_run
 from d4m_fast.runs.run import essence

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 from driving import ROOT, Finished, Ran, refused, run_cli
 from models import write_model
 
-from d4m_fast.config import PRESETS, SETTINGS, UNPROVEN, DistillConfig, Preset, as_dict
+from d4m_fast.config.distill import DistillConfig
+from d4m_fast.config.generation import PRESETS, SETTINGS, UNPROVEN, Preset
 from d4m_fast.errors import UsageError
 
 # Diffusers' own: it hands a tensor to NumPy the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 Distill = Callable[..., Ran]
-FAST = as_dict(PRESETS["unipc"])
+FAST = asdict(PRESETS["unipc"])
 
 
 def resolved(run: Path) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def test_reference_is_the_official_code_s_and_the_default() -> None:
 def test_every_other_preset_costs_less_and_is_unproven(name: Any) -> None:
     config = DistillConfig.of_preset(name)
     assert config.unproven
-    assert {setting: getattr(config, setting) for setting in SETTINGS} == as_dict(PRESETS[name])
+    assert {setting: getattr(config, setting) for setting in SETTINGS} == asdict(PRESETS[name])
     calls = run_cli("plan", "--model", "bundled", "--preset", name, "--json").json["request"]
     assert calls["calls"] + calls["guided_calls"] < 72
 
@@ -91,7 +93,7 @@ def test_resolved_values_are_kept_and_unproven_ones_announced(named: Callable[..
 def test_a_preset_given_as_a_flag_wins_over_a_file(named: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "d4m.toml").write_text('preset = "dpmpp"\nsteps = 6\nguidance = 3\n')
     file = ("--config", tmp_path / "d4m.toml")
-    assert resolved(named(*file)) == {**as_dict(PRESETS["dpmpp"]), "steps": 6, "guidance": 3.0}
+    assert resolved(named(*file)) == {**asdict(PRESETS["dpmpp"]), "steps": 6, "guidance": 3.0}
     assert resolved(named(*file, "--preset", "unipc", "--guidance", 2)) == {**FAST, "guidance": 2.0}
 
 
@@ -109,7 +111,7 @@ def test_help_offers_presets_with_their_reservation(command: str) -> None:
     said = " ".join(run_cli(command, "--help").out.split())
     assert all(name in said for name in PRESETS)
     assert UNPROVEN in said
-    assert f"[default: ({Preset.steps}, or the preset's)" in said
+    assert f"[default: {Preset.steps}, or the preset's" in said
 
 
 def test_plan_counts_samples(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from diffusers import AutoencoderKL
 from torch import nn
 from training import batch_indices, train
 
-from d4m_fast.config import derive_seed
 from d4m_fast.evaluation.convnet import ConvNet
+from d4m_fast.fingerprints import derive_seed
 from d4m_fast.sources import idx
 from d4m_fast.sources.idx_sets import FASHION_MNIST as CLASSES
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from d4m_fast.config import derive_seed
+from d4m_fast.fingerprints import derive_seed
 
 M = TypeVar("M", bound=nn.Module)
 SAVE_SECONDS = 60

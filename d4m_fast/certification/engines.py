@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from d4m_fast.certification.request import Request
-from d4m_fast.config import FloatType
+from d4m_fast.config.choices import FloatType
 from d4m_fast.engine.artifacts import Artifact, Key, find
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
 from d4m_fast.engine.ort import require_ort

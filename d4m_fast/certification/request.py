@@ -12,12 +12,15 @@ from typing import Any, Literal
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.config import CertifyConfig, ExportConfig, FloatType, fingerprint
+from d4m_fast.config.certify import CertifyConfig
+from d4m_fast.config.choices import FloatType
+from d4m_fast.config.export import ExportConfig
 from d4m_fast.engine.artifacts import versions
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.runtime import device_name, processor_name, resolve_device
 from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.export.job import STEPS, STRENGTH
+from d4m_fast.fingerprints import fingerprint
 from d4m_fast.measure.flops import Shapes, trace_model
 from d4m_fast.measure.monitor import driver_version, require_nvml
 from d4m_fast.sources.dataset import open_source

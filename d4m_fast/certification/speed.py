@@ -12,11 +12,12 @@ import torch
 from d4m_fast.certification.engines import Engine, failures
 from d4m_fast.certification.request import Request
 from d4m_fast.certification.step import Check, Findings, first_line
-from d4m_fast.config import FloatType, require
+from d4m_fast.config.choices import FloatType
 from d4m_fast.engine.artifacts import ELEMENTS
 from d4m_fast.engine.memory import release
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.runtime import synchronize
+from d4m_fast.errors import require
 from d4m_fast.export.judge import GUIDANCE
 from d4m_fast.measure.calls import NETWORK_OF, NetworkStage, network_call
 from d4m_fast.measure.clock import time_calls

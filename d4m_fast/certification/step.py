@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from d4m_fast.certification.engines import failures
-from d4m_fast.config import require
+from d4m_fast.errors import require
 from d4m_fast.flow.stream import Stream
 from d4m_fast.storage import files
 from d4m_fast.storage.state import STEP, read_state, write_state

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from d4m_fast.config import CertifyConfig
+from d4m_fast.config.certify import CertifyConfig
+from d4m_fast.config.fields import Group
 from d4m_fast.console import now_and_then, say_lines, say_result, say_weights, track
-from d4m_fast.options import THREADS, shared
+from d4m_fast.errors import require
+from d4m_fast.options import PATH, command, config_of, option, options_of
 
 if TYPE_CHECKING:
     from d4m_fast.certification.request import Request
@@ -19,28 +19,22 @@ if TYPE_CHECKING:
 FAILED = 1
 
 
-@click.command()
-@click.option("--model", default=CertifyConfig.model, show_default=True, help="'bundled', a directory, or a hub id.")
-@click.option("--revision", help="Commit, tag or branch of a model from the hub.  [default: main]")
-@click.option("--data", default=CertifyConfig.data, show_default=True, help="Real images to compare engines on.")
-@click.option("--artifacts", type=click.Path(path_type=Path), help="Where exports are kept.  [default: user cache]")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("certify"), show_default=True, help="Results.")
-@click.option("--resolution", type=click.IntRange(min=1), help="Side of the images.  [default: the model's]")
-@click.option("--images", type=click.IntRange(min=2), help="To compare on.  [default: 32, fewer of a large model]")
-@click.option("--seconds", type=float, default=CertifyConfig.seconds, show_default=True, help="Of each steady state.")
-@click.option("--batches", help="Images per call to try: 1,8,64.  [default: powers of two while they pay]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
-@click.option("--threads", type=THREADS, help="CPU threads.  [default: one per core]")
-@click.option("--compile/--no-compile", default=False, show_default=True, help="torch.compile on a CPU, too.")
-@click.option("--steps", help="Only these: 'parity', or 'export-onnx-fp32,speed-onnx'.  [default: all]")
-@click.option("--list", "list_only", is_flag=True, help="Show the steps and which of them are done, instead.")
-@click.option("--render", type=click.Path(path_type=Path), help="Print a certify.json as Markdown, instead.")
-@click.option("--into", type=click.Path(path_type=Path), help="With --render: write it between this file's markers.")
-@shared
+@command
+@options_of(CertifyConfig)
+@option("--artifacts", group=Group.OUTPUT, type=PATH, help="Where exports are kept.  [default: user cache]")
+@option("--out", group=Group.EVERYDAY, type=PATH, default=Path("certify"), show_default=True, help="Results.")
+@option("--steps", group=Group.EVERYDAY, help="Only these: 'parity', or 'export-onnx-fp32,speed-onnx'.  [default: all]")
+@option(
+    *("--list", "list_only"),
+    group=Group.OUTPUT,
+    is_flag=True,
+    help="Show the steps and which of them are done, instead.",
+)
+@option("--render", group=Group.OUTPUT, type=PATH, help="Print a certify.json as Markdown, instead.")
+@option("--into", group=Group.OUTPUT, type=PATH, help="With --render: write it between this file's markers.")
 def certify(
     artifacts: Path | None,
     out: Path,
-    threads: int | None,
     steps: str | None,
     list_only: bool,
     render: Path | None,
@@ -56,24 +50,22 @@ def certify(
     what is done and repeats what failed. Exits 1 when a check failed; certify.json in --out says which.
 
     \b
-    d4m-fast certify
-    d4m-fast certify --steps parity,speed-torch --seconds 5
-    d4m-fast certify --model stable-diffusion-v1-5 --data imagenet/train --out certify-sd15
-    d4m-fast certify --render certify/certify.json --into docs/certify.md
+    Examples:
+      d4m-fast certify
+      d4m-fast certify --steps parity,speed-torch --seconds 5
+      d4m-fast certify --model stable-diffusion-v1-5 --data imagenet/train --out certify-sd15
+      d4m-fast certify --render certify/certify.json --into docs/certify.md
     """
     if render is not None:
         _render(render, into)
         return
-    import torch
-
     from d4m_fast.certification.request import prepare_certification
     from d4m_fast.certification.step import choose
     from d4m_fast.certification.steps import all_steps
-    from d4m_fast.config import require
     from d4m_fast.job import default_artifacts
 
     require(into is None, "--into is for --render")
-    config = CertifyConfig(**options, threads=torch.get_num_threads() if threads is None else threads)
+    config = config_of(CertifyConfig, options)
     request = prepare_certification(config, default_artifacts() if artifacts is None else artifacts, out)
     say_weights(request.model.weights_line, quiet)
     known, missing = all_steps(request, now_and_then(quiet))

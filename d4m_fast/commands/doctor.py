@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from d4m_fast.console import say_result
-from d4m_fast.options import shared
+from d4m_fast.options import command
 
 
-@click.command()
-@shared
+@command
 def doctor(as_json: bool, quiet: bool) -> None:
     """Report what is installed, which engines can run here, and why the others cannot.
 
     \b
-    d4m-fast doctor
-    d4m-fast doctor --json
+    Examples:
+      d4m-fast doctor
+      d4m-fast doctor --json
     """
     from d4m_fast.diagnose import diagnose
 

@@ -5,34 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
-from d4m_fast.config import ExportConfig
+from d4m_fast.config.export import ExportConfig
+from d4m_fast.config.fields import Group
 from d4m_fast.console import exported_lines, lines_of, now_and_then, say_result, say_weights, track
-from d4m_fast.options import BATCH, THREADS, shared
+from d4m_fast.options import PATH, command, config_of, option, options_of
 
 
-@click.command()
-@click.option("--model", default=ExportConfig.model, show_default=True, help="'bundled', a directory, or a hub id.")
-@click.option("--revision", help="Commit, tag or branch of a model from the hub.  [default: main]")
-@click.option("--data", default=ExportConfig.data, show_default=True, help="Real images to compare engines on.")
-@click.option("--artifacts", type=click.Path(path_type=Path), help="Where exports are kept.  [default: user cache]")
-@click.option("--engine", type=click.Choice(["onnx", "tensorrt"]), default="onnx", show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
-@click.option("--target", help="Build engines ahead of time, for these: sm80,sm89.  [default: the GPU here]")
-@click.option("--resolution", type=click.IntRange(min=1), help="Side of the images.  [default: the model's]")
-@click.option("--static-batch", type=BATCH, help="Images per call, fixed.  [default: any number]")
-@click.option("--max-batch", type=BATCH, default=50, show_default=True, help="Images an engine takes.")
-@click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="Of TensorRT's builder.")
-@click.option("--images", type=click.IntRange(min=1), default=32, show_default=True, help="To compare engines on.")
-@click.option("--device", default="auto", show_default=True, help="Where to compare: auto, cpu, cuda or cuda:1.")
-@click.option("--threads", type=THREADS, help="CPU threads.  [default: one per core]")
-@click.option("--certify", "certify_only", is_flag=True, help="Compare what is there, on this device.")
-@click.option("--list", "list_only", is_flag=True, help="Show what was exported, and its status, instead.")
-@shared
+@command
+@options_of(ExportConfig)
+@option("--artifacts", group=Group.OUTPUT, type=PATH, help="Where exports are kept.  [default: user cache]")
+@option("--certify", "certify_only", group=Group.EVERYDAY, is_flag=True, help="Compare what is there, on this device.")
+@option(
+    *("--list", "list_only"),
+    group=Group.EVERYDAY,
+    is_flag=True,
+    help="Show what was exported, and its status, instead.",
+)
 def export(
     artifacts: Path | None,
-    threads: int | None,
     certify_only: bool,
     list_only: bool,
     as_json: bool,
@@ -46,10 +36,11 @@ def export(
     its ONNX files and stays unverified, and unused, until --certify on its GPU.
 
     \b
-    d4m-fast export
-    d4m-fast export --model stable-diffusion-v1-5 --data imagenet/train --engine tensorrt --precision fp16
-    d4m-fast export --engine tensorrt --precision fp16 --target sm80,sm89
-    d4m-fast export --list
+    Examples:
+      d4m-fast export
+      d4m-fast export --model stable-diffusion-v1-5 --data imagenet/train --engine tensorrt --precision fp16
+      d4m-fast export --engine tensorrt --precision fp16 --target sm80,sm89
+      d4m-fast export --list
     """
     from d4m_fast.engine.artifacts import catalogue
     from d4m_fast.job import default_artifacts
@@ -63,23 +54,18 @@ def export(
             {"artifacts": rows}, as_json, lambda: lines_of(table(rows)) if rows else [f"nothing exported in {cache}"]
         )
         return
-    certificate = _export(options, threads, cache, certify_only, quiet)
+    certificate = _export(config_of(ExportConfig, options), cache, certify_only, quiet)
     say_result(certificate, as_json, lambda: exported_lines(certificate))
 
 
-def _export(
-    options: dict[str, Any], threads: int | None, cache: Path, certify_only: bool, quiet: bool
-) -> dict[str, Any]:
+def _export(config: ExportConfig, cache: Path, certify_only: bool, quiet: bool) -> dict[str, Any]:
     """Export and compare what is not yet; returns the certificate and where it lies."""
-    import torch
-
     from d4m_fast.export.export import certify
     from d4m_fast.export.export import export as run
     from d4m_fast.export.job import exported, prepare_export
     from d4m_fast.runs.exports import CERTIFICATE_FILE
     from d4m_fast.storage.state import CERTIFICATE, require_state
 
-    config = ExportConfig(**options, threads=torch.get_num_threads() if threads is None else threads)
     job = prepare_export(config, cache)
     say_weights(job.model.weights_line, quiet)
     if certify_only or exported(job) is None:

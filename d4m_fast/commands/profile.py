@@ -9,39 +9,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from d4m_fast.config import require
+from d4m_fast.config.fields import Group
+from d4m_fast.config.profile import ProfileConfig
 from d4m_fast.console import lines_of, say, say_result, track
-from d4m_fast.errors import D4MError, PreflightError
-from d4m_fast.options import BATCH, THREADS, of_config, shared
+from d4m_fast.errors import D4MError, PreflightError, require
+from d4m_fast.options import PATH, command, config_of, option, options_of
 from d4m_fast.storage import files
 
 if TYPE_CHECKING:
     from d4m_fast.flow.stopwatch import Event
-    from d4m_fast.profiling.request import ProfileRequest
 
 
-@click.command()
-@of_config("--model", str, "'bundled', or a directory in diffusers format.")
-@of_config("--data", str, "Real images: 'bundled', or a directory.")
-@click.option("--artifacts", type=click.Path(path_type=Path), help="Where exports are kept.  [default: user cache]")
-@click.option("--engine", default="auto", show_default=True, help="auto, torch, onnx, tensorrt; several with commas.")
-@of_config("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")
-@of_config("--device", str, "auto, cpu, cuda or cuda:1.")
-@click.option("--batches", default="1,8,32", show_default=True, help="Images per call.")
-@click.option("--stages", default="all", show_default=True, help="encode,kmeans,text,unet,decode,write,distill.")
-@click.option("--seconds", default=1.0, show_default=True, help="Time at least, per stage, engine and batch.")
-@click.option("--repeats", default=5, show_default=True, help="Calls at least, after one that is not counted.")
-@click.option("--images", default=160, show_default=True, help="Real images to cluster, and to distill end to end.")
-@of_config("--threads", THREADS, "CPU threads.  [default: one per core]")
-@click.option("--trace", type=click.Path(path_type=Path), help="Write a Chrome trace, for ui.perfetto.dev.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Write a PNG; needs the extra 'plot'.")
-@click.option(
-    "--against", type=click.Path(path_type=Path), help="An earlier profile's JSON; exits 1 if slower or gone."
+@command
+@options_of(ProfileConfig)
+@option("--artifacts", group=Group.OUTPUT, type=PATH, help="Where exports are kept.  [default: user cache]")
+@option("--trace", group=Group.OUTPUT, type=PATH, help="Write a Chrome trace, for ui.perfetto.dev.")
+@option("--plot", group=Group.OUTPUT, type=PATH, help="Write a PNG; needs the extra 'plot'.")
+@option("--against", group=Group.OUTPUT, type=PATH, help="An earlier profile's JSON; exits 1 if slower or gone.")
+@option(
+    "--floor",
+    group=Group.OUTPUT,
+    default=0.9,
+    show_default=True,
+    help="Of images per second over the earlier ones.",
 )
-@click.option("--floor", default=0.9, show_default=True, help="Of images per second over the earlier ones.")
-@shared
 def profile(
     artifacts: Path | None,
     trace: Path | None,
@@ -58,16 +49,17 @@ def profile(
     product and convolution, measured in the same run. Nothing that this writes stays, but the files you name.
 
     \b
-    d4m-fast profile
-    d4m-fast profile --engine torch,onnx --batches 1,16,64 --json > profile.json
-    d4m-fast plan --calibrate profile.json
-    d4m-fast profile --json --against profile.json --floor 0.9
+    Examples:
+      d4m-fast profile
+      d4m-fast profile --engine torch,onnx --batches 1,16,64 --json > profile.json
+      d4m-fast plan --calibrate profile.json
+      d4m-fast profile --json --against profile.json --floor 0.9
     """
     from d4m_fast.job import default_artifacts
     from d4m_fast.profiling import compare, tables
     from d4m_fast.profiling.session import open_session
 
-    older, request = None if against is None else compare.read_older(against), _request(options)
+    older, request = None if against is None else compare.read_older(against), config_of(ProfileConfig, options)
     require(floor >= 0, f"--floor must be at least 0, not {floor}")  # nor NaN
     _check_outputs(trace, plot)
     session = open_session(request, default_artifacts() if artifacts is None else artifacts)
@@ -84,31 +76,6 @@ def profile(
         for line in tables.compared(comparison):
             say(line)
         sys.exit(D4MError.exit_code if comparison.slower or comparison.lost else 0)
-
-
-def _request(options: dict[str, Any]) -> ProfileRequest:
-    from d4m_fast.profiling.request import STAGES, ProfileRequest
-
-    engines, stages, batches = (options.pop(name) for name in ("engine", "stages", "batches"))
-    return ProfileRequest(
-        engines=_parts(engines),
-        stages=STAGES if stages == "all" else _parts(stages),
-        batches=tuple(sorted({_whole(part) for part in _parts(batches)})),
-        **options,
-    )
-
-
-def _parts(given: str) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in given.split(",") if part.strip()))
-
-
-def _whole(part: str) -> int:
-    most = BATCH.max
-    require(
-        part.isdecimal() and len(part) <= len(str(most)),
-        f"--batches: {part!r} is not a whole number up to {most}; a list like 1,8,32",
-    )
-    return int(part)
 
 
 def _check_outputs(trace: Path | None, plot: Path | None) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from d4m_fast.config.fields import Group
 from d4m_fast.console import say_result
 from d4m_fast.errors import D4MError, DamageError
-from d4m_fast.options import shared
+from d4m_fast.options import PATH, command, option
 
 if TYPE_CHECKING:
     from d4m_fast.runs.verify import Verdict
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
 SHOWN = 20
 
 
-@click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--deep", is_flag=True, help="Decode every image and check its size, too.")
-@click.option("--repair", is_flag=True, help="Uncommit damaged groups, so that a re-run makes them again.")
-@shared
+@command
+@click.argument("run", type=PATH)
+@option("--deep", group=Group.EVERYDAY, is_flag=True, help="Decode every image and check its size, too.")
+@option(
+    "--repair",
+    group=Group.EVERYDAY,
+    is_flag=True,
+    help="Uncommit damaged groups, so that a re-run makes them again.",
+)
 def verify(run: Path, deep: bool, repair: bool, as_json: bool, quiet: bool) -> None:
     """Check a run's files against the records of their commit: missing, damaged and foreign files are named.
 
@@ -31,16 +36,17 @@ def verify(run: Path, deep: bool, repair: bool, as_json: bool, quiet: bool) -> N
     --repair removes records and derived files only; foreign files are left alone.
 
     \b
-    d4m-fast verify runs/demo
-    d4m-fast verify runs/demo --deep --repair
+    Examples:
+      d4m-fast verify runs/demo
+      d4m-fast verify runs/demo --deep --repair
     """
     from d4m_fast.runs.verify import verify as check
 
     verdict = check(run, deep=deep, repair=repair)
-    command = _command(run)
-    value = {**verdict.to_json(), "command": None if verdict.whole else command}
+    to_go_on = _command(run)
+    value = {**verdict.to_json(), "command": None if verdict.whole else to_go_on}
     if not (quiet and verdict.whole) or as_json:
-        say_result(value, as_json, lambda: _lines(verdict, command))
+        say_result(value, as_json, lambda: _lines(verdict, to_go_on))
     if verdict.findings:
         sys.exit(DamageError.exit_code)
     if not verdict.finished:

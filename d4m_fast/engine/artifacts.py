@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from d4m_fast.config import fingerprint
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.errors import DamageError, ModelError
+from d4m_fast.fingerprints import fingerprint
 from d4m_fast.runs.exports import CERTIFICATE_FILE, digests, folder_of
 from d4m_fast.storage.state import CERTIFICATE, read_state
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from d4m_fast.config import derive_seed
 from d4m_fast.engine.finite import require_half_range
 from d4m_fast.engine.memory import fitting, host_empty, to_device, to_host
 from d4m_fast.engine.networks import VaeEncoder
 from d4m_fast.errors import DataError
+from d4m_fast.fingerprints import derive_seed
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
 from d4m_fast.runs.latents import EncodedBatch, Failure

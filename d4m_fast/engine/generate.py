@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from d4m_fast.config import DistillConfig, derive_seed
+from d4m_fast.config.distill import DistillConfig
 from d4m_fast.engine.denoise import denoise
 from d4m_fast.engine.finite import FiniteCheck
 from d4m_fast.engine.memory import fitting, host_empty, to_device, to_host
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.schedule import Schedule
 from d4m_fast.errors import NonFiniteError
+from d4m_fast.fingerprints import derive_seed
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from d4m_fast.config import require
 from d4m_fast.engine.compatibility import CONFIGS, INDEX, read_configs, require_vocabulary
 from d4m_fast.engine.hub import fetch, is_hub_id
 from d4m_fast.engine.weights import WEIGHTS, WeightFiles, choose_weights
-from d4m_fast.errors import ModelError
+from d4m_fast.errors import ModelError, require
 from d4m_fast.sources.dataset import BUNDLED
 from d4m_fast.storage.files import open_regular
 

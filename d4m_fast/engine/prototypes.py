@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from d4m_fast.config import DistillConfig
+from d4m_fast.config.distill import DistillConfig
 from d4m_fast.errors import DataError
 from d4m_fast.flow.stream import Stream
 from d4m_fast.kernels.kmeans import BadProblems, KMeansResult, kmeans

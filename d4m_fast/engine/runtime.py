@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from d4m_fast.config import Precision
+from d4m_fast.config.choices import Precision
 from d4m_fast.engine.signature import BATCH, SAMPLES, Signature
 from d4m_fast.errors import PreflightError, UsageError
 from d4m_fast.flow.stopwatch import Mark

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from d4m_fast.config import Scheduler
+from d4m_fast.config.choices import Scheduler
 from d4m_fast.engine.linearity import ADDS_NOISE, difference, is_finite, near, require_reproducible
 from d4m_fast.engine.scheduler import open_scheduler, refusing_scheduler, train_timesteps
 from d4m_fast.engine.stepping import Step, Stepper, Terms, parameters

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from d4m_fast.config import Scheduler
+from d4m_fast.config.choices import Scheduler
 from d4m_fast.engine.libraries import one_line, refusing
 from d4m_fast.errors import PreflightError
 from d4m_fast.storage.state import read_json

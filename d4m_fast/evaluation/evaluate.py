@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from d4m_fast.config.choices import LabelKind
+from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.errors import DataError, ModelError, UsageError
 from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.evaluation.images import (
@@ -17,7 +19,7 @@ from d4m_fast.evaluation.images import (
 )
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.relabel import takes
-from d4m_fast.evaluation.results import DISTILLED, RANDOM, LabelKind, Result
+from d4m_fast.evaluation.results import DISTILLED, RANDOM, Result
 from d4m_fast.evaluation.train import Exam, Task
 from d4m_fast.evaluation.workers import run_tasks
 from d4m_fast.sources.records import Source
@@ -45,9 +47,9 @@ def evaluate(
     teacher: ConvNet | None,
     *,
     protocol: Protocol,
-    width: int = 128,
-    label_kind: LabelKind = "soft",
-    seeds: Sequence[int] = (0, 1, 2),
+    width: int = EvaluateConfig.width,
+    label_kind: LabelKind = EvaluateConfig.label_kind,
+    seeds: Sequence[int] = range(EvaluateConfig.seeds),
     workers: int = 1,
 ) -> Evaluation:
     """Load all images and plan one student per seed and arm, distilled and random; nothing is trained yet.

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from d4m_fast.config import derive_seed
 from d4m_fast.errors import DataError
+from d4m_fast.fingerprints import derive_seed
 from d4m_fast.sources.records import Item, Source
 
 

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from d4m_fast.config.choices import LabelKind
 from d4m_fast.runs.run import is_run
 from d4m_fast.storage import files
 from d4m_fast.storage.state import EVALUATION, read_state, write_state
@@ -15,7 +16,6 @@ from d4m_fast.storage.state import EVALUATION, read_state, write_state
 if TYPE_CHECKING:
     from rich.table import Table
 
-LabelKind = Literal["soft", "hard"]
 DISTILLED, RANDOM = "distilled", "random"
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from d4m_fast.config import derive_seed
+from d4m_fast.config.choices import LabelKind
 from d4m_fast.evaluation.augment import cutmix, flip, shift
 from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.evaluation.images import ImageSet
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.relabel import labeller, soft_loss
-from d4m_fast.evaluation.results import LabelKind
+from d4m_fast.fingerprints import derive_seed
 
 TEST_BATCH = 100
 

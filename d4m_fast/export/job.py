@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from d4m_fast.config import ExportConfig
+from d4m_fast.config.export import ExportConfig
 from d4m_fast.engine.artifacts import ELEMENTS, Artifact, Key, find
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.ort import require_ort

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from d4m_fast.config import DistillConfig
+from d4m_fast.config.distill import DistillConfig
 from d4m_fast.engine.encode import encode
 from d4m_fast.engine.generate import generate
 from d4m_fast.engine.networks import Networks

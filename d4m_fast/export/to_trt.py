@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from d4m_fast.config import FloatType
+from d4m_fast.config.choices import FloatType
 from d4m_fast.engine.signature import SAMPLES, SIGNATURES, Component
 from d4m_fast.engine.trt_api import Api, Builder, IBuilderConfig, INetworkDefinition, ITensor, RtxBuilderConfig
 from d4m_fast.errors import ModelError, PreflightError

@@ -2,55 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
-from d4m_fast.config import DistillConfig
+from d4m_fast.config.plan import PlanConfig
 from d4m_fast.engine.compatibility import read_configs
 from d4m_fast.engine.schedule import open_schedule
 from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.measure.flops import Traced, model_path, trace, trace_model
 from d4m_fast.measure.gpus import GPUS
 from d4m_fast.planning.calibrate import Build, read_profile
-from d4m_fast.planning.cost import Figure, PlanRequest, plan_figures
+from d4m_fast.planning.cost import Figure, PlanRequest, Share, plan_figures
 
-_TAKEN = ("images", "classes", "ipc", "gpus", "precision", "epochs", "student_size", "students", "stored_labels")
+_FROM_CONFIG = ("images", "classes", "ipc", "gpus", "precision", "epochs", "student_size", "students", "stored_labels")
 
 
-def calculate(options: Mapping[str, Any], settings: DistillConfig) -> tuple[PlanRequest, list[Figure], Build | None]:
-    """The checked request, its figures, and what building the engine took if a profile tells.
+def calculate(config: PlanConfig) -> tuple[PlanRequest, list[Figure], Build | None]:
+    """Return the checked request, its figures, and what building the engine took if a profile tells.
 
     Args:
-        options: those of `d4m-fast plan`, the dataset's size in.
-        settings: of generation.
+        config: with the numbers of images and classes in.
 
     Raises:
         D4MError: the first thing that is wrong.
     """
-    gpu, profile = GPUS[options["gpu"]], options["calibrate"]
-    shares, build = (
-        ({}, None) if profile is None else read_profile(profile, gpu, options["engine"], options["precision"])
-    )
-    model, revision = options["model"], options["revision"]
-    shapes = trace_model(model, options["resolution"], revision)
-    path = model_path(model, revision)
-    schedule = open_schedule(
-        path,
-        settings.steps,
-        settings.strength,
-        scheduler=settings.scheduler,
-        interval=settings.interval,
-    )
+    gpu, shares, build = GPUS[config.gpu], dict[str, Share](), None
+    if config.calibrate is not None:
+        shares, build = read_profile(config.calibrate, gpu, config.engine, config.precision)
+    shapes = trace_model(config.model, config.resolution, config.revision)
+    path = model_path(config.model, config.revision)
+    schedule = open_schedule(path, config.steps, config.strength, scheduler=config.scheduler, interval=config.interval)
     request = PlanRequest(
-        **{name: options[name] for name in _TAKEN},
+        **{name: getattr(config, name) for name in _FROM_CONFIG},
         calls=len(schedule.steps),
-        guided_calls=0 if read_configs(path).embeds_guidance else schedule.guided_calls(settings.guidance),
-        image_size=shapes.resolution if options["image_size"] is None else options["image_size"],
+        guided_calls=0 if read_configs(path).embeds_guidance else schedule.guided_calls(config.guidance),
+        image_size=shapes.resolution if config.image_size is None else config.image_size,
         gpu=gpu,
     )
-    student = trace_student(options["student"], options["student_size"], options["classes"])
+    student = trace_student(config.student, config.student_size, request.classes)
     return request, plan_figures(request, shapes, student, shares), build
 
 

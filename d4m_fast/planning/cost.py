@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from d4m_fast.config import require
+from d4m_fast.config.choices import FloatType
+from d4m_fast.config.plan import PlanConfig
+from d4m_fast.errors import require
 from d4m_fast.measure.flops import Shapes, Traced
 from d4m_fast.measure.gpus import Gpu
 
@@ -16,7 +18,6 @@ ELEMENTS = 2**31 - 1  # beyond which many kernels' 32-bit indices overflow
 ROOM = 0.9  # of a GPU's memory, the rest for the context and fragments
 BYTES = {"fp16": 2, "fp32": 4}
 
-Precision = Literal["fp16", "fp32"]
 Unit = Literal["", "FLOP", "hours", "bytes", "seconds"]
 
 
@@ -42,18 +43,14 @@ class PlanRequest:
     guided_calls: int
     image_size: int
     gpu: Gpu
-    gpus: int = 1
-    precision: Precision = "fp16"
-    epochs: int = 300
-    student_size: int = 224
-    students: int = 3
-    stored_labels: bool = False
+    gpus: int = PlanConfig.gpus
+    precision: FloatType = PlanConfig.precision
+    epochs: int = PlanConfig.epochs
+    student_size: int = PlanConfig.student_size
+    students: int = PlanConfig.students
+    stored_labels: bool = PlanConfig.stored_labels
 
     def __post_init__(self) -> None:
-        for name in ("images", "classes", "ipc", "gpus", "epochs", "student_size", "students", "image_size"):
-            require(
-                getattr(self, name) >= 1, f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}"
-            )
         require(
             self.classes * self.ipc <= self.images,
             f"--classes {self.classes} of --ipc {self.ipc} need at least {self.classes * self.ipc:,} --images,"

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from d4m_fast.config.profile import ProfileConfig
 from d4m_fast.errors import DataError
-from d4m_fast.profiling.request import ProfileRequest
 from d4m_fast.storage.state import read_json
 
 Key = tuple[str, str, int]
@@ -67,7 +67,7 @@ def read_older(file: Path) -> dict[str, Any]:
     return found
 
 
-def compare(old: Mapping[str, Any], new: Mapping[str, Any], floor: float, request: ProfileRequest) -> Comparison:
+def compare(old: Mapping[str, Any], new: Mapping[str, Any], floor: float, request: ProfileConfig) -> Comparison:
     """Row by row, by stage, engine and batch; `request` is that of the new one.
 
     Raises:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from d4m_fast.config.profile import Stage
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.measure.clock import time_call
 from d4m_fast.measure.memory import PeakMemory
-from d4m_fast.profiling.request import Stage
 
 PERCENTILES = (50, 90, 99)
 

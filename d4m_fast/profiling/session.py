@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.config import DistillConfig
+from d4m_fast.config.distill import DistillConfig
+from d4m_fast.config.profile import NETWORK_STAGES, STAGES, ProfileConfig
 from d4m_fast.engine.artifacts import versions
 from d4m_fast.engine.runtime import hardware, marks
 from d4m_fast.flow.stopwatch import Event, Stopwatch
@@ -24,7 +25,6 @@ from d4m_fast.measure.flops import Shapes, trace_model
 from d4m_fast.measure.memory import PeakMemory
 from d4m_fast.measure.peak import LONG_ENOUGH, Peak, measure_peak
 from d4m_fast.profiling.measure import Row, Task, measure
-from d4m_fast.profiling.request import NETWORK_STAGES, STAGES, ProfileRequest
 from d4m_fast.profiling.stages import cluster_task, network_tasks, write_tasks
 from d4m_fast.profiling.whole import calls_per_image, whole_run, write_few
 from d4m_fast.storage import files
@@ -43,7 +43,7 @@ class Session:
         events: for a trace.
     """
 
-    request: ProfileRequest
+    request: ProfileConfig
     jobs: Sequence[Job]
     artifacts: Path
     rows: list[Row] = field(default_factory=list)
@@ -140,7 +140,7 @@ class Session:
         return row
 
 
-def open_session(request: ProfileRequest, artifacts: Path) -> Session:
+def open_session(request: ProfileConfig, artifacts: Path) -> Session:
     """Open model, data and engines.
 
     Raises:
@@ -165,7 +165,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _config(request: ProfileRequest, engine: Any) -> DistillConfig:
+def _config(request: ProfileConfig, engine: Any) -> DistillConfig:
     return DistillConfig(
         allow_unknown_prompts=True,  # what an image shows changes no speed
         data=request.data,

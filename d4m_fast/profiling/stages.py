@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from d4m_fast.config.profile import HOST, NETWORK_STAGES, Stage
 from d4m_fast.engine.networks import Networks
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
@@ -20,7 +21,6 @@ from d4m_fast.kernels.kmeans import kmeans
 from d4m_fast.measure.calls import NETWORK_OF, NetworkStage, network_call
 from d4m_fast.measure.flops import Shapes
 from d4m_fast.profiling.measure import Task
-from d4m_fast.profiling.request import HOST, NETWORK_STAGES, Stage
 from d4m_fast.runs.plan import ENCODE_BATCH, Group, Plan
 from d4m_fast.runs.records import Sample
 from d4m_fast.runs.run import RunDirectory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from d4m_fast.config import DistillConfig
+from d4m_fast.config.distill import DistillConfig
 from d4m_fast.console import Progress
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.job import Job, prepare

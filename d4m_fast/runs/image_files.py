@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from d4m_fast.config import ImageFormat
+from d4m_fast.config.choices import ImageFormat
 from d4m_fast.errors import PreflightError
 
 HEADERS = 1024  # bytes of a file beside its pixels, at most

@@ -34,7 +34,7 @@ from d4m_fast.certification.agreement import agree
 from d4m_fast.certification.engines import Engine
 from d4m_fast.certification.reference import Memo, Reference, read_reference
 from d4m_fast.certification.request import Request, prepare_certification
-from d4m_fast.config import CertifyConfig
+from d4m_fast.config.certify import CertifyConfig
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Runtime
 from d4m_fast.engine.signature import COMPONENTS, Component

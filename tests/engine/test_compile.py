@@ -12,7 +12,7 @@ import torch
 from driving import Finished, Ran, refused
 from PIL import Image
 
-from d4m_fast.config import DistillConfig
+from d4m_fast.config.distill import DistillConfig
 from d4m_fast.engine import networks
 from d4m_fast.engine.eager import CompiledRuntime, EagerRuntime, open_eager
 from d4m_fast.engine.networks import open_networks

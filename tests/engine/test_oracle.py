@@ -14,11 +14,14 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from oracle import reference
 
-from d4m_fast.config import NEGATIVE_PROMPT, PRESETS, DistillConfig, PresetName, Scheduler, derive_seed
+from d4m_fast.config.choices import PresetName, Scheduler
+from d4m_fast.config.distill import NEGATIVE_PROMPT, DistillConfig
+from d4m_fast.config.generation import PRESETS
 from d4m_fast.engine import generate
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.schedule import open_schedule
+from d4m_fast.fingerprints import derive_seed
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from d4m_fast.config import DistillConfig
+from d4m_fast.config.distill import DistillConfig
 from d4m_fast.engine import prototypes
 from d4m_fast.engine.prototypes import cluster
 from d4m_fast.errors import DataError

@@ -24,7 +24,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from d4m_fast.config import Scheduler
+from d4m_fast.config.choices import Scheduler
 from d4m_fast.engine.libraries import quiet_libraries
 from d4m_fast.engine.schedule import Schedule, open_schedule, tabulate
 from d4m_fast.engine.scheduler import even_steps

@@ -15,7 +15,7 @@ from exactness import record
 from foreign import drop, edit, write_pixart, write_sd3, write_xl
 from models import TOKENS, WIDTH_TEXT, write_model
 
-from d4m_fast.config import NEGATIVE_PROMPT, DistillConfig, derive_seed
+from d4m_fast.config.distill import NEGATIVE_PROMPT, DistillConfig
 from d4m_fast.engine import compatibility, generate
 from d4m_fast.engine.eager import EagerRuntime
 from d4m_fast.engine.libraries import quiet_libraries
@@ -24,6 +24,7 @@ from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.trial import trial_resolution, try_networks
 from d4m_fast.engine.unet import UnetModule, unproven
+from d4m_fast.fingerprints import derive_seed
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers

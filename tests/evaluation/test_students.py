@@ -13,12 +13,12 @@ import pytest
 import torch
 from fakes import make_source, stripes
 
+from d4m_fast.config.choices import LabelKind
 from d4m_fast.errors import DataError, ModelError, UsageError
 from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.evaluation.evaluate import Evaluation, evaluate
 from d4m_fast.evaluation.images import ImageSet
 from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol
-from d4m_fast.evaluation.results import LabelKind
 from d4m_fast.evaluation.train import Exam, Task, accuracy, train_student
 from d4m_fast.evaluation.workers import run_tasks
 

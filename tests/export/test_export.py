@@ -17,7 +17,7 @@ import torch
 from driving import CLASSES, Finished, Ran, refused, run_cli, write_photos
 from PIL import Image
 
-from d4m_fast.config import ExportConfig
+from d4m_fast.config.export import ExportConfig
 from d4m_fast.engine.artifacts import catalogue
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.ort import open_ort

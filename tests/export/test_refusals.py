@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from d4m_fast.config import ExportConfig
+from d4m_fast.config.export import ExportConfig
 from d4m_fast.engine import ort
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.model import open_model

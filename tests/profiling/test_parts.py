@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from d4m_fast.config.profile import ProfileConfig
 from d4m_fast.engine.runtime import marks
 from d4m_fast.errors import DataError
 from d4m_fast.flow.stopwatch import Event, Stopwatch
@@ -21,7 +22,6 @@ from d4m_fast.measure.memory import PeakMemory
 from d4m_fast.measure.peak import Peak, measure_peak
 from d4m_fast.profiling.compare import compare
 from d4m_fast.profiling.measure import Row, Task, measure
-from d4m_fast.profiling.request import ProfileRequest
 from d4m_fast.profiling.trace import chrome_trace
 
 CPU = torch.device("cpu")
@@ -156,21 +156,21 @@ def made(rates: dict[tuple[str, int], float], **machine: Any) -> dict[str, Any]:
 def test_rows_are_compared_one_by_one() -> None:
     old = made({("unet", 1): 10, ("unet", 8): 40, ("text", 1): 5})
     new = made({("unet", 1): 9, ("unet", 8): 35.9, ("decode", 1): 5})
-    found = compare(old, new, 0.9, ProfileRequest(stages=("unet", "decode")))
+    found = compare(old, new, 0.9, ProfileConfig(stages=("unet", "decode")))
     assert [c.batch for c in found.changes] == [1, 8]
     assert [c.ratio for c in found.changes] == pytest.approx([0.9, 0.8975])
     assert [c.batch for c in found.slower] == [8]
     assert (found.missing, found.added) == ((("text", "torch", 1),), (("decode", "torch", 1),))
     assert found.lost == ()
-    assert compare(old, new, 0.9, ProfileRequest()).lost == found.missing
-    assert compare(old, new, 0.9, ProfileRequest(engines=("onnx",))).lost == ()
+    assert compare(old, new, 0.9, ProfileConfig()).lost == found.missing
+    assert compare(old, new, 0.9, ProfileConfig(engines=("onnx",))).lost == ()
     assert found.differences == ()
-    assert compare(old, old, 1.0, ProfileRequest()).slower == ()
+    assert compare(old, old, 1.0, ProfileConfig()).slower == ()
 
 
 def test_other_machines_are_named() -> None:
     old, new = made({("unet", 1): 1}), made({("unet", 1): 1}, device="b", threads=2)
-    assert compare(old, new, 0.9, ProfileRequest()).differences == (
+    assert compare(old, new, 0.9, ProfileConfig()).differences == (
         'device: "a" then, "b" now',
         "threads: 1 then, 2 now",
     )
@@ -178,7 +178,7 @@ def test_other_machines_are_named() -> None:
 
 def test_profiles_without_a_common_row_are_refused() -> None:
     with pytest.raises(DataError, match="no row in common"):
-        compare(made({("unet", 1): 1}), made({("unet", 2): 1}), 0.9, ProfileRequest())
+        compare(made({("unet", 1): 1}), made({("unet", 2): 1}), 0.9, ProfileConfig())
 
 
 def test_ranges_are_marked_for_gpus_only() -> None:

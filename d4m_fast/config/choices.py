@@ -1,0 +1,19 @@
+"""Values of the options that have a closed set of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+KMeansMethod = Literal["auto", "gram", "direct", "minibatch"]
+KMeansDevice = Literal["cpu", "gpu"]
+PrototypeKind = Literal["mean", "medoid"]
+LatentKind = Literal["sample", "mean"]
+LabelKind = Literal["soft", "hard"]
+Scheduler = Literal["model", "pndm", "dpmpp", "unipc"]
+PresetName = Literal["reference", "dpmpp", "unipc"]
+Engine = Literal["auto", "torch", "onnx", "tensorrt"]
+ExportEngine = Literal["onnx", "tensorrt"]
+Precision = Literal["auto", "fp32", "fp16"]
+FloatType = Literal["fp32", "fp16"]
+ImageFormat = Literal["png", "jpeg", "webp"]
+GpuName = Literal["h100", "h200", "a100", "l40s"]

@@ -1,0 +1,124 @@
+"""Options of `d4m-fast distill`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from d4m_fast.config.choices import (
+    Engine,
+    ImageFormat,
+    KMeansDevice,
+    KMeansMethod,
+    LatentKind,
+    Precision,
+    PresetName,
+    PrototypeKind,
+    Scheduler,
+)
+from d4m_fast.config.fields import MOST_THREADS, Group, check_bounds, same_as, setting
+from d4m_fast.config.generation import PRESETS, UNPROVEN, GenerationConfig, Preset
+from d4m_fast.errors import require
+
+NEGATIVE_PROMPT = "cartoon, anime, painting"  # the official code's; the paper's main text has none
+_FAST = ", ".join(name for name in PRESETS if name != "reference")
+
+
+@dataclass(frozen=True)
+class DistillConfig(GenerationConfig):
+    """Options of `d4m-fast distill`; the defaults are D4M's (Su et al., 2024; official code, `gen_syn_image`).
+
+    `of_preset` fills in another preset's settings; built directly, `preset` is but a name. The order of the fields is
+    that of a run's config.json.
+
+    Attributes:
+        data: "bundled" or a directory.
+        model: "bundled", a directory in diffusers format, or a hub id ("organisation/model").
+        revision: commit, tag or branch of a model from the hub; None is what its `main` is.
+        classes: ids, ranges or folder names, comma-separated; None is all.
+        resolution: side of the encoded and generated images, in pixels; None is the model's own.
+        image_size: side of the written images; None is `resolution`.
+        prompts: None for the class names, "official", or a file.
+        allow_unknown_prompts: also those that a model which lists the prompts it knows does not list.
+        kmeans_on: "gpu" clusters where the networks run, by kernels that we have run on CPUs only.
+        batch_size, threads: "auto" and None let the plan decide; they are part of what fixes the bytes.
+        max_bad_fraction: images left out (damaged, or that no decoder reads) that are tolerated, as a part of all.
+    """
+
+    data: str = setting(
+        "bundled", group=Group.EVERYDAY, help="'bundled', or a directory: an ImageFolder, IDX or CIFAR files."
+    )
+    model: str = setting(
+        "bundled", group=Group.EVERYDAY, help="'bundled', a directory in diffusers format, or a hub id."
+    )
+    revision: str | None = setting(
+        None,
+        group=Group.MODEL,
+        help="Commit, tag or branch of a model from the hub.",
+        shown="main, recorded as a commit",
+    )
+    ipc: int = setting(10, group=Group.EVERYDAY, help="Images per class.", minimum=1)
+    classes: str | None = setting(
+        None,
+        group=Group.DATA,
+        help="Only these ids, ranges or folder names, comma-separated; ids stay those of the full set.",
+        shown="all",
+    )
+    kmeans: KMeansMethod = setting("auto", group=Group.CLUSTERING, help="minibatch is the official code's.")
+    kmeans_on: KMeansDevice = setting(
+        "cpu", group=Group.CLUSTERING, help="gpu: CuPy kernels, on --device; not yet run on one by us."
+    )
+    prototype: PrototypeKind = setting(
+        "mean", group=Group.CLUSTERING, help="Cluster mean, or the real latent nearest to it."
+    )
+    latent: LatentKind = setting(
+        "sample", group=Group.CLUSTERING, help="Draw from the VAE's posterior, or take its mean."
+    )
+    resolution: int | None = setting(
+        None, group=Group.MODEL, help="Side of encoded and generated images.", shown="the model's", minimum=1
+    )
+    image_size: int | None = setting(
+        None, group=Group.OUTPUT, help="Side of the written images.", shown="the resolution", minimum=1
+    )
+    format: ImageFormat = setting(
+        "png", group=Group.OUTPUT, help="png is lossless; jpeg (4:4:4) and webp have quality 95."
+    )
+    prompts: str | None = setting(None, group=Group.DATA, help="'official', or a file of prompts.", shown="class names")
+    allow_unknown_prompts: bool = setting(False, group=Group.DATA, help="Prompts the model says it does not know, too.")
+    preset: PresetName = setting(
+        "reference",
+        group=Group.GENERATION,
+        help=f"Settings of generation. reference: the official ones. {_FAST}: fewer UNet calls, {UNPROVEN};"
+        " docs/presets.md has what they cost and give.",
+    )
+    scheduler: Scheduler = same_as(Preset, "scheduler")
+    strength: float = same_as(Preset, "strength")
+    guidance: float = same_as(Preset, "guidance")
+    guidance_interval: str = same_as(Preset, "guidance_interval")
+    steps: int = same_as(Preset, "steps")
+    negative_prompt: str = setting(NEGATIVE_PROMPT, group=Group.GENERATION, help="Prompt to be guided away from.")
+    seed: int = setting(0, group=Group.GENERATION, help="Seed of the run.")
+    batch_size: int | Literal["auto"] = setting(
+        "auto",
+        group=Group.MACHINE,
+        help="Most images per batch of generation; auto: by memory, and probed in long runs.",
+        minimum=1,
+    )
+    threads: int | None = setting(
+        None, group=Group.MACHINE, help="CPU threads.", shown="one per core", minimum=1, maximum=MOST_THREADS
+    )
+    engine: Engine = setting("auto", group=Group.EVERYDAY, help="What computes the networks.")
+    precision: Precision = setting("auto", group=Group.MACHINE, help="auto: fp16 on GPUs, fp32 on CPUs.")
+    compile: bool = setting(False, group=Group.MACHINE, help="UNet and VAE through torch.compile; for --engine torch.")
+    device: str = setting("auto", group=Group.MACHINE, help="auto, cpu, cuda or cuda:1.")
+    max_bad_fraction: float = setting(
+        0.01, group=Group.DATA, help="Unreadable images tolerated, as a part of all.", minimum=0, below=1
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        self.check_generation()
+        require(
+            not self.compile or self.engine in ("auto", "torch"),
+            f"--compile is for --engine torch, not for --engine {self.engine}",
+        )
