@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from d4m_fast.config import fingerprint
+from d4m_fast.errors import DamageError
 from d4m_fast.storage import files
 from d4m_fast.storage.state import CERTIFICATE, read_state
-from d4m_fast.errors import DamageError
 
 CERTIFICATE_FILE = "certificate.json"
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from d4m_fast.errors import DamageError
 from d4m_fast.storage import files
 from d4m_fast.storage.state import LATENTS
-from d4m_fast.errors import DamageError
 
 _CHECKSUM = "<u8"  # BLAKE2b of 64 bits: a changed row passes once in 2^64
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from d4m_fast.config import fingerprint
-from d4m_fast.storage import files
-from d4m_fast.runs.latent_files import LatentFiles
-from d4m_fast.sources.records import Item
-from d4m_fast.storage.state import LATENTS, read_state, write_state
+from d4m_fast.errors import DamageError, DataError, OutOfMemoryError
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
-from d4m_fast.errors import DamageError, DataError, OutOfMemoryError
+from d4m_fast.runs.latent_files import LatentFiles
+from d4m_fast.sources.records import Item
+from d4m_fast.storage import files
+from d4m_fast.storage.state import LATENTS, read_state, write_state
 
 INDEX, PROGRESS = "index.json", "progress.json"
 CHECKPOINT_SECONDS = 10.0

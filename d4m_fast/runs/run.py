@@ -22,14 +22,18 @@ from typing import Any
 import numpy as np
 
 from d4m_fast.config import ImageFormat, fingerprint
-from d4m_fast.storage import files
+from d4m_fast.errors import RunDirectoryError
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.stream import Stream
+from d4m_fast.flow.workers import Workers
 from d4m_fast.runs import preview
 from d4m_fast.runs.commit import files_of, is_of, read_of_run, read_record, write_of_run, write_record
 from d4m_fast.runs.image_files import FORMATS, to_bytes
 from d4m_fast.runs.latents import Failure
-from d4m_fast.storage.locks import LOCK_FILES
 from d4m_fast.runs.plan import Group, Plan
 from d4m_fast.runs.records import Prototypes, Sample
+from d4m_fast.storage import files
+from d4m_fast.storage.locks import LOCK_FILES
 from d4m_fast.storage.state import (
     CONFIG,
     HEAD_BYTES,
@@ -40,10 +44,6 @@ from d4m_fast.storage.state import (
     require_state,
     write_state,
 )
-from d4m_fast.flow.stream import Stream
-from d4m_fast.flow.stopwatch import Stopwatch
-from d4m_fast.flow.workers import Workers
-from d4m_fast.errors import RunDirectoryError
 
 # Decide whether a run starts or goes on, or where its inputs lie; what these are is told by their hashes.
 INESSENTIAL = frozenset(

@@ -15,16 +15,15 @@ from typing import Any, Literal
 from PIL import Image
 
 from d4m_fast.config import fingerprint
-from d4m_fast.runs import exports
-from d4m_fast.storage import files
-from d4m_fast.runs import latents
+from d4m_fast.errors import DamageError, DataError, RunDirectoryError
+from d4m_fast.runs import exports, latents
 from d4m_fast.runs.commit import files_of, read_of_run, read_record
 from d4m_fast.runs.image_files import PILLOW_OF
-from d4m_fast.storage.locks import locked
 from d4m_fast.runs.plan import Group, Plan
 from d4m_fast.runs.run import essence
+from d4m_fast.storage import files
+from d4m_fast.storage.locks import locked
 from d4m_fast.storage.state import CONFIG, EVALUATION, PLAN, SUMMARY, read_state, require_state
-from d4m_fast.errors import DamageError, DataError, RunDirectoryError
 
 _FOLDERS = ("images", "prototypes", "groups")
 _OURS = re.compile(r"\d{5}\.(png|jpg|webp|safetensors|json)")

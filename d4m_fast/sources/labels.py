@@ -9,8 +9,8 @@ from pathlib import Path
 from d4m_fast.characters import invisible_character
 from d4m_fast.errors import DataError, UsageError
 from d4m_fast.sources.class_names import WNID, imagenet_labels, spoken_folders
-from d4m_fast.sources.prompt_file import read_prompts
-from d4m_fast.sources.prompt_order import Classes
+from d4m_fast.sources.prompts.file import read_prompts
+from d4m_fast.sources.prompts.order import Classes
 from d4m_fast.sources.records import ClassInfo
 from d4m_fast.wording import some
 
@@ -40,7 +40,7 @@ def resolve_prompts(folders: Sequence[str], names: Sequence[str] | None, prompts
         folders: class folders, in class order.
         names: class names in the same order, for data sets that have them; None for a directory of folders.
         prompts: None, "official" (the label lines of the published D4M code, its slips included), or the path of a
-            file that `prompt_file.read_prompts` reads.
+            file that `prompts.file.read_prompts` reads.
 
     Raises:
         UsageError: "official" for classes that are not WordNet ids.

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, JpegImagePlugin, features
 
 from d4m_fast.config import ImageFormat
-from d4m_fast.runs.image_files import FORMATS, most_bytes, require_format, to_bytes
 from d4m_fast.errors import PreflightError
+from d4m_fast.runs.image_files import FORMATS, most_bytes, require_format, to_bytes
 
 NAMES: list[ImageFormat] = ["png", "jpeg", "webp"]
 

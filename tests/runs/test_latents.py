@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from d4m_fast.errors import DamageError, DataError, OutOfMemoryError
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.stream import Stream
+from d4m_fast.flow.workers import Workers
 from d4m_fast.runs import latents as module
 from d4m_fast.runs.latent_files import LatentFiles
 from d4m_fast.runs.latents import EncodedBatch, Failure, LatentStore
 from d4m_fast.sources.records import Item
 from d4m_fast.storage.state import LATENTS, require_state
-from d4m_fast.flow.stream import Stream
-from d4m_fast.flow.stopwatch import Stopwatch
-from d4m_fast.flow.workers import Workers
-from d4m_fast.errors import DamageError, DataError, OutOfMemoryError
 
 SHAPE = (2, 3, 3)
 MADE_BY: dict[str, Any] = {"model": "m", "batch": 4}

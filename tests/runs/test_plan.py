@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from d4m_fast.runs.plan import MAX_GROUP, Batches, Group, Plan, make_plan
 from d4m_fast.errors import OutOfMemoryError
+from d4m_fast.runs.plan import MAX_GROUP, Batches, Group, Plan, make_plan
 
 
 @pytest.mark.parametrize("classes", [1, 7, 10, 1000])

@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 
 from d4m_fast.config import ImageFormat
+from d4m_fast.errors import DataError, OutOfMemoryError, PreflightError, RunDirectoryError
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.stream import Stream
+from d4m_fast.flow.workers import Workers
 from d4m_fast.runs.plan import Batches, Group, Plan, make_plan
-from d4m_fast.sources.records import ClassInfo
 from d4m_fast.runs.records import Sample
 from d4m_fast.runs.run import RunDirectory, source_of
+from d4m_fast.sources.records import ClassInfo
 from d4m_fast.storage.state import CONFIG, write_state
-from d4m_fast.flow.stream import Stream
-from d4m_fast.flow.stopwatch import Stopwatch
-from d4m_fast.flow.workers import Workers
-from d4m_fast.errors import DataError, OutOfMemoryError, PreflightError, RunDirectoryError
 
 IDENTITY: dict[str, Any] = {"options": {"data": "d", "seed": 0, "max_bad_fraction": 0.01}, "model": "m"}
 GROUPS = (Group(0, (0, 1), 4, 2), Group(1, (2,), 4, 2))
