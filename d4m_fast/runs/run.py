@@ -118,7 +118,7 @@ class RunDirectory:
         try:
             found = os.stat(f"{self.path}/{row['file']}")
         except OSError as error:
-            if error.errno in files.PASSING:
+            if error.errno in files.MACHINE_ERRORS:
                 raise
             return False
         return stat.S_ISREG(found.st_mode) and found.st_size == row["bytes"]
@@ -293,7 +293,7 @@ def is_run(path: Path) -> bool:
         with files.open_regular(path / "config.json") as file:
             return CONFIG.heads(file.read(HEAD_BYTES))
     except OSError as error:
-        files.refuse_passing(path / "config.json", error)
+        files.refuse_machine_error(path / "config.json", error)
         return False
 
 

@@ -18,7 +18,7 @@ from d4m_fast.sources.cuts import is_cut_short
 from d4m_fast.sources.formats import DECODER_ERRORS
 from d4m_fast.sources.pixels import UnscalableError, to_rgb
 from d4m_fast.sources.quiet import quiet_pillow
-from d4m_fast.storage.files import PASSING, open_regular
+from d4m_fast.storage.files import MACHINE_ERRORS, open_regular
 
 RULES = 4  # of the way from a file to RGB; latents and runs made by others are not gone on with
 MAX_PIXELS = 100_000_000  # 300 MB once decoded
@@ -185,7 +185,7 @@ def _check_icon(file: BinaryIO) -> None:
 def _is_of_machine(error: BaseException) -> bool:
     """Return whether the machine failed, and the file may be sound: leaving it out would change the result."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in PASSING
+        return error.errno in MACHINE_ERRORS
     if isinstance(error, MemoryError):
         return True
     return wants_of_machine(error) and not _has_room()
