@@ -90,7 +90,7 @@ class RunDirectory:
         saved = read_of_run(self.path / "plan.json", PLAN, self.fingerprint)
         return None if saved is None else Plan.from_json(saved)
 
-    def keep_plan(self, plan: Plan) -> None:
+    def save_plan(self, plan: Plan) -> None:
         write_of_run(self.path / "plan.json", PLAN, self.fingerprint, plan.to_json())
 
     def committed(self, plan: Plan) -> set[int]:
@@ -130,12 +130,12 @@ class RunDirectory:
             return None
         return self._here(summary)
 
-    def keep(self, prototypes: Stream[Prototypes]) -> Stream[Prototypes]:
+    def save_prototypes(self, prototypes: Stream[Prototypes]) -> Stream[Prototypes]:
         """Save each class's prototypes on their way through."""
 
         def items() -> Iterator[Prototypes]:
             for p in prototypes:
-                self._kept[p.info.id] = self._save_prototypes(p)
+                self._kept[p.info.id] = self._save_class_prototypes(p)
                 yield p
 
         return Stream(len(prototypes), items())
@@ -212,7 +212,7 @@ class RunDirectory:
         shown = ((self.path / row["file"], row["prompt"]) for row in self._rows(plan) if row["index"] < preview.COLUMNS)
         return files.write_bytes(self.path / "preview.png", to_bytes(np.asarray(preview.contact_sheet(shown)), "png"))
 
-    def _save_prototypes(self, p: Prototypes) -> dict[str, Any]:
+    def _save_class_prototypes(self, p: Prototypes) -> dict[str, Any]:
         from safetensors.numpy import save
 
         data = save({"centroids": p.centroids, "sizes": p.sizes, "inertia_share": p.inertia_share})
