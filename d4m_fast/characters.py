@@ -1,14 +1,14 @@
-"""Characters that show nothing, or show text in another order than it is stored in: one list for names and lines."""
+"""Find characters that show nothing, or that reorder the text they stand in: one list for names and lines."""
 
 from __future__ import annotations
 
 import unicodedata
 
-# Controls, formats, lone surrogates, private use, what no Unicode that is known here assigns, separators of lines.
+# Controls, formats, lone surrogates, private use, characters that this Python's Unicode lacks, separators of lines.
 _UNSEEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 # Persian, the Indic scripts and emoji are not spelled right without the two joiners and the emoji selector; the others
 # are Arabic, Syriac and Kaithi number signs, which are visible.
-_NEEDED = frozenset("\u200c\u200d\ufe0f\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2\U000110bd\U000110cd")
+_SPELLING = frozenset("\u200c\u200d\ufe0f\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2\U000110bd\U000110cd")
 # Letters, marks and signs by category, yet blank: grapheme joiner, Hangul fillers, Khmer inherent vowels, Mongolian and
 # other variation selectors, Braille blank, Khitan filler, musical null notehead, Egyptian blanks.
 _BLANK = frozenset(
@@ -22,22 +22,21 @@ _NAMELESS = {
 
 
 def invisible_character(text: str) -> str | None:
-    """The first control, bidirectional or invisible character as "U+202E (RIGHT-TO-LEFT OVERRIDE)"; None if none is.
+    """Return the first control, bidirectional or invisible character as "U+202E (RIGHT-TO-LEFT OVERRIDE)", or None.
 
     The joiners U+200C and U+200D are let through: some scripts are not spelled right without them.
     """
-    if text.isascii() and text.isprintable():
+    if text.isascii() and text.isprintable():  # nearly every text, and quick to tell
         return None
-    return next((_name(character) for character in text if is_unseen(character)), None)
-
-
-def _name(character: str) -> str:
-    nameless = _NAMELESS.get(unicodedata.category(character), "control character")
-    return f"U+{ord(character):04X} ({unicodedata.name(character, nameless)})"
+    for character in text:
+        if is_unseen(character):
+            description = _NAMELESS.get(unicodedata.category(character), "control character")
+            return f"U+{ord(character):04X} ({unicodedata.name(character, description)})"
+    return None
 
 
 def is_unseen(character: str) -> bool:
-    """Whether a character shows nothing, or changes how others show."""
-    if character in _NEEDED:
+    """Return whether a character shows nothing, or changes how others show."""
+    if character in _SPELLING:
         return False
     return character in _BLANK or unicodedata.category(character) in _UNSEEN_CATEGORIES

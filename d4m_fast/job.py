@@ -336,7 +336,7 @@ def require_disk(job: Job, run: Path, artifacts: Path) -> None:
     encoded_with = job.encoded_with(artifacts)
     path = job.latents_path(artifacts, ENCODE_BATCH if encoded_with is None else encoded_with, job.threads)
     latents = 2 * len(job.source.items) * channels * height * width
-    missing = 0 if (path / "index.json").is_file() else max(0, latents - files.taken(path))
+    missing = 0 if (path / "index.json").is_file() else max(0, latents - files.bytes_on_disk(path))
     made = sum(1 for _ in (run / "images").glob("*/*")) if os.path.isdir(run / "images") else 0
     left = max(0, len(job.source.classes) * job.config.ipc - made)
     images = left * (most_bytes(job.image_size) + 4 * channels * height * width)

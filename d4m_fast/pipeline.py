@@ -62,8 +62,8 @@ class _Distillation:
             try:
                 self._generate(plan, groups, latents, networks)
             except OutOfMemoryError as error:
-                plan = plan.after(error, self.run.committed(plan))
-                self.run.keep_plan(plan)
+                plan = plan.with_smaller_batch(error, self.run.committed(plan))
+                self.run.save_plan(plan)
                 self.progress.say(f"{error}; going on with batches of {plan.out_of_memory[-1]['now']}")
             release(self.job.device)
         return self.run.finish(plan, latents.failures, latents.first_frames, self.watch)
@@ -88,7 +88,7 @@ class _Distillation:
         latents = job.latents_path(self.artifacts, batches.encode, job.threads).name
         class_ids = [info.id for info in job.source.classes]
         plan = replace(make_plan(class_ids, job.config.ipc, batches, threads=job.threads), latents=latents)
-        self.run.keep_plan(plan)
+        self.run.save_plan(plan)
         return plan
 
     def _latents(self, plan: Plan, networks: Networks) -> LatentStore:
@@ -101,7 +101,7 @@ class _Distillation:
                 try:
                     self._encode(latents, networks)
                 except OutOfMemoryError as error:
-                    latents.after(error)
+                    latents.halve_batch(error)
                     self.progress.say(f"{error}; going on with batches of {latents.batch}")
                 release(job.device)
         latents.check_budget(job.config.max_bad_fraction)
@@ -127,7 +127,7 @@ class _Distillation:
         with Workers(self.watch) as workers:
             prototypes = cluster(job.classes_of(groups), latents, job.source, job.config)
             samples = generate(
-                self.run.keep(prototypes.watched(self.watch, "cluster")),
+                self.run.save_prototypes(prototypes.watched(self.watch, "cluster")),
                 groups,
                 networks,
                 job.schedule,

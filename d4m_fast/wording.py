@@ -9,10 +9,10 @@ _SHOWN = 5
 
 
 def some(names: Iterable[str]) -> str:
-    """The first few names, for a message."""
+    """Return the first few names, and how many more there are."""
     listed = list(names)
-    rest = f" and {len(listed) - _SHOWN:,} more" if len(listed) > _SHOWN else ""
-    return ", ".join(listed[:_SHOWN]) + rest
+    more = f" and {len(listed) - _SHOWN:,} more" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + more
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

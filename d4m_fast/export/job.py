@@ -119,7 +119,7 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     )
     weights = sum(file.stat().st_size for part in model.weights for file in part.files)
     # fp32, from weights that may be stored in half precision
-    files.require_room(files.Need(job.path, max(0, 2 * weights - files.taken(job.path)), "exports"))
+    files.require_room(files.Need(job.path, max(0, 2 * weights - files.bytes_on_disk(job.path)), "exports"))
     return job
 
 

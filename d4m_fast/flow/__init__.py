@@ -1,4 +1,4 @@
-"""How values move inside one process: sized streams, background workers, and where the time goes.
+"""Movement of values inside one process: sized streams, background workers, and a stopwatch for both.
 
 May import nothing but `errors`. Start with `stream.py`.
 """

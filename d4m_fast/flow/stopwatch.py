@@ -1,4 +1,4 @@
-"""Where the time goes."""
+"""Measure the seconds that each stage works, and that it waits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Mark = Callable[[str], contextlib.AbstractContextManager[object]]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A stage, or a wait at a queue, once.
+    """An interval that a thread spent in a stage, or waiting at a queue.
 
     Attributes:
         start: by `time.perf_counter`, so that several stopwatches' events fit together.
-        seconds: with whatever was nested in it.
-        thread: name of the thread it happened in.
+        seconds: with those of the stages and waits nested in it.
+        thread: name of the thread.
     """
 
     stage: str
@@ -35,18 +35,18 @@ class _Thread(threading.local):
 
 
 class Stopwatch:
-    """Seconds per stage and per queue, added up over all threads, which may share it.
+    """Seconds per stage and per queue, added up over all threads, which may share a stopwatch.
 
     A stage's time contains neither the stages nor the waits nested in it in the same thread. Stages that run side by
-    side are booked each, so that the sum may pass the time on the wall.
+    side are booked each, so that the sum may exceed the time on the wall.
 
     Args:
-        trace: keep every stage and wait as an event, too.
+        trace: record every stage and wait as an event, too.
         mark: opened round each stage by its name, for a profiler that watches the device.
 
     Attributes:
         seconds: by stage.
-        waits: by queue, seconds some thread stood there.
+        waits: by queue, the seconds that threads waited there.
         events: in the order they ended; empty without `trace`.
     """
 
@@ -66,12 +66,12 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def waiting(self, queue: str) -> Iterator[None]:
-        """What is done inside is standing at a queue."""
+        """Book the time inside as waiting at a queue."""
         with self._timed(self.waits, queue):
             yield
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The items, with the time it takes to produce each booked on `stage`."""
+        """Yield the items, with the time it takes to produce each booked on `stage`."""
         iterator = iter(items)
         while True:
             with self(stage):
@@ -83,15 +83,16 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def _timed(self, book: dict[str, float], name: str) -> Iterator[None]:
-        outer, self._thread.nested = self._thread.nested, 0.0
+        outer_nested, self._thread.nested = self._thread.nested, 0.0
         start = time.perf_counter()
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
-            own, self._thread.nested = spent - self._thread.nested, outer + spent
+            seconds = time.perf_counter() - start
+            exclusive_seconds = seconds - self._thread.nested
+            self._thread.nested = outer_nested + seconds  # all of it is nested in what this thread timed outside
             with self._lock:
-                book[name] = book.get(name, 0.0) + own
+                book[name] = book.get(name, 0.0) + exclusive_seconds
                 if self._trace:
                     thread, waiting = threading.current_thread().name, book is self.waits
-                    self.events.append(Event(name, start, spent, thread, waiting))
+                    self.events.append(Event(name, start, seconds, thread, waiting))

@@ -1,4 +1,4 @@
-"""A sized iterable: what every stage takes and returns."""
+"""Sized iterables, which every stage takes and returns."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ class Stream(Generic[T]):
         return iter(self._items)
 
     def watched(self, watch: Stopwatch, stage: str) -> Stream[T]:
-        """The same stream, with the time it takes to produce each item booked on `stage`."""
+        """Return the same stream, with the time it takes to produce each item booked on `stage`."""
         return Stream(len(self), watch.each(stage, self))

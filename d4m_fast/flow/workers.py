@@ -1,4 +1,4 @@
-"""Background threads between stages: bounded, in order, and gone when their block ends."""
+"""Background threads between stages: bounded, in order, and ended with their block."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _END: Any = object()
 
 
 class Workers:
-    """The background threads of a run, as a context; leaving it drops what is queued and waits for what is begun.
+    """The background threads of a run, as a context; leaving it drops queued work and waits for work in progress.
 
-    What a thread raises is raised where its result is asked for. Its work is booked on the stopwatch as a stage, and
-    what is waited for it as a queue, both under the name it is given.
+    An error in a thread is raised where its result is asked for. Its work is booked on the stopwatch as a stage, and
+    the waits for it as a queue, both under the thread's name.
     """
 
     def __init__(self, watch: Stopwatch) -> None:
@@ -31,27 +31,29 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pool in self._pools:  # all are told before any is waited for: one may wait for another
+        # All are told to end before any is waited for, because one may wait for the results of another.
+        for pool in self._pools:
             pool.shutdown(wait=False, cancel_futures=True)
         for pool in self._pools:
             pool.shutdown()
 
     def ahead(self, items: Stream[T], depth: int, name: str) -> Stream[T]:
-        """The same items, up to `depth` of them made by a thread before they are asked for."""
+        """Return the same items, up to `depth` of them made by a thread before they are asked for."""
         return Stream(len(items), self._ahead(iter(items), depth, name))
 
     def map(self, function: Callable[[T], R], items: Stream[T], *, threads: int, depth: int, name: str) -> Stream[R]:
-        """`function` of each item, in order; at most `depth` are queued, worked on or done when the next is asked for.
+        """Return `function` of each item, in order; at most `depth` are pending or done when the next is asked for.
 
-        The items themselves are made by who asks. If one of them cannot be, the results before it come first.
+        The items themselves are made in the thread that asks for results. If making one fails, the results before it
+        come first.
         """
         return Stream(len(items), self._map(function, items, threads, depth, name))
 
     def _ahead(self, iterator: Iterator[T], depth: int, name: str) -> Iterator[T]:
-        pool = self._pool(1, name)
-        pulled = deque(pool.submit(self._work, name, next, iterator, _END) for _ in range(depth))
-        while (item := self._wait(pulled.popleft(), name)) is not _END:
-            pulled.append(pool.submit(self._work, name, next, iterator, _END))
+        pool = self._pool(1, name)  # one thread, so that the items stay in order
+        pending = deque(pool.submit(self._work, name, next, iterator, _END) for _ in range(depth))
+        while (item := self._wait(pending.popleft(), name)) is not _END:
+            pending.append(pool.submit(self._work, name, next, iterator, _END))
             yield item
 
     def _map(self, function: Callable[[T], R], items: Stream[T], threads: int, depth: int, name: str) -> Iterator[R]:
@@ -64,21 +66,22 @@ class Workers:
             yield self._wait(future, name)
 
     def _submitted(self, function: Callable[[T], R], items: Stream[T], threads: int, name: str) -> Iterator[Future[R]]:
+        """Yield the future of each item; of an item that cannot be made, one that has failed already."""
         pool = self._pool(threads, name)
         try:
             for item in items:
                 yield pool.submit(self._work, name, function, item)
         except D4MError as error:
-            failed: Future[R] = Future()
-            failed.set_exception(error)
-            yield failed
+            failure: Future[R] = Future()
+            failure.set_exception(error)
+            yield failure
 
     def _work(self, name: str, function: Callable[..., R], *args: Any) -> R:
         with self._watch(name):
             return function(*args)
 
     def _wait(self, future: Future[R], name: str) -> R:
-        if future.done():
+        if future.done():  # a wait of no time would be an event in every trace
             return future.result()
         with self._watch.waiting(name):
             return future.result()

@@ -54,5 +54,5 @@ def _digest(file: Path) -> dict[str, Any]:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
             return {"bytes": opened.tell(), "sha256": sha256}
     except OSError as error:
-        files.refuse_passing(file, error)
+        files.refuse_machine_error(file, error)
         return {"bytes": -1, "sha256": ""}

@@ -123,7 +123,7 @@ class LatentStore:
 
         return Stream(len(batches), items())
 
-    def after(self, error: OutOfMemoryError) -> None:
+    def halve_batch(self, error: OutOfMemoryError) -> None:
         """Go on with half the batch, and keep that on record.
 
         Raises:

@@ -55,7 +55,7 @@ class Plan:
         """The groups that are not done yet."""
         return [group for group in self.groups if group.id not in done]
 
-    def after(self, error: OutOfMemoryError, done: Container[int]) -> Plan:
+    def with_smaller_batch(self, error: OutOfMemoryError, done: Container[int]) -> Plan:
         """The same plan with half the batch that did not fit, in the groups that are not done.
 
         Raises:

@@ -91,7 +91,7 @@ class RunDirectory:
         saved = read_of_run(self.path / "plan.json", PLAN, self.fingerprint)
         return None if saved is None else Plan.from_json(saved)
 
-    def keep_plan(self, plan: Plan) -> None:
+    def save_plan(self, plan: Plan) -> None:
         write_of_run(self.path / "plan.json", PLAN, self.fingerprint, plan.to_json())
 
     def committed(self, plan: Plan) -> set[int]:
@@ -119,7 +119,7 @@ class RunDirectory:
         try:
             found = os.stat(f"{self.path}/{row['file']}")
         except OSError as error:
-            if error.errno in files.PASSING:
+            if error.errno in files.MACHINE_ERRORS:
                 raise
             return False
         return stat.S_ISREG(found.st_mode) and found.st_size == row["bytes"]
@@ -131,12 +131,12 @@ class RunDirectory:
             return None
         return self._here(summary)
 
-    def keep(self, prototypes: Stream[Prototypes]) -> Stream[Prototypes]:
+    def save_prototypes(self, prototypes: Stream[Prototypes]) -> Stream[Prototypes]:
         """Save each class's prototypes on their way through."""
 
         def items() -> Iterator[Prototypes]:
             for p in prototypes:
-                self._kept[p.info.id] = self._save_prototypes(p)
+                self._kept[p.info.id] = self._save_class_prototypes(p)
                 yield p
 
         return Stream(len(prototypes), items())
@@ -213,7 +213,7 @@ class RunDirectory:
         shown = ((self.path / row["file"], row["prompt"]) for row in self._rows(plan) if row["index"] < preview.COLUMNS)
         return files.write_bytes(self.path / "preview.png", to_bytes(np.asarray(preview.contact_sheet(shown)), "png"))
 
-    def _save_prototypes(self, p: Prototypes) -> dict[str, Any]:
+    def _save_class_prototypes(self, p: Prototypes) -> dict[str, Any]:
         from safetensors.numpy import save
 
         data = save({"centroids": p.centroids, "sizes": p.sizes, "inertia_share": p.inertia_share})
@@ -294,7 +294,7 @@ def is_run(path: Path) -> bool:
         with files.open_regular(path / "config.json") as file:
             return CONFIG.heads(file.read(HEAD_BYTES))
     except OSError as error:
-        files.refuse_passing(path / "config.json", error)
+        files.refuse_machine_error(path / "config.json", error)
         return False
 
 

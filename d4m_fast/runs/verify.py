@@ -268,7 +268,7 @@ def _unreadable(path: Path, error: OSError) -> str:
         PreflightError: it may be sound, as far as this process can tell.
     """
     if error.errno != errno.EIO:
-        files.refuse_passing(path, error)
+        files.refuse_machine_error(path, error)
     return f"cannot be read ({error.strerror})"
 
 

@@ -1,4 +1,4 @@
-"""Where images, classes and prompts come from: one file per format behind `records.Source`.
+"""Sources of images, classes and prompts: one file per format behind `records.Source`.
 
 May import `storage`. Start with `dataset.py`, which opens any of them.
 """

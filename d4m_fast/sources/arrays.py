@@ -41,19 +41,28 @@ class ArraySource:
 
     def read(self, item: Item) -> Image.Image:
         pixels = self.images[int(item.origin.rpartition("/")[2])]
-        margins = [_margins(side) for side in pixels.shape[:2]] + [(0, 0)] * (pixels.ndim - 2)
+        margins = [(0, 0)] * pixels.ndim
+        for axis in (0, 1):  # the colours, where there are any, are the third
+            missing = max(0, _MIN_SIDE - pixels.shape[axis])
+            margins[axis] = (missing // 2, missing - missing // 2)
         return Image.fromarray(np.pad(pixels, margins)).convert("RGB")
 
 
 def arrays_below(root: Path, split: str, prompts: Prompts) -> ArraySource | None:
-    """The IDX or CIFAR files of a directory; None when it has none, `DataError` when they are incomplete or damaged."""
+    """Return the IDX or CIFAR files of a directory; None when it has none.
+
+    Raises:
+        DataError: they are incomplete or damaged.
+    """
     if any(idx.find(root, name) for name in idx.FILES):
-        return _idx(root, split, prompts)
-    found = [folder for folder in _CIFAR if (root / folder).is_dir()]
-    if len(found) > 1:
-        raise DataError(f"{root}: holds both CIFAR-10 and CIFAR-100; give {root / found[0]} or {root / found[1]}")
-    if found or root.name in _CIFAR:
-        return _cifar(root if found else root.parent, found[0] if found else root.name, split, prompts)
+        return _open_idx(root, split, prompts)
+    folders = [folder for folder in _CIFAR if (root / folder).is_dir()]
+    if len(folders) > 1:
+        raise DataError(f"{root}: holds both CIFAR-10 and CIFAR-100; give {root / folders[0]} or {root / folders[1]}")
+    if folders:
+        return _open_cifar(root / folders[0], split, prompts)
+    if root.name in _CIFAR:
+        return _open_cifar(root, split, prompts)
     idx.refuse_others(root, split)
     return None
 
@@ -63,7 +72,11 @@ def _archive() -> Traversable:
 
 
 def bundled(split: str, prompts: Prompts) -> ArraySource:
-    """The images that ship with the package; `DataError` when the file is missing or damaged."""
+    """Return the images that ship with the package.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
     archive = _archive()
     try:
         with archive.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
@@ -73,40 +86,50 @@ def bundled(split: str, prompts: Prompts) -> ArraySource:
     return _array_source(str(archive), "fashion-mnist", split, images, labels, FASHION_MNIST, prompts)
 
 
-def _idx(root: Path, split: str, prompts: Prompts) -> ArraySource:
+def _open_idx(root: Path, split: str, prompts: Prompts) -> ArraySource:
     files = idx.find(root, split)
     if files is None:
         raise DataError(f"{root}: no {' and '.join(idx.FILES[split])} for the {split} split; add both files")
-    images, labels = (idx.read(path) for path in files)
-    name = _name_of_set(root, files, split)
-    # The kind is part of the fingerprint, and of runs that are there.
-    return _array_source(
-        str(root), "fashion-mnist", split, images, labels, None if name is None else NAMES[name], prompts
-    )
+    images, labels = map(idx.read, files)
+    set_name = _name_of_set(root, files, split)
+    class_names = None if set_name is None else NAMES[set_name]
+    # Called Fashion-MNIST whatever it is: the kind is part of the fingerprint, by which runs that are there go on.
+    return _array_source(str(root), "fashion-mnist", split, images, labels, class_names, prompts)
 
 
 def _name_of_set(root: Path, files: tuple[Path, Path], split: str) -> str | None:
-    """The known set that a split's files are, if those of the other split, where they are there, are the same set's."""
+    """Return the known set that a split's files are of; None where they are of none.
+
+    Raises:
+        DataError: the files of the other split are there, and are of another set.
+    """
     name = known_set(*files)
-    other_split = next(other for other in idx.FILES if other != split)
-    others = idx.find(root, other_split)
-    if others is not None and known_set(*others) != name:
-        unknown = "no set known by its checksums"
-        names = ((split, name), (other_split, known_set(*others)))
-        sets = [f"{part} is {unknown if known is None else known}" for part, known in names]
-        raise DataError(f"{root}: {' but '.join(sets)}; take both splits from one set, or move one away")
+    other_split = next(candidate for candidate in idx.FILES if candidate != split)
+    other_files = idx.find(root, other_split)
+    if other_files is None:
+        return name
+    other_name = known_set(*other_files)
+    if other_name != name:
+        raise DataError(
+            f"{root}: {split} is {_named_set(name)} but {other_split} is {_named_set(other_name)}; take both splits"
+            " from one set, or move one away"
+        )
     return name
 
 
-def _cifar(root: Path, folder: str, split: str, prompts: Prompts) -> ArraySource:
+def _named_set(name: str | None) -> str:
+    return "no set known by its checksums" if name is None else name
+
+
+def _open_cifar(root: Path, split: str, prompts: Prompts) -> ArraySource:
     datasets = importlib.import_module("torchvision.datasets")  # slow: it imports torch
     try:
         # These files are pickles. torchvision compares each with its published MD5 before it loads it.
-        loaded = getattr(datasets, _CIFAR[folder])(str(root), train=split == "train", download=False)
+        cifar = getattr(datasets, _CIFAR[root.name])(str(root.parent), train=split == "train", download=False)
     except (RuntimeError, OSError) as error:
-        raise DataError(f"{root / folder}: a file is missing or fails its MD5 check; fetch the set again") from error
-    labels = np.asarray(loaded.targets, np.int64)
-    return _array_source(str(root / folder), folder, split, loaded.data, labels, loaded.classes, prompts)
+        raise DataError(f"{root}: a file is missing or fails its MD5 check; fetch the set again") from error
+    labels = np.asarray(cifar.targets, np.int64)
+    return _array_source(str(root), root.name, split, cifar.data, labels, cifar.classes, prompts)
 
 
 def _array_source(
@@ -118,19 +141,20 @@ def _array_source(
     names: Sequence[str] | None,
     prompts: Prompts,
 ) -> ArraySource:
-    """A set of known names has all of their classes; any other has those of its labels, 0 or 1 to the largest."""
-    _check_arrays(kind, images, labels)
+    """Return a source: all classes of `names`, or where there are none those of the labels, 0 or 1 to the largest."""
+    _require_arrays(kind, images, labels)
     labels = labels.astype(np.int64)
-    count = len(names) if names is not None else int(labels.max(initial=-1)) + 1
-    first = 1 if names is None and labels.size and labels.min() == 1 else 0
-    _check_labels(kind, labels, range(first, count))
-    folders = [f"{i:0{len(str(count - 1))}d}" for i in range(first, count)]
-    labels = labels - first
+    stop = len(names) if names is not None else int(labels.max(initial=-1)) + 1
+    start = 1 if names is None and labels.size and labels.min() == 1 else 0
+    _require_classes(kind, labels, range(start, stop))
     if names is None and prompts.given is None and prompts.needed:
         raise DataError(
-            f"{place}: no set known by its checksums, {count - first} classes (labels {first} to {count - 1}); give"
-            f" --prompts FILE with {count - first} lines, the prompts in the order of the labels"
+            f"{place}: no set known by its checksums, {stop - start} classes (labels {start} to {stop - 1}); give"
+            f" --prompts FILE with {stop - start} lines, the prompts in the order of the labels"
         )
+    digits = len(str(stop - 1))  # zeros before them, so that the folders' names sort as the numbers do
+    folders = [f"{label:0{digits}d}" for label in range(start, stop)]
+    labels = labels - start
     return ArraySource(
         classes=class_infos(folders, names, prompts),
         items=tuple(_array_items(split, labels.tolist())),
@@ -146,17 +170,18 @@ def _fingerprint(kind: str, images: np.ndarray, labels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _check_arrays(kind: str, images: np.ndarray, labels: np.ndarray) -> None:
-    pictures = images.dtype == np.uint8 and (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3))
-    if not pictures or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+def _require_arrays(kind: str, images: np.ndarray, labels: np.ndarray) -> None:
+    are_images = images.dtype == np.uint8 and (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3))
+    if not are_images or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         shapes = f"images {images.shape} {images.dtype}, labels {labels.shape} {labels.dtype}"
         raise DataError(f"{kind}: {shapes} do not belong together; fetch the set again")
 
 
-def _check_labels(kind: str, labels: np.ndarray, classes: range) -> None:
+def _require_classes(kind: str, labels: np.ndarray, classes: range) -> None:
+    """Refuse labels that are no classes, and classes without images."""
     if labels.size and not classes.start <= labels.min() <= labels.max() < classes.stop:
-        found = f"labels {labels.min()} to {labels.max()}"
-        raise DataError(f"{kind}: {found} for {len(classes)} classes; is it another set?")
+        span = f"labels {labels.min()} to {labels.max()}"
+        raise DataError(f"{kind}: {span} for {len(classes)} classes; is it another set?")
     empty = sorted(set(classes) - set(labels.tolist()))
     if empty or not classes:
         raise DataError(f"{kind}: no images of {len(empty):,} of {len(classes)} classes ({some(map(str, empty))})")
@@ -167,8 +192,3 @@ def _array_items(split: str, labels: Sequence[int]) -> Iterator[Item]:
     for position, label in enumerate(labels):
         ranks[label] = ranks.get(label, -1) + 1
         yield Item(class_id=label, rank=ranks[label], origin=f"{split}/{position:05d}")
-
-
-def _margins(side: int) -> tuple[int, int]:
-    room = max(0, _MIN_SIDE - side)
-    return room // 2, room - room // 2

@@ -1,4 +1,4 @@
-"""What classes are called: the ImageNet-1K labels, and the names inside folder names."""
+"""Names of classes: the ImageNet-1K labels, and the names inside folder names."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ _NAMED_FOLDERS = (
 def imagenet_labels(*, official: bool = False) -> Mapping[str, str]:
     """Return WordNet id -> label line of the 1,000 ImageNet-1K classes, in class order."""
     text = (resources.files("d4m_fast") / "assets" / "labels" / "imagenet-1k.tsv").read_text(encoding="utf-8")
-    rows = [line.split("\t") for line in text.splitlines()]
-    return {wnid: other[0] if official and other else label for wnid, label, *other in rows}
+    labels = {}
+    for line in text.splitlines():
+        wnid, label, *official_labels = line.split("\t")  # a third column where the published code has another label
+        labels[wnid] = official_labels[0] if official and official_labels else label
+    return labels
 
 
 def names_in_folders(folders: Sequence[str]) -> list[str | None]:
@@ -28,25 +31,32 @@ def names_in_folders(folders: Sequence[str]) -> list[str | None]:
     best: list[re.Match[str] | None] = [None] * len(folders)
     for pattern in _NAMED_FOLDERS:
         matches = [pattern.fullmatch(folder) for folder in folders]
-        if sum(match is not None for match in matches) > sum(match is not None for match in best):
+        if matches.count(None) < best.count(None):
             best = matches
+    # Where two folders have one number it counts something else, and is a part of their names.
     keys = {match["key"] for match in best if match}
-    return [match["name"] if match and len(keys) == len(folders) - best.count(None) else None for match in best]
+    if len(keys) < len(folders) - best.count(None):
+        return [None] * len(folders)
+    return [match["name"] if match else None for match in best]
 
 
 def spoken_folders(folders: Sequence[str]) -> list[str]:
-    """Folder names as prompts: `_` read as a space, WordNet ids and numbers before the names left out.
+    """Return folder names as prompts: `_` read as a space, WordNet ids and numbers before the names left out.
 
     Raises:
         DataError: most folders have an id or a number before their name, and some have none.
     """
-    names = names_in_folders(folders)
-    odd = [folder for folder, name in zip(folders, names, strict=True) if name is None]
-    if odd and 2 * len(odd) < len(folders):
-        example = next(folder for folder, name in zip(folders, names, strict=True) if name is not None)
+    names: dict[str, str] = {}
+    unnamed = []
+    for folder, name in zip(folders, names_in_folders(folders), strict=True):
+        if name is None:
+            unnamed.append(folder)
+        else:
+            names[folder] = name
+    if unnamed and 2 * len(unnamed) < len(folders):
         raise DataError(
-            f"{len(folders) - len(odd):,} of {len(folders):,} folders are called like {example!r}, but not"
-            f" {some(odd)}: rename or remove, or give --prompts FILE"
+            f"{len(names):,} of {len(folders):,} folders are called like {next(iter(names))!r}, but not"
+            f" {some(unnamed)}: rename or remove, or give --prompts FILE"
         )
-    texts = folders if odd else [name for name in names if name is not None]
+    texts = folders if unnamed else names.values()
     return [text.replace("_", " ") for text in texts]

@@ -1,4 +1,4 @@
-"""Whether an image file ends before what its own lengths and end marks say, as of a copy that was broken off."""
+"""Tell image files that end before what their own lengths and end marks say, as copies that were broken off do."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _END = 1 << 16  # bytes in which an end mark is looked for; other data may follo
 
 
 def is_cut_short(file: BinaryIO) -> bool:
-    """By the container's own lengths; False where it has none, and where they cannot be read."""
+    """Return whether a file ends before its container's own lengths say; False where it has none that can be read."""
     before = file.tell()
     file.seek(0)
     head = file.read(64)
     check = next((check for magic, check in _CHECKS.items() if head.startswith(magic)), None)
     if check is None and head[4:8] in (b"ftyp", b"jP  "):
-        check = _boxes
+        check = _ends_inside_boxes
     if check is None:
         return False
     try:
@@ -32,12 +32,12 @@ def is_cut_short(file: BinaryIO) -> bool:
         file.seek(before)
 
 
-def _riff(file: BinaryIO, head: bytes, size: int) -> bool:
+def _ends_inside_riff(file: BinaryIO, head: bytes, size: int) -> bool:
     return int.from_bytes(head[4:8], "little") + 8 > size
 
 
-def _boxes(file: BinaryIO, head: bytes, size: int) -> bool:
-    """Of AVIF and JPEG 2000: a box that reaches beyond the end, or none with the pixels."""
+def _ends_inside_boxes(file: BinaryIO, head: bytes, size: int) -> bool:
+    """Look, in AVIF and JPEG 2000, for a box that reaches beyond the end, or for the lack of one with the pixels."""
     at = count = 0
     while at < size:
         file.seek(at)
@@ -49,40 +49,43 @@ def _boxes(file: BinaryIO, head: bytes, size: int) -> bool:
         if length < 8 or not kind.strip().isalnum():
             return False
         at, count = at + length, count + 1
-    if at > size or count < 3:
+    if at > size or count < 3:  # of AVIF, ftyp, meta and mdat
         return True
-    return head[4:8] == b"jP  " and _ends_with(_END_OF_CODESTREAM)(file, head, size)
+    return head[4:8] == b"jP  " and _lacks_end_mark(_END_OF_CODESTREAM)(file, head, size)
 
 
-def _png(file: BinaryIO, head: bytes, size: int) -> bool:
+def _ends_inside_png(file: BinaryIO, head: bytes, size: int) -> bool:
     at = 8
     while at < size:
         file.seek(at)
         length, kind = struct.unpack(">I4s", file.read(8))
         if kind == b"IEND" or not kind.isalpha():
             return False
-        at += length + 12
+        at += length + 12  # with the chunk's length, kind and checksum
     return True
 
 
-def _tiff(file: BinaryIO, head: bytes, size: int) -> bool:
-    """The first page's directory, or what a tag of its pixels points to, reaches beyond the end."""
+def _ends_inside_tiff(file: BinaryIO, head: bytes, size: int) -> bool:
+    """Return whether the first page's directory, or what a tag of its pixels points to, reaches beyond the end."""
     order = "<" if head[:2] == b"II" else ">"
-    big = 43 in head[2:4]
-    word, count = (f"{order}Q", f"{order}Q") if big else (f"{order}I", f"{order}H")
-    file.seek(struct.unpack_from(word, head, 8 if big else 4)[0])
-    number = struct.unpack(count, file.read(struct.calcsize(count)))[0]
-    return any(_reaches_beyond(file.read(20 if big else 12), word, size) for _ in range(number))
+    is_bigtiff = 43 in head[2:4]  # whose offsets have 64 bits; 42 of other TIFFs
+    word, count = (f"{order}Q", f"{order}Q") if is_bigtiff else (f"{order}I", f"{order}H")
+    file.seek(struct.unpack_from(word, head, 8 if is_bigtiff else 4)[0])
+    for _ in range(struct.unpack(count, file.read(struct.calcsize(count)))[0]):
+        if _reaches_beyond(file.read(20 if is_bigtiff else 12), word, size):
+            return True
+    return False
 
 
 def _reaches_beyond(entry: bytes, word: str, size: int) -> bool:
+    """Return whether the values of an entry, which stand elsewhere where a word has no room for them, are cut off."""
     tag, kind = struct.unpack_from(f"{word[0]}HH", entry)
     count, at = struct.unpack_from(f"{word[0]}2{word[1]}", entry, 4)
     length = count * _TIFF_SIZES.get(kind, 1)
     return tag in _TIFF_PIXELS and length > struct.calcsize(word) and at + length > size
 
 
-def _ends_with(mark: bytes) -> Callable[[BinaryIO, bytes, int], bool]:
+def _lacks_end_mark(mark: bytes) -> Callable[[BinaryIO, bytes, int], bool]:
     def check(file: BinaryIO, head: bytes, size: int) -> bool:
         file.seek(max(0, size - _END))
         return mark not in file.read()
@@ -93,14 +96,14 @@ def _ends_with(mark: bytes) -> Callable[[BinaryIO, bytes, int], bool]:
 _END_OF_CODESTREAM = b"\xff\xd9"  # of JPEG and JPEG 2000
 _CHECKS = MappingProxyType(
     {
-        b"RIFF": _riff,
-        b"\x89PNG\r\n\x1a\n": _png,
-        b"II*\0": _tiff,
-        b"MM\0*": _tiff,
-        b"II+\0": _tiff,
-        b"MM\0+": _tiff,
-        b"GIF8": _ends_with(b"\0;"),  # the end of the last picture, and of the file
-        b"\xff\x4f\xff\x51": _ends_with(_END_OF_CODESTREAM),
-        b"\xff\xd8\xff": _ends_with(_END_OF_CODESTREAM),
+        b"RIFF": _ends_inside_riff,
+        b"\x89PNG\r\n\x1a\n": _ends_inside_png,
+        b"II*\0": _ends_inside_tiff,
+        b"MM\0*": _ends_inside_tiff,
+        b"II+\0": _ends_inside_tiff,
+        b"MM\0+": _ends_inside_tiff,
+        b"GIF8": _lacks_end_mark(b"\0;"),  # the end of the last picture, and of the file
+        b"\xff\x4f\xff\x51": _lacks_end_mark(_END_OF_CODESTREAM),
+        b"\xff\xd8\xff": _lacks_end_mark(_END_OF_CODESTREAM),
     }
 )

@@ -1,4 +1,4 @@
-"""Labelled sets of real images, whatever they are stored in."""
+"""Open labelled sets of real images, whatever they are stored in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from d4m_fast.sources.splits import SPLIT_KINDS
 from d4m_fast.wording import some
 
 BUNDLED = "bundled"
-_NUMBER = re.compile("([0-9]{1,9})(?:-([0-9]{1,9}))?")
+_SPAN = re.compile("([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
 def open_source(
@@ -30,7 +30,7 @@ def open_source(
     prompts_needed: bool = True,
     own: Sequence[Path] = (),
 ) -> Source:
-    """The images of one split, in class order for folders and in file order for arrays.
+    """Return the images of one split, in class order for folders and in file order for arrays.
 
     Args:
         data: "bundled", or a directory: class folders of images (itself, below a split's folder, or below `images/`),
@@ -47,21 +47,21 @@ def open_source(
     """
     if split not in SPLIT_KINDS:
         raise UsageError(f"split {split!r}: must be train or test")
-    asked = Prompts(prompts, prompts_needed)
+    requested_prompts = Prompts(prompts, prompts_needed)
     if data == BUNDLED:
-        return bundled(split, asked)
+        return bundled(split, requested_prompts)
     if not data:  # Path("") is the current directory
         raise UsageError("--data '': names nothing; it takes 'bundled' or a directory of class folders")
     root = Path(data)
     if not root.is_dir():
         problem = "not a directory" if root.exists() else "no such directory"
         raise DataError(f"{data}: {problem}; --data takes 'bundled' or a directory of class folders")
-    arrays = arrays_below(root, split, asked)
-    return folders_below(root, split, asked, own) if arrays is None else arrays
+    arrays = arrays_below(root, split, requested_prompts)
+    return folders_below(root, split, requested_prompts, own) if arrays is None else arrays
 
 
 def subset(source: Source, classes: str) -> Source:
-    """The chosen classes of a source; ids and ranks stay those of the full set.
+    """Return a source with some classes of another; ids and ranks stay those of the full set.
 
     Args:
         source: any source.
@@ -70,13 +70,15 @@ def subset(source: Source, classes: str) -> Source:
     Raises:
         UsageError: a name or id that the source does not have, or a number that is one class's id and another's folder.
     """
-    chosen = {i for token in classes.split(",") for i in _ids(token.strip(), source.classes)}
-    if len(chosen) == len(source.classes):
+    ids = set[int]()
+    for token in classes.split(","):
+        ids.update(_ids_of_token(token.strip(), source.classes))
+    if len(ids) == len(source.classes):
         return source
     return _Subset(
-        classes=tuple(info for info in source.classes if info.id in chosen),
-        items=tuple(item for item in source.items if item.class_id in chosen),
-        fingerprint=hashlib.sha256(f"{source.fingerprint} {sorted(chosen)}".encode()).hexdigest(),
+        classes=tuple(class_info for class_info in source.classes if class_info.id in ids),
+        items=tuple(item for item in source.items if item.class_id in ids),
+        fingerprint=hashlib.sha256(f"{source.fingerprint} {sorted(ids)}".encode()).hexdigest(),
         parent=source,
     )
 
@@ -96,26 +98,30 @@ class _Subset:
         return self.parent.read(item)
 
 
-def _ids(token: str, classes: Sequence[ClassInfo]) -> Iterable[int]:
-    """The class ids that one part of `--classes` stands for."""
-    named = next((info.id for info in classes if info.folder == token), None)
-    span = _span(token, {info.id for info in classes})
-    if named is not None and span is not None and "-" not in token and span[0] != named:
+def _ids_of_token(token: str, classes: Sequence[ClassInfo]) -> Iterable[int]:
+    """Return the class ids that one part of `--classes` stands for."""
+    ids = {class_info.folder: class_info.id for class_info in classes}
+    folder_id = ids.get(token)
+    span = _span(token, set(ids.values()))
+    if folder_id is not None and span is not None and "-" not in token and span[0] != folder_id:
         raise UsageError(
-            f"--classes {token}: a folder of that name is class {named}; write {named}-{named} or {token}-{token}"
+            f"--classes {token}: a folder of that name is class {folder_id}; write {folder_id}-{folder_id} or"
+            f" {token}-{token}"
         )
-    if named is not None:
-        return [named]
+    if folder_id is not None:
+        return [folder_id]
     if span is None:
-        known = some([info.folder for info in classes])
-        raise UsageError(f"--classes: no class {token!r}; there are {known} (ids {classes[0].id} to {classes[-1].id})")
+        ends = f"ids {classes[0].id} to {classes[-1].id}"
+        raise UsageError(f"--classes: no class {token!r}; there are {some(ids)} ({ends})")
     return span
 
 
-def _span(token: str, known: set[int]) -> range | None:
-    match = _NUMBER.fullmatch(token)
+def _span(token: str, ids: set[int]) -> range | None:
+    """Return the ids from a number or a range of numbers; None where the token is neither, or one is no class."""
+    match = _SPAN.fullmatch(token)
     if match is None:
         return None
     first, last = int(match[1]), int(match[1] if match[2] is None else match[2])
-    inside = first in known and last in known and first <= last and known.issuperset(range(first, last + 1))
-    return range(first, last + 1) if inside else None
+    # The ends are looked up first, so that a range of billions is refused without being walked through.
+    is_inside = first in ids and last in ids and first <= last and ids.issuperset(range(first, last + 1))
+    return range(first, last + 1) if is_inside else None

@@ -1,4 +1,4 @@
-"""Real image files to 8-bit RGB, and what is wrong with those that cannot be."""
+"""Decode real image files to 8-bit RGB, and say what is wrong with those that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from d4m_fast.sources.cuts import is_cut_short
 from d4m_fast.sources.formats import DECODER_ERRORS
 from d4m_fast.sources.pixels import UnscalableError, to_rgb
 from d4m_fast.sources.quiet import quiet_pillow
-from d4m_fast.storage.files import PASSING, open_regular
+from d4m_fast.storage.files import MACHINE_ERRORS, open_regular
 
 RULES = 4  # of the way from a file to RGB; latents and runs made by others are not gone on with
 MAX_PIXELS = 100_000_000  # 300 MB once decoded
@@ -27,6 +27,7 @@ _MORE_FRAMES = "d4m-fast: more frames"  # key in the info of a decoded image
 # Not an MPO's previews, nor an icon's sizes: its first picture, and its largest, are the image.
 _WITH_FRAMES = frozenset({"GIF", "PNG", "WEBP", "AVIF", "TIFF"})
 _READ_WHEN_CUT = frozenset({"TIFF", "JPEG2000"})  # Pillow takes other pixels for the picture then
+_STRIP_OFFSETS, _STRIP_SIZES, _TILE_OFFSETS, _TILE_SIZES = 273, 279, 324, 325  # tags of TIFF
 _YCBCR, _SUBSAMPLING = 6, 530  # of TIFF's PhotometricInterpretation; a tag, halved in both directions by default
 _PLANES = 2  # of TIFF's PlanarConfiguration: one colour after the other
 _NEW_SUBFILE_TYPE, _REDUCED = 254, 1  # a TIFF tag, and its flag of a smaller copy of another picture in the file
@@ -34,11 +35,11 @@ _CODECS = {"jpeg": "JPEG", "jpeg2k": "JPEG 2000", "zip": "PNG", "libtiff": "comp
 
 
 class _UnknownFormatError(Exception):
-    """No format of ours; the text says what the file is."""
+    """Raised for a file of no format that is read; the text says what the file is."""
 
 
 def decode(path: Path) -> Image.Image:
-    """The image as 8-bit RGB: first frame, upright, transparency dropped, wide grey scaled (docs/images.md).
+    """Return the image as 8-bit RGB: first frame, upright, transparency dropped, wide grey scaled (docs/images.md).
 
     Raises:
         DataError: "PATH: reason", when the file is missing, empty, damaged, too large, or of no format that is read.
@@ -47,38 +48,41 @@ def decode(path: Path) -> Image.Image:
     quiet_pillow()
     try:
         with open_regular(path) as file:
-            return _decoded(file)
+            return _decode_stream(file)
     except (*DECODER_ERRORS, _UnknownFormatError, UnscalableError) as error:
+        # As UTF-8, whatever bytes the name has.
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
         if _is_of_machine(error):
-            said = error.strerror if isinstance(error, OSError) and error.strerror is not None else "out of memory"
+            trouble = error.strerror if isinstance(error, OSError) and error.strerror is not None else "out of memory"
             raise PreflightError(
-                f"{_text(path)}: cannot be read ({said}); mend that, or remove the image, and run again"
+                f"{name}: cannot be read ({trouble}); mend that, or remove the image, and run again"
             ) from error
-        raise DataError(f"{_text(path)}: {_reason(error)}") from error
+        raise DataError(f"{name}: {_reason(error)}") from error
 
 
 def has_more_frames(image: Image.Image) -> bool:
-    """Whether a decoded image is the first frame, or page, of several."""
+    """Return whether a decoded image is the first frame, or page, of several."""
     return _MORE_FRAMES in image.info
 
 
-def _decoded(file: BinaryIO) -> Image.Image:
+def _decode_stream(file: BinaryIO) -> Image.Image:
     try:
-        image = _loaded(file)
+        image = _load(file)
     except ValueError as error:
         if not png_text.is_refusal(error):
             raise
-        image = _loaded(png_text.without_text(file))
+        image = _load(png_text.without_text(file))
     rgb = to_rgb(image)
-    rgb.info = {_MORE_FRAMES: True} if _has_more_frames(image) else {}
+    rgb.info = {_MORE_FRAMES: True} if _is_animated(image) else {}
     return rgb
 
 
-def _loaded(file: BinaryIO) -> ImageFile.ImageFile:
+def _load(file: BinaryIO) -> ImageFile.ImageFile:
+    """Open a file and decode its pixels, with the checks that Pillow does not make."""
     head = file.read(4)
     if not head:
         raise EOFError("zero bytes")
-    image = _opened(file, is_icon=head == b"\0\0\1\0")
+    image = _open(file, is_icon=head == b"\0\0\1\0")
     _check_size(image.width, image.height)
     if image.format in _READ_WHEN_CUT and is_cut_short(file):
         raise EOFError("truncated")
@@ -97,7 +101,8 @@ def _loaded(file: BinaryIO) -> ImageFile.ImageFile:
     return image
 
 
-def _opened(file: BinaryIO, *, is_icon: bool) -> ImageFile.ImageFile:
+def _open(file: BinaryIO, *, is_icon: bool) -> ImageFile.ImageFile:
+    """Read the header of a file, and say what the file is if Pillow does not."""
     try:
         if is_icon:
             _check_icon(file)
@@ -133,33 +138,39 @@ def _check_tiff(image: ImageFile.ImageFile) -> None:
     )
 
     assert isinstance(image, TiffImageFile)
-    if image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & _REDUCED:
-        if SUBIFD in image.tag_v2:
+    tags = image.tag_v2
+    is_uncompressed = tags.get(COMPRESSION, 1) == 1
+    if tags.get(_NEW_SUBFILE_TYPE, 0) & _REDUCED:
+        if SUBIFD in tags:
             raise _UnknownFormatError("no decoder for camera RAW in Pillow, only for the thumbnail in this file")
         raise _UnknownFormatError("its first page is a reduced copy of another page; save that one alone")
-    if image.tag_v2.get(PLANAR_CONFIGURATION, 1) == _PLANES and image.tag_v2.get(SAMPLESPERPIXEL, 1) > 1:
+    if tags.get(PLANAR_CONFIGURATION, 1) == _PLANES and tags.get(SAMPLESPERPIXEL, 1) > 1:
         # Pillow reads uncompressed planes of 16 bits as if they were of 8.
-        if max(image.tag_v2.get(BITSPERSAMPLE, (8,))) > 8 and image.tag_v2.get(COMPRESSION, 1) == 1:
+        if max(tags.get(BITSPERSAMPLE, (8,))) > 8 and is_uncompressed:
             raise _UnknownFormatError("uncompressed planes of more than 8 bits, which Pillow reads wrongly")
-        if len(image.tag_v2.get(STRIPOFFSETS, image.tag_v2.get(TILEOFFSETS, ()))) < image.tag_v2[SAMPLESPERPIXEL]:
+        if len(tags.get(STRIPOFFSETS, tags.get(TILEOFFSETS, ()))) < tags[SAMPLESPERPIXEL]:
             raise EOFError("truncated: fewer strips than colour planes")
-    is_ycbcr = image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == _YCBCR and image.tag_v2.get(COMPRESSION, 1) == 1
-    if is_ycbcr and tuple(image.tag_v2.get(_SUBSAMPLING, (2, 2))) != (1, 1):
+    is_ycbcr = tags.get(PHOTOMETRIC_INTERPRETATION) == _YCBCR and is_uncompressed
+    if is_ycbcr and tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1):
         raise _UnknownFormatError("uncompressed YCbCr of halved colour, which Pillow reads wrongly")
     bottom = max((tile.extents[3] for tile in image.tile if tile.extents is not None), default=0)
-    if bottom < image.tag_v2[IMAGELENGTH]:
-        raise EOFError(f"truncated: strips for {bottom:,} of {image.tag_v2[IMAGELENGTH]:,} rows")
+    if bottom < tags[IMAGELENGTH]:
+        raise EOFError(f"truncated: strips for {bottom:,} of {tags[IMAGELENGTH]:,} rows")
 
 
 def _strips_end(image: ImageFile.ImageFile) -> int:
-    """Of a TIFF, the end of its last strip or tile; 0 of others."""
+    """Return the end of a TIFF's last strip or tile; 0 for other images."""
     tags = getattr(image, "tag_v2", {})
-    offsets, sizes = ([*tags.get(strips, ()), *tags.get(tiles, ())] for strips, tiles in ((273, 324), (279, 325)))
+    offsets = (*tags.get(_STRIP_OFFSETS, ()), *tags.get(_TILE_OFFSETS, ()))
+    sizes = (*tags.get(_STRIP_SIZES, ()), *tags.get(_TILE_SIZES, ()))
     return max(map(sum, zip(offsets, sizes, strict=False)), default=0)
 
 
 def _check_icon(file: BinaryIO) -> None:
-    """Pillow decodes icons when it opens them, and their own list of sizes may be wrong."""
+    """Check the sizes of an icon's pictures before Pillow decodes them, which it does when it opens the icon.
+
+    The sizes are those of the pictures themselves, because the icon's list of them may be wrong.
+    """
     from PIL import IcoImagePlugin
 
     file.seek(0)
@@ -172,16 +183,16 @@ def _check_icon(file: BinaryIO) -> None:
 
 
 def _is_of_machine(error: BaseException) -> bool:
-    """Whether the file may be sound: who left it out would make another result for want of memory."""
+    """Return whether the machine failed, and the file may be sound: leaving it out would change the result."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in PASSING
+        return error.errno in MACHINE_ERRORS
     if isinstance(error, MemoryError):
         return True
     return wants_of_machine(error) and not _has_room()
 
 
 def _has_room() -> bool:
-    """Whether the largest image would fit: Pillow's decoders say that of sizes in damaged files, too."""
+    """Return whether the largest image would fit; Pillow's decoders lack memory for sizes in damaged files, too."""
     try:
         mmap.mmap(-1, 4 * MAX_PIXELS).close()
     except OSError:
@@ -189,7 +200,7 @@ def _has_room() -> bool:
     return True
 
 
-def _has_more_frames(image: ImageFile.ImageFile) -> bool:
+def _is_animated(image: ImageFile.ImageFile) -> bool:
     try:
         return image.format in _WITH_FRAMES and bool(getattr(image, "is_animated", False))
     except DECODER_ERRORS:  # the second frame of a GIF is damaged
@@ -197,6 +208,7 @@ def _has_more_frames(image: ImageFile.ImageFile) -> bool:
 
 
 def _reason(error: BaseException) -> str:
+    """Say in words why an image cannot be used."""
     if isinstance(error, Image.DecompressionBombError):
         return f"too many pixels (limit {MAX_PIXELS:,})"
     if isinstance(error, (_UnknownFormatError, UnscalableError)):
@@ -215,8 +227,3 @@ def _decoder_reason(message: str, kind: str) -> str:
     if "truncat" in message.lower() or "not enough image data" in message:
         return "truncated"
     return message if message == "zero bytes" else f"damaged ({message if message else kind})"
-
-
-def _text(path: Path) -> str:
-    """The path as text that can be written as UTF-8, whatever bytes the name has."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

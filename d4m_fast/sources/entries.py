@@ -1,10 +1,11 @@
-"""What the entries of a directory are, as far as their names and kinds tell."""
+"""Tell what the entries of a directory are, by their names and kinds: images, archives, runs, what tools leave."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Collection, Iterable
+from itertools import chain
 
 from d4m_fast.characters import invisible_character
 from d4m_fast.errors import DataError
@@ -18,7 +19,7 @@ _ARCHIVES = (
     *(".tar.z", ".taz", ".tar", ".zip", ".zipx", ".7z", ".rar", ".squashfs", ".sqsh", ".cpio", ".iso"),
 )
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".lzma", ".z")  # one file, which may be a table: labels.csv.gz
-_PART = re.compile(r"\.(?:[0-9]{2,3}|a[a-z]|part[-_]?[a-z0-9]+)")  # of an archive that was split
+_PART_SUFFIX = re.compile(r"\.(?:[0-9]{2,3}|a[a-z]|part[-_]?[a-z0-9]+)")  # of an archive that was split
 _TOOL_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "__pycache__", "lost+found", "$recycle.bin", "recycler"}
     | {"system volume information", "_cache", "__cache__", "_thumbnails", "_macosx", "_ipynb_checkpoints"}
@@ -39,7 +40,7 @@ Identity = tuple[int, int]
 
 
 def list_entries(path: str) -> list[os.DirEntry[str]]:
-    """The entries of a directory.
+    """Return the entries of a directory.
 
     Raises:
         DataError: it cannot be listed.
@@ -52,7 +53,7 @@ def list_entries(path: str) -> list[os.DirEntry[str]]:
 
 
 def identify(path: str) -> Identity:
-    """Device and inode, by which a directory is known under all of its names.
+    """Return device and inode, by which a directory is known under all of its names.
 
     Raises:
         DataError: there is nothing to be seen.
@@ -65,12 +66,12 @@ def identify(path: str) -> Identity:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image, in a format that is read."""
+    """Return whether a file's name is that of an image, in a format that is read."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a directory, or a link to one."""
+    """Return whether an entry is a directory, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
@@ -78,7 +79,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_broken_folder(entry: os.DirEntry[str], *, dotted: bool = False) -> bool:
-    """Whether it is a link that leads nowhere, and led to a folder as far as its name tells.
+    """Return whether an entry is a link that leads nowhere, and led to a folder as far as its name tells.
 
     Args:
         dotted: folders beside it have names with a dot, as files have.
@@ -92,44 +93,47 @@ def is_broken_folder(entry: os.DirEntry[str], *, dotted: bool = False) -> bool:
 
 
 def has_file_suffix(name: str) -> bool:
-    """Whether a name ends as those of files do, which some folders' names do, too: mr.bean."""
+    """Return whether a name ends as those of files do, which some folders' names do, too: mr.bean."""
     return _SUFFIX.fullmatch(os.path.splitext(name)[1]) is not None
 
 
 def unpacked_name(name: str) -> str | None:
-    """What an archive or a compressed file is called without its suffix; None where it is none, or a table."""
+    """Return the name of an archive or a compressed file without its suffix; None where it is none, or a table."""
     stem, suffix = os.path.splitext(name)
-    whole = stem if _PART.fullmatch(suffix.lower()) and stem.lower().endswith((*_ARCHIVES, *_COMPRESSED)) else name
-    archive = next((suffix for suffix in _ARCHIVES if whole.lower().endswith(suffix)), None)
-    if archive is not None:
-        return whole[: -len(archive)]
-    stem, suffix = os.path.splitext(whole)
+    if _PART_SUFFIX.fullmatch(suffix.lower()) and stem.lower().endswith((*_ARCHIVES, *_COMPRESSED)):
+        name = stem
+    for suffix in _ARCHIVES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in _COMPRESSED and not has_file_suffix(stem) else None
 
 
 def is_skipped(name: str) -> bool:
-    """Whether a folder is hidden, or one that tools leave behind."""
+    """Return whether a folder is hidden, or one that tools leave behind."""
     return name.startswith(".") or name.lower() in _TOOL_FOLDERS or _RECOVERED.fullmatch(name) is not None
 
 
 def is_run(names: Collection[str]) -> bool:
-    """Whether a directory with these entries is a run of ours, or a certificate's folder."""
+    """Return whether a directory with these entries is a run of d4m-fast, or a certificate's folder."""
     return "certify.json" in names or not (_RUN_RECORDS.isdisjoint(names) or _RUN_FOLDERS.isdisjoint(names))
 
 
 def is_cache(entries: Collection[os.DirEntry[str]]) -> bool:
-    """Whether these are the entries of an artifacts folder, or of one of its two parts."""
+    """Return whether these are the entries of an artifacts folder, or of one of its two parts."""
     names = {entry.name for entry in entries} - {".lock"}
-    if names and all(_CACHE_ENTRY.fullmatch(name) for name in names):
+    if names and all(map(_CACHE_ENTRY.fullmatch, names)):
+        # A hash may be the name of a class, too; but a cache holds no images.
         return not any(is_folder(entry) and has_images(entry.path) for entry in entries)
-    parts = [entry for entry in entries if entry.name in ("latents", "engines") and is_folder(entry)]
-    if not parts or len(parts) < len(names):
+    caches = [entry for entry in entries if entry.name in ("latents", "engines") and is_folder(entry)]
+    if not caches or len(caches) < len(names):
         return False
-    return all(_CACHE_ENTRY.fullmatch(entry.name) for part in parts for entry in list_entries(part.path))
+    inner_entries = chain.from_iterable(list_entries(cache.path) for cache in caches)
+    return all(_CACHE_ENTRY.fullmatch(entry.name) for entry in inner_entries)
 
 
 def has_images(path: str | os.PathLike[str]) -> bool:
-    """Whether there is an image among the entries of a folder; stops at the first."""
+    """Return whether there is an image among the entries of a folder; stops at the first."""
     try:
         with os.scandir(path) as entries:
             return any(is_image(entry.name) and not is_folder(entry) for entry in entries)
@@ -138,7 +142,7 @@ def has_images(path: str | os.PathLike[str]) -> bool:
 
 
 def require_real_folder(path: str) -> None:
-    """Refuse what the system makes up, and what holds that: /proc never ends, and reading there may do something.
+    """Refuse the system's own file trees, and what holds them: /proc never ends, and reading there may do something.
 
     Raises:
         DataError: the path leads there.
@@ -146,8 +150,8 @@ def require_real_folder(path: str) -> None:
     real = os.path.realpath(path)
     if real == "/":
         raise DataError(f"{path}: is the root of all files; give or link the folder that holds the classes")
-    below = any(real == root or real.startswith(f"{root}/") for root in _PSEUDO_FILE_SYSTEMS)
-    if below and not real.startswith("/dev/shm"):
+    is_pseudo = f"{real}/".startswith(tuple(f"{root}/" for root in _PSEUDO_FILE_SYSTEMS))
+    if is_pseudo and not real.startswith("/dev/shm"):
         raise DataError(f"{path}: is {real}, which holds no files; give or link a real folder")
 
 
@@ -157,9 +161,9 @@ def require_plain_names(path: str, names: Iterable[str]) -> None:
     Raises:
         DataError: one is not UTF-8 or has control characters.
     """
-    wrong = next((name for name in names if _CONTROL.search(name)), None)
-    if wrong is not None:
-        raise DataError(f"{path}: the name {wrong!a} has {invisible_character(wrong)}; rename it")
+    for name in names:
+        if _CONTROL.search(name):
+            raise DataError(f"{path}: the name {name!a} has {invisible_character(name)}; rename it")
 
 
 def _unlistable(path: str, error: OSError) -> DataError:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from d4m_fast.sources.formats import EXTENSIONS
 from d4m_fast.sources.labels import Prompts, class_infos
 from d4m_fast.sources.layouts import image_root, require_one_level, unread_beside
 from d4m_fast.sources.records import ClassInfo, Item
-from d4m_fast.sources.walk import Sized, Walk
+from d4m_fast.sources.walk import SizedFile, Walk
 from d4m_fast.wording import some
 
 _NUMBER = re.compile("[0-9]+")
@@ -41,7 +41,7 @@ class FolderSource:
 
 
 def folders_below(root: Path, split: str, prompts: Prompts, own: Sequence[Path] = ()) -> FolderSource:
-    """The class folders of a directory.
+    """Return the class folders of a directory.
 
     Args:
         own: directories that d4m-fast writes to, which are never classes.
@@ -50,31 +50,42 @@ def folders_below(root: Path, split: str, prompts: Prompts, own: Sequence[Path] 
         DataError: there are no classes, one has no images or cannot be read, or they lie elsewhere.
     """
     require_real_folder(str(root))
-    given, root = root, image_root(root, split)
-    walk = Walk(str(root), frozenset(identify(str(path)) for path in own if os.path.exists(path)))
-    listed = {folder: walk.images(folder) for folder in in_class_order(walk.class_folders())}
-    images = {folder: found for folder, found in listed.items() if found is not None}
-    folders, files = list(images), list(images.values())
-    _check_names(root, folders)
-    _check_classes(root, folders, files, walk.beside)
-    require_one_level(root, {folder: walk.inner[folder] for folder in folders}, walk.bare)
+    class_root = image_root(root, split)
+    walk = Walk(str(class_root), frozenset(identify(str(path)) for path in own if os.path.exists(path)))
+    files: dict[str, list[SizedFile]] = {}
+    for folder in in_class_order(walk.class_folders()):
+        images = walk.images(folder)
+        if images is not None:
+            files[folder] = images
+    _check_names(class_root, files)
+    _check_classes(class_root, files, walk.beside)
+    require_one_level(class_root, {folder: walk.inner[folder] for folder in files}, walk.bare)
+    classes = class_infos(list(files), None, prompts)
+    _require_prompts(classes)
     return FolderSource(
-        classes=_with_prompts(class_infos(folders, None, prompts)),
-        items=tuple(Item(i, rank, path) for i, found in enumerate(files) for rank, (path, _) in enumerate(found)),
-        fingerprint=_fingerprint(folders, files),
-        root=root,
-        notes=(*unread_beside(given, root), *_alone(folders), *walk.notes),
+        classes=classes,
+        items=tuple(_items(files.values())),
+        fingerprint=_fingerprint(files),
+        root=class_root,
+        notes=(*unread_beside(root, class_root), *_note_single_class(files), *walk.notes),
     )
 
 
 def in_class_order(folders: Sequence[str]) -> list[str]:
-    """As numbers where all folders are numbers, else as text, which is torchvision's order."""
+    """Sort folders as numbers where all of them are numbers, else as text, which is torchvision's order."""
     if all(_NUMBER.fullmatch(folder) for folder in folders):
         return sorted(folders, key=lambda folder: (int(folder), folder))
     return sorted(folders)
 
 
-def _check_names(root: Path, folders: Sequence[str]) -> None:
+def _items(files: Iterable[Sequence[SizedFile]]) -> Iterator[Item]:
+    for class_id, class_files in enumerate(files):
+        for rank, (path, _) in enumerate(class_files):
+            yield Item(class_id, rank, path)
+
+
+def _check_names(root: Path, folders: Iterable[str]) -> None:
+    """Refuse names that nobody can see or tell apart."""
     composed: dict[str, str] = {}
     for folder in folders:
         character = invisible_character(folder)
@@ -86,27 +97,28 @@ def _check_names(root: Path, folders: Sequence[str]) -> None:
             raise DataError(f"{root}: two folders are called {folder}, with accents stored apart in one; rename one")
 
 
-def _alone(folders: Sequence[str]) -> tuple[str, ...]:
-    """One folder may be a whole set that is not sorted by classes."""
-    return (f"one class only: {folders[0]}",) if len(folders) == 1 else ()
+def _note_single_class(folders: Collection[str]) -> Iterator[str]:
+    """Yield a line about a single folder, which may be a whole set that is not sorted by classes."""
+    if len(folders) == 1:
+        yield f"one class only: {next(iter(folders))}"
 
 
-def _with_prompts(classes: tuple[ClassInfo, ...]) -> tuple[ClassInfo, ...]:
-    blank = next((info.folder for info in classes if not info.prompt.strip()), None)
-    if blank is not None:
-        raise DataError(f"class {blank!a}: its name is no prompt; rename it or give --prompts FILE")
-    return classes
+def _require_prompts(classes: Iterable[ClassInfo]) -> None:
+    for class_info in classes:
+        if not class_info.prompt.strip():
+            raise DataError(f"class {class_info.folder!a}: its name is no prompt; rename it or give --prompts FILE")
 
 
-def _check_classes(root: Path, folders: Sequence[str], files: Sequence[Sequence[Sized]], beside: int) -> None:
-    if not folders:
+def _check_classes(root: Path, files: Mapping[str, Sequence[SizedFile]], beside: int) -> None:
+    """Refuse classes without images, and classes with fewer images than lie beside them."""
+    if not files:
         raise DataError(f"{root}: no class folders; --data takes a directory with one folder of images per class")
-    empty = [folder for folder, found in zip(folders, files, strict=True) if not found]
-    if len(empty) == len(folders):
-        raise DataError(f"{root}: no images in its {len(folders):,} class folders ({', '.join(EXTENSIONS)})")
+    empty = [folder for folder, class_files in files.items() if not class_files]
+    if len(empty) == len(files):
+        raise DataError(f"{root}: no images in its {len(files):,} class folders ({', '.join(EXTENSIONS)})")
     if empty:
         raise DataError(f"{root}: class folders without images: {some(empty)}; remove or fill them")
-    count = sum(map(len, files))
+    count = sum(map(len, files.values()))
     if beside > count:
         raise DataError(
             f"{root}: more images beside its class folders ({beside:,}) than in them ({count:,}); put each into the"
@@ -114,10 +126,10 @@ def _check_classes(root: Path, folders: Sequence[str], files: Sequence[Sequence[
         )
 
 
-def _fingerprint(folders: Sequence[str], files: Sequence[Sequence[Sized]]) -> str:
+def _fingerprint(files: Mapping[str, Sequence[SizedFile]]) -> str:
     digest = hashlib.sha256()
-    for folder, found in zip(folders, files, strict=True):
-        digest.update(f"{folder}\0{len(found)}\n".encode())
-        for path, size in found:
+    for folder, class_files in files.items():
+        digest.update(f"{folder}\0{len(class_files)}\n".encode())
+        for path, size in class_files:
             digest.update(f"{path}\0{size}\n".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Which image formats are read, and what a file is that cannot be."""
+"""Formats of images that are read, and descriptions of files that cannot be."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ HEADER_ERRORS = (
 )
 
 _HEAD = 4096
-_LEAST = 12  # bytes that tell every format; the smallest image with a header is longer
+_MIN_HEAD = 12  # bytes that tell every format; the smallest image with a header is longer
 # Their files are read from beginning to end, so that who has reached the end when the header is refused missed some.
 _READ_IN_ORDER = frozenset({"JPEG", "PNG", "BMP", "DIB", "PPM", "JPEG2000", "ICO"})
 # Of HEIF, by what compresses the picture; the last are of its structure, whatever compresses it.
@@ -155,7 +155,7 @@ _PNM = re.compile(rb"P[1-6fy]\s+(#[^\n]*\n\s*)*\d")
 
 @functools.cache
 def _acceptors() -> Mapping[str, Callable[[bytes], bool | str] | None]:
-    """How Pillow tells each format by a file's first bytes.
+    """Return the functions by which Pillow tells each format from a file's first bytes.
 
     Imports the plugins, so that which formats are known does not depend on what else was imported before; not when the
     module is imported, because it takes 40 ms that runs on other data need not.
@@ -177,35 +177,35 @@ def _acceptors() -> Mapping[str, Callable[[bytes], bool | str] | None]:
 
 
 def registered() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow has a plugin for; Image.open fails on the name of another."""
+    """Return those of `FORMATS` that this Pillow has a plugin for; Image.open fails on the name of another."""
     if Image.OPEN.keys() >= _acceptors().keys():
         return FORMATS
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def describe_foreign(head: bytes) -> str | None:
-    """What a file is by its first bytes, where Pillow does not decode it; None where it may be one of `FORMATS`."""
-    if head[4:8] == b"ftyp" and len(head) >= _LEAST:
-        return _name_boxed(head)
-    named = next((name for at, magic, name in _UNDECODED if head.startswith(magic, at)), None)
-    if named is not None:
-        return f"no decoder for {named} in Pillow"
-    other = next((words for at, magic, words in _OTHER_KINDS if head.startswith(magic, at)), None)
-    if other is not None:
-        return other
+    """Say what a file is by its first bytes, where Pillow does not decode it; None where it may be one of `FORMATS`."""
+    if head[4:8] == b"ftyp" and len(head) >= _MIN_HEAD:
+        return _describe_boxes(head)
+    for at, magic, name in _UNDECODED:
+        if head.startswith(magic, at):
+            return f"no decoder for {name} in Pillow"
+    for at, magic, description in _OTHER_KINDS:
+        if head.startswith(magic, at):
+            return description
     if head.startswith(b"\0\0\2\0") and head[4:6] not in (b"", b"\0\0"):
         return "a Windows cursor"
-    return "a TGA image" if _is_targa(head) else _name_text(head)
+    return "a TGA image" if _is_targa(head) else _describe_text(head)
 
 
 def explain_refusal(file: BinaryIO) -> str:
-    """Why Image.open made no image of a file, in words."""
+    """Say in words why Image.open made no image of a file."""
     file.seek(0)
     head = file.read(_HEAD)
-    foreign = describe_foreign(head)
-    if foreign is not None:
-        return foreign
-    if len(head) < _LEAST:
+    description = describe_foreign(head)
+    if description is not None:
+        return description
+    if len(head) < _MIN_HEAD:
         return f"only {len(head)} byte{'s' * (len(head) > 1)}, too few for an image"
     for name, accept in _acceptors().items():
         verdict = accept is None or accept(head[:16])
@@ -221,30 +221,32 @@ def explain_refusal(file: BinaryIO) -> str:
 
 
 def _explain_header(name: str, file: BinaryIO) -> str:
-    """What the plugin of a format says of a file that Image.open has offered it in vain."""
-    factory, said = Image.OPEN[name][0], "no reason given"
+    """Ask the plugin of a format again for its reason, which Image.open drops."""
+    factory, reason = Image.OPEN[name][0], ""
     assert callable(factory)
     file.seek(0)
     try:
         factory(file, "")
     except DECODER_ERRORS as error:
-        said = str(error) if str(error) else said
-    at_end = file.tell() >= file.seek(0, os.SEEK_END)
-    if (at_end and name in _READ_IN_ORDER) or is_cut_short(file):
+        reason = str(error)
+    is_at_end = file.tell() >= file.seek(0, os.SEEK_END)
+    if (is_at_end and name in _READ_IN_ORDER) or is_cut_short(file):
         return "truncated"
-    return f"damaged, or of a kind of {name} that Pillow does not read ({said})"
+    return f"damaged, or of a kind of {name} that Pillow does not read ({reason if reason else 'no reason given'})"
 
 
 def _is_targa(head: bytes) -> bool:
-    """TGA has no first bytes of its own: a plausible header counts."""
+    """Return whether a header is plausible for TGA, which has no first bytes of its own."""
     if len(head) < 18 or head[1] > 1 or head[2] not in (1, 2, 3, 9, 10, 11):
         return False
     return head[16] in (8, 15, 16, 24, 32) and b"\0\0" not in (head[12:14], head[14:16])
 
 
-def _name_boxed(head: bytes) -> str | None:
+def _describe_boxes(head: bytes) -> str | None:
+    """Say what an ISO media file is by its brands; None where it is AVIF."""
     size = min(struct.unpack(">I", head[:4])[0], len(head))
-    brands = [head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))]
+    brands = [head[8:12]]
+    brands += [head[at : at + 4] for at in range(16, size - 3, 4)]  # the four bytes between are a version
     if any(brand.startswith(b"avi") for brand in brands):
         return None
     if brands[0] == b"crx ":
@@ -257,19 +259,23 @@ def _name_boxed(head: bytes) -> str | None:
     return f"an ISO media file of brand {head[8:12]!a}, not an image that is read"
 
 
-def _name_text(head: bytes) -> str | None:
+def _describe_text(head: bytes) -> str | None:
+    """Say what kind of text a file is; None where it is none, as far as its first bytes tell."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) and _is_text(head[: len(head) // 2 * 2], "utf-16"):
         return "text in place of an image"
     if _CONTROL.search(head) or _PNM.match(head):
         return None
-    named = next((words for pattern, words in _TEXTS if re.match(pattern, head.removeprefix(b"\xef\xbb\xbf"))), None)
-    if named is not None or len(head) < _LEAST:  # "GIF8" may be either
-        return named
+    for pattern, description in _TEXTS:
+        if re.match(pattern, head.removeprefix(b"\xef\xbb\xbf")):  # a byte order mark of UTF-8
+            return description
+    if len(head) < _MIN_HEAD:  # "GIF8" may be text or an image
+        return None
     if not head.strip():
         return "only spaces in place of an image"
-    # Text of one byte a character may be of any; of a binary file, a third of the bytes would be ASCII.
+    # In an encoding of one byte a character, text may have any bytes; of a binary file, a third would be ASCII.
     ascii_share = sum(byte < 0x80 for byte in head) / len(head)
-    return "text in place of an image" if _is_text(head[:-3], "utf-8") or ascii_share > 0.8 else None
+    is_text = _is_text(head[:-3], "utf-8") or ascii_share > 0.8  # the last three bytes may be half a character
+    return "text in place of an image" if is_text else None
 
 
 def _is_text(head: bytes, encoding: str) -> bool:

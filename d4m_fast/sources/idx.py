@@ -6,7 +6,7 @@ import gzip
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -26,14 +26,14 @@ MAX_BYTES = 1 << 30  # a damaged header must not ask for all memory; the largest
 
 
 def find(directory: Path, split: str) -> tuple[Path, Path] | None:
-    """The (images, labels) files of a split, in `directory` or where torchvision puts them below it.
+    """Return the (images, labels) files of a split, in `directory` or where torchvision puts them below it.
 
     Raises:
         DataError: torchvision put several sets below it.
     """
     below = [directory / name / "raw" for name in _TORCHVISION_FOLDERS]
     for folders in ([directory], [directory / "raw"], below):
-        pairs = [pair for folder in folders if (pair := _pair(folder, split)) is not None]
+        pairs = list(_pairs(folders, split))
         if len(pairs) > 1:
             places = " and ".join(str(images.parent) for images, _ in pairs)
             raise DataError(f"{directory}: holds several sets; give one of {places}")
@@ -42,27 +42,36 @@ def find(directory: Path, split: str) -> tuple[Path, Path] | None:
     return None
 
 
+def _pairs(folders: Iterable[Path], split: str) -> Iterator[tuple[Path, Path]]:
+    for folder in folders:
+        images, labels = (_variant(folder, stem) for stem in FILES[split])
+        if images is not None and labels is not None:
+            yield images, labels
+
+
 def refuse_others(directory: Path, split: str) -> None:
-    """Refuse IDX files that are not the pairs that `find` finds, rather than to look for class folders beside them.
+    """Refuse IDX files that are not the pairs that `find` finds, rather than look for class folders beside them.
 
     Raises:
         DataError: there are some.
     """
     below = [directory / name / "raw" for name in (*_TORCHVISION_FOLDERS, *_OTHER_FOLDERS)]
     for folder in (directory, directory / "raw", *below):
-        names = [
-            path.name for path in sorted(folder.glob("*idx*")) if _IDX_NAME.fullmatch(path.name) and path.is_file()
-        ]
+        names = []
+        for path in sorted(folder.glob("*idx*")):
+            if _IDX_NAME.fullmatch(path.name) and path.is_file():
+                names.append(path.name)
         if names:
             raise DataError(f"{folder}: {_problem(folder, names, split)}")
 
 
 def _problem(folder: Path, names: Sequence[str], split: str) -> str:
+    """Say, of IDX files that are no pair, what is the matter and what to do."""
     for stems in FILES.values():
-        there = [stem for stem in stems if _variant(folder, stem) is not None]
-        if len(there) == 1:
-            missing = next(stem for stem in stems if stem not in there)
-            return f"{there[0]} without {missing}; add it"
+        present = [stem for stem in stems if _variant(folder, stem) is not None]
+        if len(present) == 1:
+            missing = next(stem for stem in stems if stem not in present)
+            return f"{present[0]} without {missing}; add it"
     emnist = next((name for name in names if name.startswith("emnist-")), None)
     if emnist is not None:
         return f"{emnist}: EMNIST's images lie transposed in its files; turn them and save them as class folders"
@@ -72,19 +81,14 @@ def _problem(folder: Path, names: Sequence[str], split: str) -> str:
     return f"{names[0]} is not the name of a split's images; rename it and its labels to {' and '.join(FILES[split])}"
 
 
-def _pair(folder: Path, split: str) -> tuple[Path, Path] | None:
-    images, labels = (_variant(folder, stem) for stem in FILES[split])
-    return None if images is None or labels is None else (images, labels)
-
-
 def read(path: Path) -> np.ndarray:
-    """One read-only array of unsigned bytes: (N,) labels or (N, H, W) images.
+    """Return a file's read-only array of unsigned bytes: (N,) labels or (N, H, W) images.
 
     Raises:
         DataError: the file is damaged, or holds something else than bytes.
     """
     try:
-        with _open(path) as stream:
+        with cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")) as stream:
             return _parse(stream, path)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); fetch it again") from error
@@ -96,23 +100,19 @@ def _variant(folder: Path, stem: str) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
-
-
 def _parse(stream: BinaryIO, path: Path) -> np.ndarray:
-    dims = _shape(stream, path)
-    count = math.prod(dims)
+    shape = _read_shape(stream, path)
+    count = math.prod(shape)
     if count > MAX_BYTES:
         raise DataError(f"{path}: its header asks for {count:,} bytes; fetch it again")
-    data = stream.read(count + 1)
-    if len(data) != count:
-        found = f"{len(data):,}" if len(data) < count else "more"
-        raise DataError(f"{path}: {found} values where its header says {count:,}; fetch it again")
-    return np.frombuffer(data, np.uint8).reshape(dims)
+    values = stream.read(count + 1)  # one more than there are, to notice a file that goes on
+    if len(values) != count:
+        actual_count = f"{len(values):,}" if len(values) < count else "more"
+        raise DataError(f"{path}: {actual_count} values where its header says {count:,}; fetch it again")
+    return np.frombuffer(values, np.uint8).reshape(shape)
 
 
-def _shape(stream: BinaryIO, path: Path) -> tuple[int, ...]:
+def _read_shape(stream: BinaryIO, path: Path) -> tuple[int, ...]:
     magic = stream.read(4)
     if len(magic) == 4 and magic[:2] == b"\0\0" and magic[2] in _TYPES:
         raise DataError(f"{path}: not an IDX file of bytes but of {_TYPES[magic[2]]}; save it as bytes")
@@ -121,4 +121,4 @@ def _shape(stream: BinaryIO, path: Path) -> tuple[int, ...]:
     sizes = stream.read(4 * magic[3])
     if len(sizes) != 4 * magic[3]:
         raise DataError(f"{path}: ends inside its header; fetch it again")
-    return tuple(int(n) for n in np.frombuffer(sizes, ">u4"))
+    return tuple(np.frombuffer(sizes, ">u4").tolist())

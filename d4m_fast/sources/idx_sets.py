@@ -50,17 +50,17 @@ _SETS: Mapping[str, str] = MappingProxyType(
 
 
 def known_set(*files: Path) -> str | None:
-    """The published data set that all of these files belong to; None if one is of no known set, or of another.
+    """Return the published data set that all of these files belong to; None if one is of no known set, or of another.
 
     Raises:
         OSError: a file cannot be read.
     """
-    names = {_set_of(file) for file in files}
+    names = set(map(_set_of, files))
     return names.pop() if len(names) == 1 else None
 
 
 def _set_of(file: Path) -> str | None:
-    """By the file itself, or by the packed one beside it that it was unpacked from."""
+    """Return the set of a file, known by itself or by the packed file beside it that it was unpacked from."""
     digest = _md5(file)
     packed = file.with_name(f"{file.name}.gz")
     if digest in _SETS or file.suffix == ".gz" or not packed.is_file():
@@ -70,5 +70,5 @@ def _set_of(file: Path) -> str | None:
 
 
 def _md5(file: Path, opener: Callable[[Path, str], Any] = open) -> str:
-    with opener(file, "rb") as opened:
-        return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    with opener(file, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,4 +1,4 @@
-"""The text that stands for a class in the prompt."""
+"""Prompts of classes: from a file, from a table of labels, or from the names that the data has."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from d4m_fast.characters import invisible_character
 from d4m_fast.errors import DataError, UsageError
 from d4m_fast.sources.class_names import WNID, imagenet_labels, spoken_folders
-from d4m_fast.sources.prompt_file import read_prompts
-from d4m_fast.sources.prompt_order import Classes
+from d4m_fast.sources.prompts.file import read_prompts
+from d4m_fast.sources.prompts.order import Classes
 from d4m_fast.sources.records import ClassInfo
 from d4m_fast.wording import some
 
@@ -19,7 +19,7 @@ OFFICIAL = "official"
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What `--prompts` says, and whether anybody will read the prompts.
+    """The value of `--prompts`, and whether anybody will read the prompts.
 
     Attributes:
         given: None, "official" or a file; see `resolve_prompts`.
@@ -31,7 +31,7 @@ class Prompts:
 
 
 def resolve_prompts(folders: Sequence[str], names: Sequence[str] | None, prompts: str | None) -> list[str]:
-    """One prompt per class, in the order of `folders`.
+    """Return one prompt per class, in the order of `folders`.
 
     Without `prompts`: the class names, or the folder names (`_` read as a space, numbers before them left out), or the
     ImageNet label lines when every folder is a WordNet id. Two classes may share a prompt, as ImageNet's do.
@@ -40,7 +40,7 @@ def resolve_prompts(folders: Sequence[str], names: Sequence[str] | None, prompts
         folders: class folders, in class order.
         names: class names in the same order, for data sets that have them; None for a directory of folders.
         prompts: None, "official" (the label lines of the published D4M code, its slips included), or the path of a
-            file that `prompt_file.read_prompts` reads.
+            file that `prompts.file.read_prompts` reads.
 
     Raises:
         UsageError: "official" for classes that are not WordNet ids.
@@ -56,30 +56,32 @@ def resolve_prompts(folders: Sequence[str], names: Sequence[str] | None, prompts
         _require_only_wnids(folders, wnids)
         return _from_table(folders, official=prompts == OFFICIAL)
     texts = spoken_folders(folders) if names is None else [name.replace("_", " ") for name in names]
-    return [_visible(text) for text in texts]
+    _require_visible(texts)
+    return texts
 
 
 def class_infos(folders: Sequence[str], names: Sequence[str] | None, prompts: Prompts) -> tuple[ClassInfo, ...]:
-    """One record per class, ids counted from 0; arguments and errors are those of `resolve_prompts`."""
+    """Return one record per class, ids counted from 0; arguments and errors are those of `resolve_prompts`."""
     nameless = names is None and prompts.given is None and not prompts.needed
     texts = folders if nameless else resolve_prompts(folders, names, prompts.given)
-    return tuple(ClassInfo(i, folder, text) for i, (folder, text) in enumerate(zip(folders, texts, strict=True)))
+    pairs = zip(folders, texts, strict=True)
+    return tuple(ClassInfo(i, folder, text) for i, (folder, text) in enumerate(pairs))
 
 
 def shared_prompts(classes: Iterable[ClassInfo]) -> dict[str, list[str]]:
-    """Prompts that stand for several classes, and the folders of these."""
+    """Return the prompts that stand for several classes, and the folders of these."""
     folders: dict[str, list[str]] = {}
-    for info in classes:
-        folders.setdefault(info.prompt, []).append(info.folder)
+    for class_info in classes:
+        folders.setdefault(class_info.prompt, []).append(class_info.folder)
     return {prompt: sharing for prompt, sharing in folders.items() if len(sharing) > 1}
 
 
 def _require_only_wnids(folders: Sequence[str], wnids: Sequence[str]) -> None:
-    others = [folder for folder in folders if folder not in set(wnids)]
-    if others:
-        verb = "is not" if len(others) == 1 else "are not"
+    odd_folders = [folder for folder in folders if folder not in set(wnids)]
+    if odd_folders:
+        verb = "is not" if len(odd_folders) == 1 else "are not"
         raise DataError(
-            f"{len(wnids):,} of {len(folders):,} folders are WordNet ids; {some(others)} {verb}: remove it or give"
+            f"{len(wnids):,} of {len(folders):,} folders are WordNet ids; {some(odd_folders)} {verb}: remove it or give"
             " --prompts FILE"
         )
 
@@ -92,8 +94,8 @@ def _from_table(folders: Sequence[str], *, official: bool) -> list[str]:
     return [table[folder.lower()] for folder in folders]
 
 
-def _visible(text: str) -> str:
-    character = invisible_character(text)
-    if character is not None:
-        raise DataError(f"class {text!a}: its name has {character}; rename it or give --prompts FILE")
-    return text
+def _require_visible(names: Iterable[str]) -> None:
+    for name in names:
+        character = invisible_character(name)
+        if character is not None:
+            raise DataError(f"class {name!a}: its name has {character}; rename it or give --prompts FILE")

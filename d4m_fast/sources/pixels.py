@@ -1,4 +1,4 @@
-"""Pillow's images to 8-bit RGB: wide grey values scaled, the picture upright. The rules stand in docs/images.md."""
+"""Convert Pillow's images to 8-bit RGB, upright and with wide grey values scaled, by the rules of docs/images.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHORT = 0xFFFF
 _OVERSHOOT = 1.02  # of filters and rounding, clipped
 _NO_DATA = 42113  # tag of TIFF, from GDAL: the value of pixels that show nothing, in ASCII
 _WIDEST_GAP = 192  # of 256 greys, between two values of one picture
-_FEW = 0.01  # of the pixels: what a sensor's faults are, not a part of a picture
+_FAULTY_SHARE = 0.01  # of the pixels, at most, are a sensor's faults; more are a part of the picture
 _NOMINAL_TOPS = (1, 0xFF, _SHORT)  # of floating point; of integers, all but the first
 
 # Pillow has these in ImageOps.exif_transpose, which also writes the EXIF back, and fails where that is damaged.
@@ -37,21 +37,22 @@ _EXIF_ERRORS = (SyntaxError, ValueError, TypeError, LookupError, ArithmeticError
 
 
 class UnscalableError(Exception):
-    """Grey values that no range makes a picture of; the text says why."""
+    """Raised for grey values that no range makes a picture of; the text says why."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image as 8-bit RGB, turned as its orientation says, transparency dropped.
+    """Return a loaded image as 8-bit RGB, turned as its orientation says, transparency dropped.
 
     Raises:
         UnscalableError: grey values that are NaN or infinite, or of which a few lie far from the others.
     """
-    rgb = _without_orientation(image)
+    rgb = _convert(image)
     turn = _TURNS.get(_orientation(image))
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def _without_orientation(image: Image.Image) -> Image.Image:
+def _convert(image: Image.Image) -> Image.Image:
+    """Return an image as 8-bit RGB, not yet turned."""
     if image.mode.startswith(("I", "F")) or _sample_format(image) == _SIGNED:
         return _from_wide_grey(image)
     if image.mode == "La":  # premultiplied, which Pillow converts to LA only
@@ -61,7 +62,10 @@ def _without_orientation(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Of EXIF or XMP; 1, upright, where there is none, it cannot be read, or Pillow has turned the image (TIFF)."""
+    """Return the orientation that EXIF or XMP gives.
+
+    It is 1, upright, where there is none, it cannot be read, or Pillow has turned the image already (TIFF).
+    """
     if _TURNING.isdisjoint(image.info):
         return 1
     try:
@@ -73,12 +77,12 @@ def _orientation(image: Image.Image) -> int:
 
 def _from_wide_grey(image: Image.Image) -> Image.Image:
     values = _samples(image)
-    blank = _without_data(image, values)
-    known = values if blank is None else values[~blank]
-    if known.size == 0:
+    blank = _blank_pixels(image, values)
+    if _without_blank(values, blank).size == 0:
         raise UnscalableError("all its pixels are declared to be without data (GDAL_NODATA)")
     if image.mode.startswith("I;16"):
-        table = _scaled(np.arange(_SHORT + 1, dtype=np.float64), 0, (1 << _bits(image)) - 1)
+        bits = 12 if _tag(image, _BITS_PER_SAMPLE, 16) == 12 else 16
+        table = _scale(np.arange(_SHORT + 1, dtype=np.float64), 0, (1 << bits) - 1)
         grey = table[values]
     else:
         grey = _spread(image, values, blank)
@@ -90,36 +94,38 @@ def _from_wide_grey(image: Image.Image) -> Image.Image:
 
 
 def _spread(image: Image.Image, values: np.ndarray, blank: np.ndarray | None) -> np.ndarray:
-    """Values of a type that files do not fill as grey, by the range of those that are not blank."""
-    known = values if blank is None else values[~blank]
-    if known.dtype == np.float32 and not np.isfinite(known).all():
+    """Return values of a type whose range files do not fill as grey, by the range of those that are not blank."""
+    image_values = _without_blank(values, blank)
+    if image_values.dtype == np.float32 and not np.isfinite(image_values).all():
         raise UnscalableError("NaN or infinity among its grey values; declare it as GDAL_NODATA, or save it without")
-    low, high = _range(image, known)
-    grey = _scaled(np.nan_to_num(values.astype(np.float64), copy=False), low, high)
-    usual = (0, 1) if image.mode == "F" else (0, 0xFF)  # in which nothing is far away
-    if not _is_ppm(image) and (low, high) != usual:
-        _require_no_outlier(known, grey if blank is None else grey[~blank])
+    low, high = _grey_range(image, image_values)
+    grey = _scale(np.nan_to_num(values.astype(np.float64), copy=False), low, high)
+    usual_range = (0, 1) if image.mode == "F" else (0, 0xFF)  # in which nothing is far away
+    if not _is_ppm(image) and (low, high) != usual_range:
+        _require_no_outlier(image_values, _without_blank(grey, blank))
     return grey
 
 
 def _require_no_outlier(values: np.ndarray, grey: np.ndarray) -> None:
     """Refuse a picture pressed into few greys by a mark for missing data, or by a sensor's faults."""
-    used = np.flatnonzero(np.bincount(grey.ravel(), minlength=0x100))
-    gaps = np.diff(used)
+    used_greys = np.flatnonzero(np.bincount(grey.ravel(), minlength=0x100))
+    gaps = np.diff(used_greys)
     if gaps.size == 0 or gaps.max() <= _WIDEST_GAP:
         return
-    dark = grey <= used[gaps.argmax()]
-    sides = sorted((values[dark], values[~dark]), key=lambda side: (side.min() < side.max(), side.size))
-    far, near = sides
-    if near.min() < near.max() and (far.min() == far.max() or far.size < _FEW * values.size):
+    is_dark = grey <= used_greys[gaps.argmax()]
+    sides = values[is_dark], values[~is_dark]
+    # The outliers are all of one value, or else the fewer ones.
+    outliers, picture = sorted(sides, key=lambda side: (side.min() < side.max(), side.size))
+    are_faults = outliers.min() == outliers.max() or outliers.size < _FAULTY_SHARE * values.size
+    if picture.min() < picture.max() and are_faults:
         raise UnscalableError(
-            f"{far[0]:g} among grey values of {near.min():g} to {near.max():g}, which would all look alike; declare it"
-            " as GDAL_NODATA, or save it without"
+            f"{outliers[0]:g} among grey values of {picture.min():g} to {picture.max():g}, which would all look alike;"
+            " declare it as GDAL_NODATA, or save it without"
         )
 
 
-def _without_data(image: Image.Image, values: np.ndarray) -> np.ndarray | None:
-    """Where a TIFF has the value that it declares to be none; None where it declares none."""
+def _blank_pixels(image: Image.Image, values: np.ndarray) -> np.ndarray | None:
+    """Return where a TIFF has the value that it declares to stand for no data; None where it declares none."""
     tags = getattr(image, "tag_v2", None)
     declared = None if tags is None else tags.get(_NO_DATA)
     try:
@@ -132,8 +138,12 @@ def _without_data(image: Image.Image, values: np.ndarray) -> np.ndarray | None:
         return np.asarray(values == (np.float32(value) if values.dtype == np.float32 else value))
 
 
-def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(H, W) float64 between two values to uint8; overwrites the values."""
+def _without_blank(values: np.ndarray, blank: np.ndarray | None) -> np.ndarray:
+    return values if blank is None else values[~blank]
+
+
+def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return float64 values between two as uint8, which are black and white; overwrites the values to save memory."""
     values -= low
     values *= 0xFF / (high - low)
     np.clip(np.rint(values, out=values), 0, 0xFF, out=values)
@@ -149,8 +159,8 @@ def _samples(image: Image.Image) -> np.ndarray:
     return values
 
 
-def _range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
-    """The values that become black and white: the narrowest usual range that holds all, else lowest and highest.
+def _grey_range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
+    """Return the values that become black and white: the narrowest usual range of all, else lowest and highest.
 
     A wider one than the narrowest counts only where it is half filled: 0...4095 would be nearly black in 0...65535.
     """
@@ -168,22 +178,17 @@ def _is_ppm(image: Image.Image) -> bool:
     return image.format == "PPM" and image.mode == "I"
 
 
-def _bits(image: Image.Image) -> int:
-    bits = _tag(image, _BITS_PER_SAMPLE, 16)
-    return bits if bits == 12 else 16
-
-
 def _sample_format(image: Image.Image) -> int | None:
-    """TIFF's, of images of one channel."""
+    """Return the sample format of a TIFF of one channel; None of other images."""
     if image.format != "TIFF" or len(image.getbands()) > 1:
         return None
     return _tag(image, _SAMPLE_FORMAT, _UNSIGNED)
 
 
-def _tag(image: Image.Image, tag: int, missing: int) -> int:
-    """The first value of a TIFF tag."""
+def _tag(image: Image.Image, tag: int, default: int) -> int:
+    """Return the first value of a TIFF tag."""
     tags = getattr(image, "tag_v2", None)
     if tags is None:
-        return missing
-    value = tags.get(tag, missing)
+        return default
+    value = tags.get(tag, default)
     return int(value[0] if isinstance(value, tuple) else value)

@@ -1,4 +1,4 @@
-"""What Pillow says beside its errors, kept from stderr."""
+"""Keep from stderr what Pillow and its libraries print beside the errors that they raise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a source of images consists of: classes and items."""
+"""Records that a source of images consists of: classes and items."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 @dataclass(frozen=True, slots=True)
 class ClassInfo:
-    """One class. `id` is its index in the full set and the key everywhere; `prompt` is text for the model only."""
+    """A class: `id` is its index in the full set and the key everywhere; `prompt` is text for the model only."""
 
     id: int
     folder: str
@@ -20,7 +20,7 @@ class ClassInfo:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One real image: its class, its rank in the class's sorted file list, and where it comes from."""
+    """A real image: its class, its rank in the class's sorted file list, and where it comes from."""
 
     class_id: int
     rank: int
@@ -51,7 +51,7 @@ class Source(Protocol):
 
 
 def by_class(items: Iterable[Item]) -> dict[int, list[Item]]:
-    """Items of each class, in the order of their ranks."""
+    """Return the items of each class, in the order of their ranks."""
     classes: dict[int, list[Item]] = {}
     for item in items:
         classes.setdefault(item.class_id, []).append(item)

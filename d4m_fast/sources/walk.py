@@ -1,4 +1,4 @@
-"""What a directory of class folders holds, file by file, and what of it is left out and why."""
+"""List what a directory of class folders holds, file by file, and what of it is left out and why."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ _MAX_DEPTH = 32  # of folders below a class; ImageFolder layouts have one or two
 _MOST_REASONS = 8  # in the line of what is left out
 _SHORT_SUFFIX = re.compile(r"\.[a-z0-9_+-]{1,12}")
 
-Sized = tuple[str, int]
+SizedFile = tuple[str, int]  # name or path, and bytes
 
 
 @dataclass
 class _Visit:
-    """What is found in one class folder.
+    """The contents of one class folder.
 
     Attributes:
-        found: images of each folder.
+        images: those of each folder in it.
         links: folders that are links, which wait until the real ones are read.
-        own: runs and caches of d4m-fast.
+        own_folders: runs and caches of d4m-fast.
     """
 
-    found: dict[str, list[Sized]] = field(default_factory=dict)
+    images: dict[str, list[SizedFile]] = field(default_factory=dict)
     links: list[str] = field(default_factory=list)
-    own: list[str] = field(default_factory=list)
+    own_folders: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Walk:
-    """One pass over the class folders of a root.
+    """A pass over the class folders of a root.
 
     Attributes:
         excluded: directories that are never read, such as the run's own.
@@ -73,16 +73,16 @@ class Walk:
     bare: set[str] = field(default_factory=set)
     inner: dict[str, frozenset[str]] = field(default_factory=dict)
     _real_root: str = ""
-    _identity: Identity = (0, 0)
-    _known: dict[Identity, str] = field(default_factory=dict)
+    _root_identity: Identity = (0, 0)
+    _folder_of: dict[Identity, str] = field(default_factory=dict)  # the first name that each directory was met under
     _classes: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self._real_root = os.path.realpath(self.root)
-        self._identity = identify(self.root)
+        self._root_identity = identify(self.root)
 
     def class_folders(self) -> list[str]:
-        """The root's folders that may be classes, in no order.
+        """Return the root's folders that may be classes, in no order.
 
         Raises:
             DataError: a class is there that cannot be read: a broken link, an archive, a link out of the root.
@@ -98,12 +98,12 @@ class Walk:
             self.beside += is_image(entry.name)
             self._leave_out(entry.name, " images beside the class folders" if is_image(entry.name) else "")
         for name in names:
-            self._know(name)
+            self._register_class(name)
         self._classes = frozenset(names)
         return names
 
-    def images(self, folder: str) -> list[Sized] | None:
-        """(path below the root, bytes) of a class's images, in torchvision's order: by directory, then by name.
+    def images(self, folder: str) -> list[SizedFile] | None:
+        """Return path below the root and bytes of a class's images, in torchvision's order: by directory, then by name.
 
         A folder that links show more than once is read once. None where all that the class holds is d4m-fast's own.
         """
@@ -111,36 +111,42 @@ class Walk:
         self._collect(folder, visit)
         while visit.links:
             self._collect(visit.links.pop(0), visit)
-        images = [
-            (f"{below}/{name}", size) for below in sorted(visit.found) for name, size in sorted(visit.found[below])
-        ]
-        if visit.own and images:
+        images: list[SizedFile] = []
+        for directory in sorted(visit.images):
+            images += [(f"{directory}/{name}", size) for name, size in sorted(visit.images[directory])]
+        if visit.own_folders and images:
             raise DataError(
-                f"{self.root}/{folder}: holds d4m-fast's own runs or cache ({some(visit.own)}) beside images"
+                f"{self.root}/{folder}: holds d4m-fast's own runs or cache ({some(visit.own_folders)}) beside images"
                 f" ({images[0][0]}); move one or the other out of the data"
             )
-        if visit.own:
+        if visit.own_folders:
             self.own_folders.add(folder)
             return None
-        self._note_inner(folder, [below for below, listed in visit.found.items() if listed])
-        self._require_no_copy(folder, visit.found)
+        self._note_inner(folder, [directory for directory, listed in visit.images.items() if listed])
+        self._require_no_copy(folder, visit.images)
         return images
 
-    def _note_inner(self, folder: str, below: Iterable[str]) -> None:
-        paths = [path.split("/")[1:] for path in below]
-        cut = [path[1:] if path and path[0].lower() in CONTAINERS else path for path in paths]
-        self.inner[folder] = frozenset(path[0] for path in cut if path)
-        if not all(cut):
-            self.bare.add(folder)
+    def _note_inner(self, folder: str, directories: Iterable[str]) -> None:
+        """Note which folders of a class have images: by the first name below the class, `images/` itself left out."""
+        inner = set[str]()
+        for directory in directories:
+            names = directory.split("/")[1:]
+            if names and names[0].lower() in CONTAINERS:
+                names = names[1:]
+            if names:
+                inner.add(names[0])
+            else:
+                self.bare.add(folder)
+        self.inner[folder] = frozenset(inner)
 
-    def _require_no_copy(self, folder: str, found: Iterable[str]) -> None:
+    def _require_no_copy(self, folder: str, directories: Iterable[str]) -> None:
         """Refuse a folder that holds the set once more, as some archives do: its images would be a class of their own.
 
         Raises:
             DataError: two or more folders in it are called like class folders beside it.
         """
-        inside = {directory.split("/")[1] for directory in found if "/" in directory}
-        repeated = inside & self._classes - {folder}
+        inner = {directory.split("/")[1] for directory in directories if "/" in directory}
+        repeated = inner & self._classes - {folder}
         if len(repeated) > 1:
             copies = some(sorted(repeated))
             raise DataError(
@@ -150,14 +156,14 @@ class Walk:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was not taken, one line for each kind."""
+        """Lines about what was not taken, one for each kind."""
         lines = []
         if self.left_out:
             counts = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-            parts = [f"{count:,}{reason}" for reason, count in counts[:_MOST_REASONS]]
-            rest = sum(count for _, count in counts[_MOST_REASONS:])
-            more = f" and {rest:,} of {len(counts) - _MOST_REASONS:,} other kinds" if rest else ""
-            lines.append(f"left out: {', '.join(parts)}{more}")
+            reasons = ", ".join(f"{count:,}{reason}" for reason, count in counts[:_MOST_REASONS])
+            unlisted = sum(count for _, count in counts[_MOST_REASONS:])
+            more = f" and {unlisted:,} of {len(counts) - _MOST_REASONS:,} other kinds" if unlisted else ""
+            lines.append(f"left out: {reasons}{more}")
         if self.skipped_folders:
             lines.append(f"skipped folders: {some(sorted(self.skipped_folders))}")
         if self.own_folders:
@@ -171,6 +177,11 @@ class Walk:
             raise DataError(f"{path}: broken links where {kind} may be: {some(broken)}; mend or remove")
 
     def _is_open(self, entry: os.DirEntry[str]) -> bool:
+        """Return whether a folder is to be read, and note those that are not.
+
+        Raises:
+            DataError: it is a link to a folder above it, or to no real folder.
+        """
         if is_skipped(entry.name):
             self.skipped_folders.add(entry.name)
             return False
@@ -187,28 +198,36 @@ class Walk:
         if real != self._real_root and f"{self._real_root}/".startswith(f"{real.rstrip('/')}/"):
             raise DataError(f"{path}: links to {real}, a folder above it; remove the link")
 
-    def _know(self, folder: str) -> None:
+    def _register_class(self, folder: str) -> None:
+        """Register a class folder, before any is read, so that a link to it from another class is noticed.
+
+        Raises:
+            DataError: it is the root itself, or another class folder under a second name.
+        """
         path = f"{self.root}/{folder}"
         identity = identify(path)
-        if identity == self._identity:
+        if identity == self._root_identity:
             raise DataError(f"{path}: links to {self._real_root}, a folder above it; remove the link")
-        other = self._known.setdefault(identity, folder)
-        if other != folder:
-            raise DataError(f"{path}: is the same folder as {other}; remove one of the links")
+        first_name = self._folder_of.setdefault(identity, folder)
+        if first_name != folder:
+            raise DataError(f"{path}: is the same folder as {first_name}; remove one of the links")
 
     def _require_unpacked(self, folders: Collection[str], files: Iterable[str]) -> None:
-        known = set(folders)
-        packed = next((name for name in sorted(files) if unpacked_name(name) not in (None, *known)), None)
-        if packed is not None:
-            raise DataError(f"{self.root}: {packed} is still packed: unpack it into a folder, or remove it")
+        for name in sorted(files):
+            folder = unpacked_name(name)
+            if folder is not None and folder not in folders:
+                raise DataError(f"{self.root}: {name} is still packed: unpack it into a folder, or remove it")
 
     def _leave_out(self, name: str, reason: str = "") -> None:
+        """Count a file that is not taken, by the reason or, without one, by its suffix."""
         suffix = os.path.splitext(name)[1].lower()
-        named = f" {suffix}" if _SHORT_SUFFIX.fullmatch(suffix) else " without extension"
-        default = " hidden" if name.startswith(".") else named
-        if suffix in WITHOUT_DECODER:
-            default = f" {suffix} (no decoder for {WITHOUT_DECODER[suffix]} in Pillow)"
-        self.left_out[reason if reason else default] += 1
+        if reason == "" and suffix in WITHOUT_DECODER:
+            reason = f" {suffix} (no decoder for {WITHOUT_DECODER[suffix]} in Pillow)"
+        elif reason == "" and name.startswith("."):
+            reason = " hidden"
+        elif reason == "":
+            reason = f" {suffix}" if _SHORT_SUFFIX.fullmatch(suffix) else " without extension"
+        self.left_out[reason] += 1
 
     def _collect(self, folder: str, visit: _Visit) -> None:
         """List a folder and the real ones below it."""
@@ -219,10 +238,10 @@ class Walk:
             return
         entries = list_entries(path)
         if is_run({entry.name for entry in entries}) or is_cache(entries):
-            visit.own.append(folder)
+            visit.own_folders.append(folder)
             return
-        images, folders = self._sorted_out(path, entries)
-        visit.found[folder] = images
+        images, folders = self._images_and_folders(path, entries)
+        visit.images[folder] = images
         require_plain_names(path, [*(entry.name for entry in folders), *(name for name, _ in images)])
         for entry in sorted(folders, key=lambda entry: entry.name):
             below = f"{folder}/{entry.name}"
@@ -232,22 +251,25 @@ class Walk:
                 self._collect(below, visit)
 
     def _is_first_visit(self, folder: str) -> bool:
-        """Whether a folder is new to the walk; one that is known from the same class, or holds it, is passed over.
+        """Return whether a folder is new to the walk; one that was met in the same class, or holds it, is passed over.
 
         Raises:
-            DataError: it is known from another class.
+            DataError: it was met in another class.
         """
         path = f"{self.root}/{folder}"
         identity = identify(path)
-        if identity == self._identity:
+        if identity == self._root_identity:
             return False
-        other = self._known.setdefault(identity, folder)
-        if other.split("/")[0] != folder.split("/")[0]:
-            raise DataError(f"{path}: is the same folder as {other}; its images would be of both classes")
-        return other == folder
+        first_name = self._folder_of.setdefault(identity, folder)
+        if first_name.split("/")[0] != folder.split("/")[0]:
+            raise DataError(f"{path}: is the same folder as {first_name}; its images would be of both classes")
+        return first_name == folder
 
-    def _sorted_out(self, path: str, entries: Iterable[os.DirEntry[str]]) -> tuple[list[Sized], list[os.DirEntry[str]]]:
-        images, folders, others = [], [], []
+    def _images_and_folders(
+        self, path: str, entries: Iterable[os.DirEntry[str]]
+    ) -> tuple[list[SizedFile], list[os.DirEntry[str]]]:
+        """Sort out the entries of a folder: its images, and the folders that are to be read; the others are counted."""
+        images, folders, other_files = [], [], []
         for entry in entries:
             if is_folder(entry):
                 if self._is_open(entry):
@@ -255,9 +277,9 @@ class Walk:
             elif is_image(entry.name):
                 images.append((entry.name, _size(entry)))
             else:
-                others.append(entry)
+                other_files.append(entry)
                 self._leave_out(entry.name)
-        self._require_unbroken(path, others)
+        self._require_unbroken(path, other_files)
         return images, folders
 
 

@@ -44,15 +44,15 @@ _REFUSALS = {
     errno.EXDEV: f"cannot be renamed, as it lies on another file system (mounted by itself?); {_ELSEWHERE}",
     errno.EBUSY: f"cannot be replaced, as it is in use (mounted by itself?); {_ELSEWHERE}",
 }
-PASSING = frozenset(
+MACHINE_ERRORS = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
         *(errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ECONNRESET),
     }
 )
-"""The machine's troubles, not a file's: what cannot be read now may be read tomorrow, or by another user."""
-# What a file system answers that cannot sync, of files and of directories (CIFS, FUSE, some NFS); a disk that fails
-# answers otherwise.
+"""Errors of the machine, not of a file: what cannot be read now may be read tomorrow, or by another user."""
+# The answers of file systems that cannot sync files or directories (CIFS, FUSE, some NFS); a disk that fails answers
+# otherwise.
 _CANNOT_SYNC_FILE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _CANNOT_SYNC_DIRECTORY = _CANNOT_SYNC_FILE | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
 _KINDS = (
@@ -72,17 +72,15 @@ def refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PreflightError(f"{_place(error, path)}: {_refusal(error)}") from error
-
-
-def _place(error: OSError, path: Path) -> str:
-    return str(path) if error.filename is None else os.fsdecode(error.filename)
+        place = str(path) if error.filename is None else os.fsdecode(error.filename)
+        raise PreflightError(f"{place}: {_refusal(error)}") from error
 
 
 def _refusal(error: OSError) -> str:
-    """What the system says, and what to do."""
-    known = None if error.errno is None else _REFUSALS.get(error.errno)
-    return f"{error if error.strerror is None else error.strerror}; {_ELSEWHERE}" if known is None else known
+    """Say what the system refuses, and what to do."""
+    if error.errno in _REFUSALS:
+        return _REFUSALS[error.errno]
+    return f"{error if error.strerror is None else error.strerror}; {_ELSEWHERE}"
 
 
 def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
@@ -106,20 +104,21 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        # Without this, a power cut may bring back the file that had the name before, or none.
         if sync_name:
             sync_directory(path.parent)
     return hashlib.sha256(data).hexdigest()
 
 
 def remove(path: Path) -> None:
-    """Durably."""
+    """Remove a file durably; it may be missing already."""
     with refusing(path):
         path.unlink(missing_ok=True)
         sync_directory(path.parent)
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """A regular file, opened for reading; anything else is refused at once, where opening a pipe would wait for ever.
+    """Open a regular file for reading; refuse anything else at once, where opening a pipe would wait for ever.
 
     Raises:
         OSError: there is none, it may not be read, or it is a directory, a pipe, a socket or a device.
@@ -140,22 +139,22 @@ def _require_regular(mode: int, path: Path) -> None:
 
 
 def kind_of(mode: int) -> str:
-    """What is no regular file, in a word, from its `st_mode`."""
+    """Return the word for what is no regular file, from its `st_mode`."""
     return next((name for is_kind, name in _KINDS if is_kind(mode)), "special file")
 
 
-def refuse_passing(path: Path, error: OSError) -> None:
+def refuse_machine_error(path: Path, error: OSError) -> None:
     """Refuse to judge what could not be read for want of a permission, or of something else that may be mended.
 
     Raises:
         PreflightError: it may be readable another time, or to another user.
     """
-    if error.errno in PASSING:
+    if error.errno in MACHINE_ERRORS:
         raise PreflightError(f"{path}: cannot be read ({error.strerror}); mend that and run again") from error
 
 
 def is_there(path: Path) -> bool:
-    """Whether something has this name; `os.path.exists` says no, too, where it is not allowed to look.
+    """Return whether something has this name; `os.path.exists` says no, too, where it is not allowed to look.
 
     Raises:
         PreflightError: it cannot be told.
@@ -163,13 +162,15 @@ def is_there(path: Path) -> bool:
     try:
         path.lstat()
     except OSError as error:
-        refuse_passing(path, error)
+        refuse_machine_error(path, error)
         return False
     return True
 
 
 def entries(path: Path) -> list[Path]:
-    """What is in a directory, sorted; nothing where there is none. `Path.glob` passes over what it may not list.
+    """Return the entries of a directory, sorted; none where there is no directory.
+
+    `Path.glob` passes over directories that it may not list.
 
     Raises:
         PreflightError: it cannot be told.
@@ -179,18 +180,18 @@ def entries(path: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        refuse_passing(path, error)
+        refuse_machine_error(path, error)
         raise
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file; errors are those of `open_regular`."""
+    """Return the bytes of a regular file; errors are those of `open_regular`."""
     with open_regular(path) as file:
         return file.read()
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable, where the file system can; a rename stands without it, too."""
+    """Make the names in a directory durable, where the file system can."""
     with refusing(path):
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -208,6 +209,7 @@ def sync_directory(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
+    """Make the bytes of a file durable, where the file system can."""
     with refusing(path), path.open("rb") as file:
         _sync(file.fileno(), path)
 
@@ -236,11 +238,11 @@ def make_directory(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that something will take at most below a path, besides what is there."""
+    """Bytes that something will need at most below a path, besides those that it has there already."""
 
     path: Path
     size: int
-    what: str
+    name: str
 
 
 def require_room(*needs: Need) -> None:
@@ -252,28 +254,30 @@ def require_room(*needs: Need) -> None:
     by_device: dict[int, list[Need]] = {}
     for need in needs:
         by_device.setdefault(_existing(need.path).stat().st_dev, []).append(need)
-    for together in by_device.values():
-        path, wanted = together[0].path, sum(need.size for need in together)
+    for device_needs in by_device.values():
+        path, size = device_needs[0].path, sum(need.size for need in device_needs)
         free = shutil.disk_usage(_existing(path)).free
-        if free < wanted:
-            what = " and ".join(need.what for need in together if need.size)
+        if free < size:
+            names = " and ".join(need.name for need in device_needs if need.size)
             raise PreflightError(
-                f"{path}: {what} need up to {wanted:,} bytes, {free:,} are free; free some or choose another place"
+                f"{path}: {names} need up to {size:,} bytes, {free:,} are free; free some or choose another place"
             )
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest of its parents that is there."""
-    return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
+    """Return the path, or the nearest of its parents that is there."""
+    return next(ancestor for ancestor in (path.absolute(), *path.absolute().parents) if os.path.exists(ancestor))
 
 
-def taken(path: Path) -> int:
-    """Bytes on the disk below a path."""
-    return sum(512 * file.lstat().st_blocks for file in path.rglob("*")) if os.path.isdir(path) else 0
+def bytes_on_disk(path: Path) -> int:
+    """Return the bytes that the files below a path occupy; 0 where there is no directory."""
+    if not os.path.isdir(path):
+        return 0
+    return sum(512 * file.lstat().st_blocks for file in path.rglob("*"))  # POSIX counts blocks of 512 bytes
 
 
 def sweep(path: Path) -> None:
-    """Remove what an earlier run that was killed left half written."""
+    """Remove the half-written files of an earlier run that was killed."""
     with refusing(path):
         for leftover in path.rglob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One process at a time in a directory: by `flock`, or by a file with its holder's name where there is no `flock`."""
+"""Locks of directories: by `flock`, or by a file with its holder's name where there is no `flock`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def locked(directory: Path, *, read_only: bool = False) -> Iterator[None]:
-    """Hold a directory for this process; the lock goes with the process, however it ends.
+    """Lock a directory for this process; the lock ends with the process, however that ends.
 
-    Where the file system has no `flock` (Lustre, some NFS), the lock is a file with host, process and its start; that
-    of a process that is no more on this host is taken over.
+    Where the file system has no `flock` (Lustre, some NFS), the lock is a file with host, process and its start; the
+    lock of a process that has ended on this host is taken over.
 
     Args:
         read_only: nothing is to be written, so that a directory that cannot be written to is no hindrance; it is then
@@ -37,17 +37,17 @@ def locked(directory: Path, *, read_only: bool = False) -> Iterator[None]:
         RunDirectoryError: another process holds it.
         PreflightError: the lock cannot be made, or something else has its name.
     """
-    with contextlib.ExitStack() as held:
-        descriptor = _opened(directory / LOCK, read_only)
+    with contextlib.ExitStack() as releases:
+        descriptor = _open_lock_file(directory / LOCK, read_only)
         if descriptor is not None:
-            held.callback(os.close, descriptor)
-            if not _flocked(directory, descriptor, read_only):
-                _hold_owner_file(directory, held, read_only)
+            releases.callback(os.close, descriptor)
+            if not _flock(directory, descriptor, read_only):
+                _hold_owner_file(directory, releases, read_only)
         yield
 
 
-def _opened(path: Path, read_only: bool) -> int | None:
-    """A descriptor of the lock file; None where it can be neither made nor read, and need not be."""
+def _open_lock_file(path: Path, read_only: bool) -> int | None:
+    """Return a descriptor of the lock file; None where it can be neither made nor read, and need not be."""
     _require_lock_file(path)
     flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -76,8 +76,8 @@ def _require_lock_file(path: Path) -> None:
         raise PreflightError(f"{path}: is a {files.kind_of(mode)}, not a lock file; remove it")
 
 
-def _flocked(directory: Path, descriptor: int, read_only: bool) -> bool:
-    """Whether the file system has `flock`; the lock is then held, by readers together.
+def _flock(directory: Path, descriptor: int, read_only: bool) -> bool:
+    """Lock by `flock`, shared among readers, and return True; return False where the file system has no `flock`.
 
     A reader's descriptor may be for reading alone, with which NFS gives no exclusive lock.
     """
@@ -96,7 +96,8 @@ def _flocked(directory: Path, descriptor: int, read_only: bool) -> bool:
     return True
 
 
-def _hold_owner_file(directory: Path, held: contextlib.ExitStack, read_only: bool) -> None:
+def _hold_owner_file(directory: Path, releases: contextlib.ExitStack, read_only: bool) -> None:
+    """Lock by a file that names its holder; a reader that cannot write it goes without a lock."""
     from filelock import SoftFileLock, Timeout
 
     path = directory / OWNER
@@ -113,11 +114,11 @@ def _hold_owner_file(directory: Path, held: contextlib.ExitStack, read_only: boo
             return
         with files.refusing(path):
             raise
-    held.callback(lock.release)
+    releases.callback(lock.release)
 
 
 def _owner(path: Path) -> str:
-    """Who holds an owner file: its first two lines are process and host, by filelock's format."""
+    """Return who holds an owner file: its first two lines are process and host, by filelock's format."""
     try:
         with files.open_regular(path) as file:
             lines = file.read(1000).decode(errors="replace").split("\n")

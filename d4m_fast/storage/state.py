@@ -1,4 +1,4 @@
-"""State files: JSON that says what it is, and whether it still is what was written.
+"""State files: JSON that names its kind and its version, and ends with a checksum.
 
 {
  "schema": "plan",
@@ -7,7 +7,7 @@
  "sha256": "..."      of all the bytes before this line's comma
 }
 
-Everything that a later command trusts is written and read here: a file in which a single bit was changed is refused.
+Everything that a later command trusts is written and read here; a file in which a single bit was changed is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from d4m_fast.storage import files
 _SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
 _SEAL_BYTES = len(b',\n "sha256": ""\n}\n') + 64
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # a byte of a path that is not UTF-8
-_HEAD = ("schema", "version")
+_HEAD = ("schema", "version")  # first, so that the first bytes of a file tell its kind
 HEAD_BYTES = 64
 
 
@@ -45,17 +45,17 @@ class Schema:
     remedy: str
 
     def damage(self, path: Path, reason: str) -> DamageError:
-        """The error that says what is wrong with a file of this kind."""
+        """Return the error that says what is wrong with a file of this kind."""
         advice = self.remedy.format(file=path, folder=path.parent)
         return DamageError(f"{path}: damaged ({reason}); {advice}", reason)
 
     def heads(self, start: bytes) -> bool:
-        """Whether the first bytes of a file, `HEAD_BYTES` or more, say that it is of this kind."""
+        """Return whether the first bytes of a file, `HEAD_BYTES` or more, say that it is of this kind."""
         return start.startswith(f'{{\n "schema": "{self.name}",'.encode())
 
     @contextlib.contextmanager
     def reading(self, path: Path) -> Iterator[None]:
-        """Turn what the operating system says of a file of this kind into one line.
+        """Turn the operating system's refusal to read a file of this kind into one line.
 
         Raises:
             PreflightError: it may be readable another time, or to another user.
@@ -64,7 +64,7 @@ class Schema:
         try:
             yield
         except OSError as error:
-            files.refuse_passing(path, error)
+            files.refuse_machine_error(path, error)
             raise self.damage(path, str(error.strerror)) from error
 
 
@@ -99,7 +99,7 @@ def write_state(path: Path, schema: Schema, fields: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path, schema: Schema) -> dict[str, Any] | None:
-    """The fields of a state file; None if there is none.
+    """Return the fields of a state file; None if there is no file.
 
     Raises:
         DamageError: its bytes are not those that were written, or it is another kind of file.
@@ -113,7 +113,7 @@ def read_state(path: Path, schema: Schema) -> dict[str, Any] | None:
 
 
 def require_state(path: Path, schema: Schema) -> dict[str, Any]:
-    """The fields of a state file that must be there; errors are those of `read_state`."""
+    """Return the fields of a state file that must be there; errors are those of `read_state`."""
     fields = read_state(path, schema)
     if fields is None:
         raise schema.damage(path, "it is missing")
@@ -121,7 +121,7 @@ def require_state(path: Path, schema: Schema) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """The value in somebody else's JSON file.
+    """Return the value in a JSON file that is not d4m-fast's own, and so has no checksum.
 
     Raises:
         OSError: it cannot be read, or is no regular file.
@@ -134,17 +134,18 @@ def read_json(path: Path) -> Any:
 
 
 def json_lines(values: Iterable[dict[str, Any]]) -> bytes:
-    """One JSON value per line, UTF-8."""
+    """Return one JSON value per line, as UTF-8."""
     return "".join(_text(value) + "\n" for value in values).encode()
 
 
 def _text(value: Any, indent: int | None = None) -> str:
-    """JSON that can be encoded as UTF-8: of what is not ASCII, only lone surrogates are escaped."""
+    """Return JSON that can be encoded as UTF-8: of the characters beyond ASCII, only lone surrogates are escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return _LONE_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _fields(path: Path, schema: Schema, data: bytes) -> dict[str, Any]:
+    """Return the fields in the bytes of a state file, after all checks."""
     seal = _SEAL.fullmatch(data, max(0, len(data) - _SEAL_BYTES))
     body = data[:-_SEAL_BYTES]
     if seal is None:
@@ -153,7 +154,7 @@ def _fields(path: Path, schema: Schema, data: bytes) -> dict[str, Any]:
         raise schema.damage(path, "it is not what its checksum says")
     try:
         fields: dict[str, Any] = json.loads(body + b"}")
-    except (ValueError, RecursionError) as error:  # sealed by somebody else
+    except (ValueError, RecursionError) as error:  # the checksum fits, so another program wrote it
         raise schema.damage(path, f"it is not JSON ({error})") from error
     kind = tuple(fields.pop(name, None) for name in _HEAD)
     if kind != (schema.name, schema.version):

@@ -170,7 +170,7 @@ def test_out_of_memory_halves_the_batch_and_is_kept_on_record(tmp_path: Path, mo
     with pytest.raises(OutOfMemoryError):
         fill(store, broken_off(batches(ITEMS), 1, error))
     assert (store.position, store.batch) == (4, 4)
-    store.after(error)
+    store.halve_batch(error)
     assert store.batch == 2
     fill(store, batches(ITEMS[4:], size=2))
     again = LatentStore(tmp_path, MADE_BY, ITEMS, SHAPE)
@@ -179,9 +179,9 @@ def test_out_of_memory_halves_the_batch_and_is_kept_on_record(tmp_path: Path, mo
     assert_right(again, 7, [0, 1, 2, 3])
     index = json.loads((tmp_path / "index.json").read_text())
     assert index["out_of_memory"] == [{"position": 4, "batch": 4, "now": 2, "error": "no room"}]
-    again.after(error)
+    again.halve_batch(error)
     with pytest.raises(OutOfMemoryError, match="not even one image fits"):
-        again.after(error)
+        again.halve_batch(error)
 
 
 def test_half_written_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:

@@ -61,9 +61,9 @@ def test_a_batch_is_decoded_in_equal_parts(decode: int, each: int) -> None:
 def test_out_of_memory_halves_what_is_left() -> None:
     plan = make_plan(range(6), 4, Batches(generate=8, decode=6), threads=1)
     assert [(g.batch_size, g.decode_batch) for g in plan.groups] == [(8, 4)] * 3
-    smaller = plan.after(OutOfMemoryError("decode", "no room"), {0})
+    smaller = plan.with_smaller_batch(OutOfMemoryError("decode", "no room"), {0})
     assert [(g.batch_size, g.decode_batch) for g in smaller.groups] == [(8, 4), (8, 2), (8, 2)]
-    smallest = smaller.after(OutOfMemoryError("denoise", "none"), {0, 1})
+    smallest = smaller.with_smaller_batch(OutOfMemoryError("denoise", "none"), {0, 1})
     assert [(g.batch_size, g.decode_batch) for g in smallest.groups] == [(8, 4), (8, 2), (4, 2)]
     assert [g.classes for g in smallest.groups] == [g.classes for g in plan.groups]
     assert smallest.out_of_memory == (
@@ -75,11 +75,11 @@ def test_out_of_memory_halves_what_is_left() -> None:
 
 def test_decoding_is_never_in_larger_batches_than_denoising() -> None:
     plan = Plan(32, 1, (Group(0, (0,), 4, 4),), {})
-    assert plan.after(OutOfMemoryError("denoise", ""), {}).groups == (Group(0, (0,), 2, 2),)
+    assert plan.with_smaller_batch(OutOfMemoryError("denoise", ""), {}).groups == (Group(0, (0,), 2, 2),)
 
 
 @pytest.mark.parametrize("stage", ["denoise", "decode"])
 def test_nothing_is_smaller_than_one_image(stage: str) -> None:
     plan = Plan(32, 1, (Group(0, (0,), 1, 1),), {})
     with pytest.raises(OutOfMemoryError, match=rf"{stage}: out of memory \(no room\); not even one image fits"):
-        plan.after(OutOfMemoryError(stage, "no room"), {})
+        plan.with_smaller_batch(OutOfMemoryError(stage, "no room"), {})

@@ -138,7 +138,7 @@ def test_a_writer_that_fails_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_record_says_what_did_not_fit(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, IDENTITY)
     run.begin()
-    plan = PLAN.after(OutOfMemoryError("decode", "no room"), {0})
+    plan = PLAN.with_smaller_batch(OutOfMemoryError("decode", "no room"), {0})
     write(run, samples(plan.groups), plan=plan)
     first, second = (record(tmp_path, group) for group in (0, 1))
     assert (first["batch_size"], first["decode_batch"], first["out_of_memory"]) == (4, 2, [])
@@ -187,7 +187,7 @@ def test_finish_derives_the_rest(tmp_path: Path) -> None:
     assert run.finished() is None
     watch = Stopwatch()
     watch.seconds["open"], watch.waits["write"] = 1.23456, 0.5
-    run.keep_plan(PLAN)
+    run.save_plan(PLAN)
     summary = run.finish(PLAN, [], 0, watch)
     assert (summary["images"], summary["classes"], summary["seconds"]) == (6, 3, {"open": 1.235})
     assert summary["waits"] == {"write": 0.5}
@@ -200,7 +200,7 @@ def test_the_plan_is_kept(tmp_path: Path) -> None:
     run.begin()
     assert (run.saved_plan(), run.finished()) == (None, None)
     plan = make_plan(range(3), 2, Batches(generate=4), threads=1)
-    run.keep_plan(plan)
+    run.save_plan(plan)
     assert RunDirectory(tmp_path, IDENTITY).saved_plan() == plan
 
 

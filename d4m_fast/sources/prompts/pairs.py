@@ -1,6 +1,6 @@
-"""Prompts in the order of the classes, once it is known what their keys are, or that they have none.
+"""Prompts in the order of the classes, paired by their keys or, where they have none, by position.
 
-Every problem is a `ValueError` that says what to do; `prompt_file` adds the file.
+Every problem is a `ValueError` that says what to do; `prompts.file` adds the file.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from d4m_fast.sources.class_names import WNID
-from d4m_fast.sources.prompt_order import Classes, composed, misplaced_prompt
-from d4m_fast.sources.prompt_separators import WNID_KEY, is_marked, separators
+from d4m_fast.sources.prompts.order import Classes, composed, misplaced_prompt
+from d4m_fast.sources.prompts.separators import WNID_KEY, is_marked, separators
 from d4m_fast.wording import some
 
 ADVICE = "write folder<TAB>prompt lines"
@@ -26,7 +26,7 @@ _FOREIGN_STARTS = frozenset(">|:;=,.)]}/\\_~#\"'&-*+\u2022\u00b7")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One prompt, and its place in the file; `cells` are the row's where it comes from a table."""
+    """A prompt and its place in the file; `cells` are those of its row where it comes from a table."""
 
     place: str
     text: str
@@ -43,22 +43,22 @@ class KeyedEntry:
 
     @property
     def is_marked(self) -> bool:
-        """Whether the separator is one that sentences hardly have after their first word."""
+        """Return whether the separator is one that sentences hardly have after their first word."""
         return is_marked(self.separator)
 
 
 def pair_by_key(keyed: Sequence[KeyedEntry], classes: Classes) -> list[Entry]:
     """Return the entries of the classes, found by folder, or else by position in class order, from 0 or from 1."""
-    keys = [composed(key.key) for key in keyed]
-    _refuse("given twice", (key for key, count in Counter(keys).items() if count > 1))
+    keys = [composed(entry.key) for entry in keyed]
+    _refuse_any("given twice", _repeated(keys))
     folders = [composed(folder) for folder in classes.folders]
     order = _order_by_folder(keys, folders, wnids=classes.are_wnids)
     if order is not None:
         return _cleaned([keyed[position].entry for position in order], classes)
     if not all(re.fullmatch("[0-9]{1,9}", key) for key in keys):
         wnids = classes.are_wnids and all(map(WNID.fullmatch, keys))
-        _refuse("no such class folder", () if wnids else set(keys) - set(folders))
-        _refuse("no prompt for", set(folders) - set(keys))
+        _refuse_any("no such class folder", () if wnids else set(keys) - set(folders))
+        _refuse_any("no prompt for", set(folders) - set(keys))
         raise ValueError(f"its keys are not those of the classes; {ADVICE}")
     order = _order_by_number([int(key) for key in keys], classes)
     entries = _cleaned([keyed[position].entry for position in order], classes)
@@ -75,19 +75,23 @@ def pair_by_position(lines: Sequence[Entry], classes: Classes) -> list[Entry]:
 
 
 def _require_own_names(entries: Sequence[Entry], classes: Classes) -> None:
-    swap = misplaced_prompt([entry.text for entry in entries], classes)
-    if swap is not None:
+    misplaced = misplaced_prompt([entry.text for entry in entries], classes)
+    if misplaced is not None:
+        named_folder = classes.folders[misplaced.named_class]
         raise ValueError(
-            f"{entries[swap.position].place} names the class {classes.folders[swap.named]} and stands in the place of"
-            f" {classes.folders[swap.position]}; {ADVICE}"
+            f"{entries[misplaced.position].place} names the class {named_folder} and stands in the place of"
+            f" {classes.folders[misplaced.position]}; {ADVICE}"
         )
 
 
 def _order_by_folder(keys: Sequence[str], folders: Sequence[str], *, wnids: bool) -> list[int] | None:
-    """Where in the keys each folder is; None where one is missing, or where other keys than WordNet ids are left."""
+    """Return the position in `keys` of each folder; None where one is missing or a key that is no WordNet id is left.
+
+    Numbers compare as such, so that the key 1 means the folder 001.
+    """
     if all(map(str.isdecimal, [*keys, *folders])) and len({*map(int, folders)}) == len(folders):
         keys, folders = [str(int(key)) for key in keys], [str(int(folder)) for folder in folders]
-        _refuse("given twice", (key for key, count in Counter(keys).items() if count > 1))
+        _refuse_any("given twice", _repeated(keys))
     positions = {key: i for i, key in enumerate(keys)}
     surplus = set(keys) - set(folders)
     if set(folders) - set(keys) or (surplus and not (wnids and all(map(WNID.fullmatch, keys)))):
@@ -120,7 +124,7 @@ def _require_count(entries: int, classes: int) -> None:
 
 
 def _cleaned(entries: Sequence[Entry], classes: Classes) -> list[Entry]:
-    """The entries without what the form of the file adds to their texts: quotes, bullets, a second key."""
+    """Return the entries without what the form of the file adds to their texts: quotes, bullets, a second key."""
     texts = _unwrapped([entry.text.strip() for entry in entries])
     if len(texts) > 1 and all(text.isdecimal() for text in texts):
         raise ValueError(f"gives numbers, no prompts; {ADVICE}")
@@ -136,35 +140,54 @@ def _unwrapped(texts: Sequence[str]) -> Sequence[str]:
         if len(texts) > 1 and all(text.endswith(end) for text in texts):
             texts = [text[:-1].rstrip() for text in texts]
     for wrapping in (_BULLET, _QUOTED):
-        matches = [wrapping.fullmatch(text) for text in texts]
-        if all(matches):
-            texts = [match[match.lastindex or 0].strip() for match in matches if match]
-    numbered = [_DEVKIT_VALUE.fullmatch(text) for text in texts]
-    if all(numbered) and len({match[1] for match in numbered if match}) == len(texts):
-        return [match[2].replace("_", " ") for match in numbered if match]
+        matches = _match_all(wrapping, texts)
+        if matches is not None:
+            texts = [_wrapped_text(match) for match in matches]
+    matches = _match_all(_DEVKIT_VALUE, texts)
+    if matches is not None and len({match[1] for match in matches}) == len(texts):
+        return [match[2].replace("_", " ") for match in matches]
     return texts
 
 
+def _match_all(pattern: re.Pattern[str], texts: Sequence[str]) -> list[re.Match[str]] | None:
+    """Return how a pattern matches each text; None where it does not match all of them."""
+    matches = []
+    for text in texts:
+        match = pattern.fullmatch(text)
+        if match is None:
+            return None
+        matches.append(match)
+    return matches
+
+
+def _wrapped_text(match: re.Match[str]) -> str:
+    """Return the one group that took part in a match of `_BULLET` or `_QUOTED`."""
+    return next(text.strip() for text in match.groups() if text is not None)
+
+
 def _without_second_key(texts: Sequence[str], classes: Classes) -> Sequence[str]:
-    """`0 n01440764 tench` and `0,car,a car`: both keys must name the same class."""
-    keys = [_second_key(text, classes) for text in texts]
-    if not all(keys):
-        return texts
-    for key, folder in zip(keys, classes.folders, strict=True):
-        if key is not None and key.key != composed(folder):
-            raise ValueError(f"pairs {folder} with {key.key} by position; {ADVICE}")
-    return [key.entry.text for key in keys if key is not None]
+    """Drop a second key, as of `0 n01440764 tench` and `0,car,a car`: both keys must name the same class."""
+    keyed: list[KeyedEntry] = []
+    for text in texts:
+        entry = _second_key(text, classes)
+        if entry is None:
+            return texts
+        keyed.append(entry)
+    for entry, folder in zip(keyed, classes.folders, strict=True):
+        if entry.key != composed(folder):
+            raise ValueError(f"pairs {folder} with {entry.key} by position; {ADVICE}")
+    return [entry.entry.text for entry in keyed]
 
 
 def _second_key(text: str, classes: Classes) -> KeyedEntry | None:
     match = WNID_KEY.fullmatch(text)
     if match is not None:
         return KeyedEntry(match["key"], Entry("", match["prompt"]))
-    known = set(map(composed, classes.folders))
-    for mark in separators(text):
-        key, rest = composed(text[: mark.start()]), text[mark.end() :]
-        if key in known and rest and (is_marked(mark[0]) or "," in mark[0]):
-            return KeyedEntry(key, Entry("", rest), mark[0])
+    folders = set(map(composed, classes.folders))
+    for separator in separators(text):
+        key, prompt = composed(text[: separator.start()]), text[separator.end() :]
+        if key in folders and prompt and (is_marked(separator[0]) or "," in separator[0]):
+            return KeyedEntry(key, Entry("", prompt), separator[0])
     return None
 
 
@@ -177,7 +200,11 @@ def _require_no_residue(texts: Sequence[str]) -> None:
         raise ValueError(f"looks like HTML, which is not read; {ADVICE}")
 
 
-def _refuse(problem: str, folders: Iterable[str]) -> None:
-    wrong = sorted(folders)
-    if wrong:
-        raise ValueError(f"{problem}: {some(wrong)}")
+def _repeated(keys: Iterable[str]) -> list[str]:
+    return [key for key, count in Counter(keys).items() if count > 1]
+
+
+def _refuse_any(problem: str, keys: Iterable[str]) -> None:
+    refused_keys = sorted(keys)
+    if refused_keys:
+        raise ValueError(f"{problem}: {some(refused_keys)}")

@@ -9,14 +9,15 @@ import ast
 import json
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from d4m_fast.characters import invisible_character
 from d4m_fast.errors import DataError
-from d4m_fast.sources.prompt_keys import has_csv_header, pair_csv, pair_lines, pair_mapping
-from d4m_fast.sources.prompt_order import Classes
-from d4m_fast.sources.prompt_pairs import ADVICE, Entry
+from d4m_fast.sources.prompts.keys import has_csv_header, pair_csv, pair_lines, pair_mapping
+from d4m_fast.sources.prompts.order import Classes
+from d4m_fast.sources.prompts.pairs import ADVICE, Entry
 from d4m_fast.storage.files import open_regular
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -41,7 +42,7 @@ def read_prompts(path: Path, classes: Classes) -> list[str]:
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     for entry, folder in zip(entries, classes.folders, strict=True):
-        _check(path, entry, folder)
+        _require_visible(path, entry, folder)
     prompts = [entry.text for entry in entries]
     if all(_WNID.search(prompt) for prompt in prompts):
         raise DataError(f"{path}: every prompt has a WordNet id in it, not at the start of its line; {ADVICE}")
@@ -75,10 +76,12 @@ def _entries(text: str, classes: Classes) -> list[Entry]:
 
 
 def _lines(text: str, *, comments: bool) -> list[Entry]:
-    """Lines and their numbers, without comments where there may be some; blank ones at the end do not count."""
+    """Return the numbered lines without blank ones at the end, and without comments where there may be some."""
+    lines = []
     # Not splitlines(): it would also break at form feeds and Unicode separators inside a prompt.
-    numbered = enumerate(re.split("\r\n|\n|\r", text.rstrip("\r\n\t ")), 1)
-    lines = [Entry(f"line {number}", line) for number, line in numbered if not (comments and line.startswith("#"))]
+    for number, content in enumerate(re.split("\r\n|\n|\r", text.rstrip("\r\n\t ")), 1):
+        if not (comments and content.startswith("#")):
+            lines.append(Entry(f"line {number}", content))
     if not lines:
         raise ValueError("has no prompts; write one line per class, or folder<TAB>prompt lines")
     for line in lines:
@@ -107,14 +110,15 @@ def _from_structure(text: str, classes: Classes) -> list[Entry]:
 
 
 def _from_rows(rows: Sequence[_Mapping], classes: Classes) -> list[Entry]:
-    """Of objects: one key each, or the same fields each, which are read as CSV columns are."""
+    """Pair a list of objects with one key each, or with the same fields each, which are read as CSV columns are."""
     if all(len(row) == 1 for row in rows):
-        return pair_mapping([pair for row in rows for pair in row], classes)
+        return pair_mapping(list(chain.from_iterable(rows)), classes)
     fields = [name for name, _ in rows[0]]
-    if any([name for name, _ in row] != fields for row in rows):
-        raise ValueError(f"its objects have different fields; {ADVICE}")
-    table = [fields, *([str(value) for _, value in row] for row in rows)]
-    entries = [Entry(f"object {number}", "", cells) for number, cells in enumerate(table)]
+    entries = [Entry("object 0", "", fields)]  # in the place of a header, which the rows of CSV files stand below
+    for number, row in enumerate(rows, 1):
+        if [name for name, _ in row] != fields:
+            raise ValueError(f"its objects have different fields; {ADVICE}")
+        entries.append(Entry(f"object {number}", "", [str(value) for _, value in row]))
     return pair_csv(entries, classes)
 
 
@@ -123,7 +127,7 @@ class _Mapping(list[tuple[str, Any]]):
 
 
 def _parse(text: str) -> Any:
-    """JSON, JSON lines or a Python literal.
+    """Read JSON, JSON lines or a Python literal.
 
     Raises:
         ValueError: it is none of these.
@@ -149,7 +153,7 @@ def _literal(text: str) -> Any:
 
 
 def _plain(node: ast.expr) -> Any:
-    """A literal with its dicts as pairs: `ast.literal_eval` would drop all but the last of repeated keys."""
+    """Evaluate a literal, with its dicts as pairs: `ast.literal_eval` drops all but the last of repeated keys."""
     if isinstance(node, ast.Dict):
         keys = [ast.literal_eval(key) for key in node.keys if key is not None]
         return _Mapping(zip(map(str, keys), map(_plain, node.values), strict=True))
@@ -158,7 +162,7 @@ def _plain(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def _check(path: Path, entry: Entry, folder: str) -> None:
+def _require_visible(path: Path, entry: Entry, folder: str) -> None:
     character = invisible_character(entry.text)
     if character is not None:
         raise DataError(f"{path}: {entry.place}, the prompt of {folder}, has {character}; take it out")

@@ -1,4 +1,4 @@
-"""What may stand between the key of a class and its prompt."""
+"""Separators between the key of a class and its prompt."""
 
 from __future__ import annotations
 
