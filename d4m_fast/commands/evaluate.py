@@ -10,10 +10,13 @@ import click
 
 from d4m_fast.console import Sized, lines_of, say, say_result, track
 from d4m_fast.errors import PreflightError, UsageError
+from d4m_fast.evaluation.students import STUDENTS
 from d4m_fast.options import THREADS, shared
 
 if TYPE_CHECKING:
     from d4m_fast.evaluation.results import LabelKind, Result, Subject
+
+TRAINED = [name for name, student in STUDENTS.items() if student.is_trained]
 
 
 @click.command()
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--train-data", help="Real images for the random arm.  [default: what the run was made from]")
 @click.option("--test-data", help="Real test images.  [default: the test split of what the run was made from]")
 @click.option("--teacher", default="bundled", show_default=True, help="Teacher directory, for soft labels.")
-@click.option("--student", type=click.Choice(["convnet3"]), default="convnet3", show_default=True)
+@click.option("--student", type=click.Choice(TRAINED), default="convnet3", show_default=True)
 @click.option("--width", type=click.IntRange(1, 4096), default=128, show_default=True, help="Channels of the student.")
 @click.option("--protocol", type=click.Choice(["small"]), default="small", show_default=True)
 @click.option("--label-kind", type=click.Choice(["soft", "hard"]), default="soft", show_default=True)
@@ -107,6 +110,7 @@ def _students(
         test,
         judge,
         protocol=PROTOCOLS[protocol],
+        student=student,
         width=width,
         label_kind=label_kind,
         seeds=range(seeds),

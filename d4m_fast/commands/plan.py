@@ -10,6 +10,7 @@ import click
 from d4m_fast.config import SETTINGS, UNPROVEN, DistillConfig
 from d4m_fast.console import lines_of, say_result
 from d4m_fast.errors import UsageError
+from d4m_fast.evaluation.students import STUDENTS
 from d4m_fast.options import chosen, generation, of_config, shared
 
 
@@ -35,7 +36,7 @@ from d4m_fast.options import chosen, generation, of_config, shared
 @click.option("--precision", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True)
 @click.option("--gpu", type=click.Choice(["h100", "h200", "a100", "l40s"]), default="h100", show_default=True)
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
-@click.option("--student", type=click.Choice(["resnet18", "convnet3"]), default="resnet18", show_default=True)
+@click.option("--student", type=click.Choice(list(STUDENTS)), default="resnet18", show_default=True)
 @click.option("--student-size", type=click.IntRange(32, 4096), default=224, show_default=True, help="Pixels of a side.")
 @click.option("--epochs", type=click.IntRange(min=1), default=300, show_default=True, help="Of a student's training.")
 @click.option("--students", type=click.IntRange(min=1), default=3, show_default=True, help="How many are trained.")

@@ -10,7 +10,7 @@ import torch
 from d4m_fast.config import DistillConfig
 from d4m_fast.engine.compatibility import read_configs
 from d4m_fast.engine.schedule import open_schedule
-from d4m_fast.evaluation.convnet import ConvNet
+from d4m_fast.evaluation.students import DEFAULT_WIDTH, STUDENTS
 from d4m_fast.measure.flops import Traced, model_path, trace, trace_model
 from d4m_fast.measure.gpus import GPUS
 from d4m_fast.planning.calibrate import Build, read_profile
@@ -55,13 +55,7 @@ def calculate(options: Mapping[str, Any], settings: DistillConfig) -> tuple[Plan
 
 
 def trace_student(name: str, side: int, classes: int) -> Traced:
-    """One image through a student of `evaluate`, or through torchvision's ResNet-18, the field's at 224 pixels."""
+    """Trace one image through a student."""
     with torch.device("meta"), torch.inference_mode():
-        if name == "convnet3":
-            student: torch.nn.Module = ConvNet(classes, image_size=side)
-        else:
-            from torchvision.models import resnet18
-
-            student = resnet18(num_classes=classes)
-        student = student.eval()
+        student = STUDENTS[name].build(classes, side, DEFAULT_WIDTH).eval()
         return trace(student, lambda: student(torch.zeros(1, 3, side, side)))

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from d4m_fast.evaluation.results import Result, Row, Subject, gains, keep, kept, summarise, table, to_json
+from d4m_fast.storage.state import CONFIG, write_state
 
 SUBJECT = Subject("run", 10, "small", "convnet3", 32, "soft", 3, "teacher", ("a", "b", "c"))
 ACCURACIES = {"distilled": [70.5, 72.25, 71.0], "random": [69.0, 68.5, 70.75]}
@@ -47,7 +48,7 @@ def test_table_shows_both_arms_and_the_gain() -> None:
 
 
 def test_a_kept_report_answers_for_the_same_subject_only(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    write_state(tmp_path / "config.json", CONFIG, {})
     keep(tmp_path, SUBJECT, RESULTS)
     assert kept(tmp_path, SUBJECT) == RESULTS
     assert kept(tmp_path, dataclasses.replace(SUBJECT, teacher="another")) is None

@@ -14,6 +14,7 @@ import torch
 from fakes import make_source, stripes
 
 from d4m_fast.errors import DataError, ModelError, UsageError
+from d4m_fast.evaluation import students
 from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.evaluation.evaluate import Evaluation, evaluate
 from d4m_fast.evaluation.images import ImageSet
@@ -129,6 +130,24 @@ def test_class_missing_from_the_real_images() -> None:
     run, test = make_source(["a", "b"], [1, 1]), make_source(["a", "b"], [1, 1])
     with pytest.raises(DataError, match="'b'"):
         evaluate([run], make_source(["a"], [3]), test, None, protocol=QUICK, label_kind="hard")
+
+
+@pytest.mark.parametrize("name", students.STUDENTS)
+def test_a_student_has_an_output_per_class(name: str) -> None:
+    student = students.STUDENTS[name].build(7, 32, 8).eval()
+    assert student(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_the_student_named_is_the_one_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def build(classes: int, image_size: int, width: int) -> torch.nn.Module:
+        sizes.append((classes, image_size, width))
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * image_size**2, classes))
+
+    monkeypatch.setattr("d4m_fast.evaluation.train.STUDENTS", {"linear": students.Student(build, is_trained=True)})
+    assert len(list(plan(student="linear"))) == 4
+    assert sizes == [(3, 16, 4)] * 4
 
 
 SCRIPT = """
