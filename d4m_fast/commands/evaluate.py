@@ -43,7 +43,7 @@ def evaluate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     from d4m_fast.evaluation import results
 
     subject, train = _students(run, **options)
-    kept = results.kept(run, subject)
+    kept = results.saved_results(run, subject)
     scores = list(track("students", train(), quiet)) if kept is None else kept
     value = results.to_json(subject, scores)
     try:
@@ -57,7 +57,7 @@ def _keep(run: Path, subject: Subject, scores: Sequence[Result]) -> None:
     from d4m_fast.evaluation import results
 
     try:
-        results.keep(run, subject, scores)
+        results.save_results(run, subject, scores)
     except PreflightError as error:
         say(f"the results are not kept: {error}")
 

@@ -106,14 +106,14 @@ def to_json(subject: Subject, results: Iterable[Result]) -> dict[str, Any]:
     }
 
 
-def keep(run: Path, subject: Subject, results: Iterable[Result]) -> None:
+def save_results(run: Path, subject: Subject, results: Iterable[Result]) -> None:
     """Save the report below a run directory; another method's images are left as they are."""
     if is_run(run):
         files.make_directory(subject.file(run).parent)
         write_state(subject.file(run), EVALUATION, to_json(subject, results))
 
 
-def kept(run: Path, subject: Subject) -> list[Result] | None:
+def saved_results(run: Path, subject: Subject) -> list[Result] | None:
     """Return the results of an earlier evaluation of the same subject, of which a new one would be a repetition."""
     report = read_state(subject.file(run), EVALUATION)
     # Without its directory, which may have been moved or named by another path.
