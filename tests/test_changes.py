@@ -65,7 +65,7 @@ def laboratory(root: Path, options: tuple[object, ...]) -> Lab:
     lab = Lab(root, (*options, "--batch-size", 2), {})
     ran = lab.distill(lab.run)
     assert ran.code == 0, ran.err
-    results.keep(lab.run, SUBJECT, [Result("distilled", "hard", 0, 50.0), Result("random", "hard", 0, 40.0)])
+    results.save_results(lab.run, SUBJECT, [Result("distilled", "hard", 0, 50.0), Result("random", "hard", 0, 40.0)])
     assert lab.verify().code == 0
     return Lab(lab.root, lab.options, lab.images_of(lab.run))
 

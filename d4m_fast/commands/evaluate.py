@@ -33,21 +33,21 @@ def evaluate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     from d4m_fast.evaluation import results
 
     subject, train = _students(run, config_of(EvaluateConfig, options))
-    kept = results.kept(run, subject)
-    scores = list(track("students", train(), quiet)) if kept is None else kept
+    saved = results.saved_results(run, subject)
+    scores = list(track("students", train(), quiet)) if saved is None else saved
     value = results.to_json(subject, scores)
     try:
         say_result(value, as_json, lambda: [subject.title, *lines_of(results.table(scores))])
     finally:  # hours of training are not lost where they cannot be kept, nor where they cannot be printed
-        if kept is None:
-            _keep(run, subject, scores)
+        if saved is None:
+            _save(run, subject, scores)
 
 
-def _keep(run: Path, subject: Subject, scores: Sequence[Result]) -> None:
+def _save(run: Path, subject: Subject, scores: Sequence[Result]) -> None:
     from d4m_fast.evaluation import results
 
     try:
-        results.keep(run, subject, scores)
+        results.save_results(run, subject, scores)
     except PreflightError as error:
         say(f"the results are not kept: {error}")
 
@@ -87,6 +87,7 @@ def _students(run: Path, config: EvaluateConfig) -> tuple[Subject, Callable[[], 
         test,
         teacher,
         protocol=PROTOCOLS[config.protocol],
+        student=config.student,
         width=config.width,
         label_kind=config.label_kind,
         seeds=range(config.seeds),

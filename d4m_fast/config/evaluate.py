@@ -35,6 +35,7 @@ class EvaluateConfig:
     )
     teacher: str = setting("bundled", group=Group.STUDENTS, help="Teacher directory, for soft labels.")
     student: Literal["convnet3"] = setting("convnet3", group=Group.STUDENTS, help="Network that is trained.")
+    # The published ConvNet-3 is 128 wide.
     width: int = setting(128, group=Group.STUDENTS, help="Channels of the student.", minimum=1, maximum=4096)
     protocol: Literal["small"] = setting("small", group=Group.STUDENTS, help="Recipe of the training.")
     label_kind: LabelKind = setting("soft", group=Group.EVERYDAY, help="The teacher's probabilities, or class ids.")

@@ -13,6 +13,7 @@ def shift(images: torch.Tensor, limit: int, generator: torch.Generator) -> torch
     """Translate each image of (N, C, H, W) by up to `limit` pixels along each axis, filling with zeros."""
     n, channels, height, width = images.shape
     dy, dx = torch.randint(0, 2 * limit + 1, (2, n, 1), generator=generator)
+    # One gather for the batch: a crop per image would be a Python loop in every training step.
     padded = F.pad(images, (limit,) * 4)
     rows = (dy + torch.arange(height)) * padded.shape[-1]
     columns = dx + torch.arange(width)
@@ -32,13 +33,14 @@ def cutmix(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     The mixing ratio is not returned: with a teacher in the loop the label of a mixed image is the teacher's.
     """
     height, width = images.shape[-2:]
+    # With beta 1 the area of the box is uniform, so its side is the root of a uniform number.
     side = (1 - torch.rand((), generator=generator)).sqrt()
     centre = torch.rand(2, generator=generator)
     top, bottom = _span(centre[0], side, height)
     left, right = _span(centre[1], side, width)
     mixed = images.clone(memory_format=torch.contiguous_format)
-    other = torch.randperm(len(images), generator=generator)
-    mixed[..., top:bottom, left:right] = images[..., top:bottom, left:right][other]
+    partners = torch.randperm(len(images), generator=generator)
+    mixed[..., top:bottom, left:right] = images[..., top:bottom, left:right][partners]
     return mixed
 
 

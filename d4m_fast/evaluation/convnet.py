@@ -39,20 +39,21 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(width * (image_size >> depth) ** 2, classes)
 
     def features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """Activations after each block, finest first: (N, width, S / 2, S / 2), (N, width, S / 4, S / 4), ..."""
+        """Return the activations after each block, (N, width, S / 2, S / 2), (N, width, S / 4, S / 4), and so on."""
         x = (pixels - self.mean) / self.std
-        out = []
+        activations = []
         for block in self.blocks:
             x = block(x)
-            out.append(x)
-        return out
+            activations.append(x)
+        return activations
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes)."""
+        """Return the logits, (N, classes)."""
         logits: torch.Tensor = self.head(self.features(pixels)[-1].flatten(1))
         return logits
 
 
 def _block(inputs: int, width: int, norm: Norm) -> nn.Sequential:
+    # A group per channel is instance normalisation with the affine parameters that the published student has.
     normalise = nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(width, width)
     return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), normalise, nn.ReLU(), nn.AvgPool2d(2))

@@ -47,6 +47,7 @@ def evaluate(
     teacher: ConvNet | None,
     *,
     protocol: Protocol,
+    student: str = EvaluateConfig.student,
     width: int = EvaluateConfig.width,
     label_kind: LabelKind = EvaluateConfig.label_kind,
     seeds: Sequence[int] = range(EvaluateConfig.seeds),
@@ -62,6 +63,7 @@ def evaluate(
         train_source: real images; each seed draws a new class-balanced subset as large as the run.
         test_source: real images, all of which are tested.
         teacher: takes images of the protocol's size and has the test set's class ids; needed for soft labels.
+        student: one of `STUDENTS`.
         width: channels of the student's convolutions; state it beside every number.
         seeds: of the student, and of the random subset.
 
@@ -72,17 +74,18 @@ def evaluate(
     """
     _check_options(runs, teacher, label_kind, seeds, workers)
     size = protocol.image_size
-    to_test = match_classes(runs[0], test_source)
-    outputs = 1 + max(info.id for info in test_source.classes)
+    test_ids = match_classes(runs[0], test_source)
+    outputs = 1 + max(class_info.id for class_info in test_source.classes)
     _check_teacher(teacher, size, outputs)
-    test = load_images(test_source, size, of_classes(test_source, set(to_test.values())))
-    exam = Exam(protocol, width, outputs, tuple(sorted(to_test.values())), test, teacher)
-    distilled = _distilled(runs, test_source, size)
-    random = [_random(runs[0], train_source, to_test, size, seed) for seed in seeds]
+    test = load_images(test_source, size, of_classes(test_source, set(test_ids.values())))
+    exam = Exam(protocol, width, outputs, tuple(sorted(test_ids.values())), test, teacher, student)
+    distilled = _load_runs(runs, test_source, size)
     # The slow part of a plan is its last task: with the arms interleaved any number of workers ends evenly.
-    pairs = [(arm, i) for i in range(len(seeds)) for arm in (DISTILLED, RANDOM)]
-    sets = {DISTILLED: distilled * (len(seeds) // len(distilled)), RANDOM: random}
-    return Evaluation(exam, tuple(Task(arm, label_kind, seeds[i], sets[arm][i]) for arm, i in pairs), workers)
+    tasks = []
+    for i, seed in enumerate(seeds):
+        tasks.append(Task(DISTILLED, label_kind, seed, distilled[i % len(distilled)]))
+        tasks.append(Task(RANDOM, label_kind, seed, _draw_random(runs[0], train_source, test_ids, size, seed)))
+    return Evaluation(exam, tuple(tasks), workers)
 
 
 def _check_options(
@@ -105,15 +108,15 @@ def _check_teacher(teacher: ConvNet | None, size: int, outputs: int) -> None:
         raise ModelError(f"the teacher does not take the protocol's images of {size} pixels a side")
 
 
-def _distilled(runs: Sequence[Source], test_source: Source, size: int) -> list[ImageSet]:
-    folders, budget = {info.folder for info in runs[0].classes}, images_per_class(runs[0])
+def _load_runs(runs: Sequence[Source], test_source: Source, size: int) -> list[ImageSet]:
+    folders, budget = {class_info.folder for class_info in runs[0].classes}, images_per_class(runs[0])
     for run in runs[1:]:
-        if {info.folder for info in run.classes} != folders or images_per_class(run) != budget:
+        if {class_info.folder for class_info in run.classes} != folders or images_per_class(run) != budget:
             raise DataError("the runs differ in their classes or in images per class")
     return [load_images(run, size, ids=match_classes(run, test_source)) for run in runs]
 
 
-def _random(run: Source, train_source: Source, to_test: dict[int, int], size: int, seed: int) -> ImageSet:
-    to_train = match_classes(run, train_source)
-    ids = {to_train[class_id]: label for class_id, label in to_test.items()}
+def _draw_random(run: Source, train_source: Source, test_ids: dict[int, int], size: int, seed: int) -> ImageSet:
+    train_ids = match_classes(run, train_source)
+    ids = {train_ids[class_id]: label for class_id, label in test_ids.items()}
     return load_images(train_source, size, random_subset(train_source, images_per_class(run), seed, ids), ids)

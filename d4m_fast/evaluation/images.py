@@ -39,58 +39,60 @@ def load_images(
     Raises:
         DataError: an image is damaged, or there are none.
     """
-    chosen = source.items if items is None else items
-    if not chosen:
+    if items is None:
+        items = source.items
+    if not items:
         raise DataError("no images to load: the set is empty")
-    pixels = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
-    for row, item in zip(pixels, chosen, strict=True):
-        row.copy_(_pixels(source.read(item), size))
-    labels = [item.class_id if ids is None else ids[item.class_id] for item in chosen]
+    pixels = torch.empty(len(items), 3, size, size, dtype=torch.uint8)
+    for row, item in zip(pixels, items, strict=True):
+        image = source.read(item)
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        row.copy_(torch.from_numpy(np.array(image, np.uint8)).permute(2, 0, 1))
+    labels = [item.class_id if ids is None else ids[item.class_id] for item in items]
     return ImageSet(pixels, torch.tensor(labels, dtype=torch.int64))
 
 
-def _pixels(image: Image.Image, size: int) -> torch.Tensor:
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image, np.uint8)).permute(2, 0, 1)
-
-
 def match_classes(source: Source, reference: Source) -> dict[int, int]:
-    """The id in `reference` of each class id of `source`, found by folder name.
+    """Return the id in `reference` of each class id of `source`, found by folder name.
 
     Raises:
         DataError: a folder of `source` has no match; the message names the first.
     """
-    known = {info.folder: info.id for info in reference.classes}
-    for info in source.classes:
-        if info.folder not in known:
-            raise DataError(f"no class {info.folder!r} among the real images; is this the data the run was made from?")
-    return {info.id: known[info.folder] for info in source.classes}
+    reference_ids = {class_info.folder: class_info.id for class_info in reference.classes}
+    for class_info in source.classes:
+        if class_info.folder not in reference_ids:
+            raise DataError(
+                f"no class {class_info.folder!r} among the real images; is this the data the run was made from?"
+            )
+    return {class_info.id: reference_ids[class_info.folder] for class_info in source.classes}
 
 
 def of_classes(source: Source, class_ids: Collection[int]) -> list[Item]:
-    """The items of these classes, in the source's order."""
+    """Return the items of these classes, in the source's order."""
     return [item for item in source.items if item.class_id in class_ids]
 
 
 def images_per_class(source: Source) -> int:
-    """The budget of a class-balanced source.
+    """Return the number of images that every class of a balanced source has.
 
     Raises:
         DataError: classes differ in size, or one is empty.
     """
-    counts = {info.id: 0 for info in source.classes}
+    counts = {class_info.id: 0 for class_info in source.classes}
     for item in source.items:
         counts[item.class_id] += 1
     budget = max(counts.values(), default=0)
-    for info in source.classes:
-        if counts[info.id] < max(budget, 1):
-            raise DataError(f"class {info.folder!r} has {counts[info.id]} images of {budget}: finish the run first")
+    for class_info in source.classes:
+        if counts[class_info.id] < max(budget, 1):
+            raise DataError(
+                f"class {class_info.folder!r} has {counts[class_info.id]} images of {budget}: finish the run first"
+            )
     return budget
 
 
 def random_subset(source: Source, per_class: int, seed: int, class_ids: Collection[int] | None = None) -> list[Item]:
-    """Real items drawn without replacement, `per_class` of each class, ordered by class id.
+    """Draw real items without replacement, `per_class` of each class, ordered by class id.
 
     The draw of a class depends only on its sorted file list and SHA-256("seed/class id/random").
 
@@ -100,16 +102,18 @@ def random_subset(source: Source, per_class: int, seed: int, class_ids: Collecti
     Raises:
         DataError: a class has fewer than `per_class` items.
     """
-    wanted = sorted(info.id for info in source.classes if class_ids is None or info.id in class_ids)
-    members: dict[int, list[Item]] = {class_id: [] for class_id in wanted}
-    for item in of_classes(source, members.keys()):
+    members: dict[int, list[Item]] = {class_info.id: [] for class_info in source.classes}
+    for item in source.items:
         members[item.class_id].append(item)
-    return [item for class_id in wanted for item in _draw(members[class_id], per_class, class_id, seed)]
-
-
-def _draw(items: list[Item], count: int, class_id: int, seed: int) -> list[Item]:
-    if len(items) < count:
-        raise DataError(f"class {class_id} has {len(items)} real images, {count} are needed for the random subset")
-    generator = torch.Generator().manual_seed(derive_seed(seed, class_id, "random"))
-    ranked = sorted(items, key=lambda item: item.rank)
-    return [ranked[i] for i in torch.randperm(len(ranked), generator=generator)[:count].tolist()]
+    drawn_items: list[Item] = []
+    for class_id in sorted(members if class_ids is None else members.keys() & set(class_ids)):
+        items = members[class_id]
+        if len(items) < per_class:
+            raise DataError(
+                f"class {class_id} has {len(items)} real images, {per_class} are needed for the random subset"
+            )
+        generator = torch.Generator().manual_seed(derive_seed(seed, class_id, "random"))
+        # Sorted first: the draw must not depend on the order in which a file system lists its files.
+        items.sort(key=lambda item: item.rank)
+        drawn_items += [items[i] for i in torch.randperm(len(items), generator=generator)[:per_class].tolist()]
+    return drawn_items

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How a ConvNet-3 student is trained; the accuracy reported is that of the last epoch on the full test set.
+    """Recipe by which a student is trained; the accuracy reported is that of the last epoch on the full test set.
 
     AdamW with the rate going to zero along half a cosine, one value per step. Each batch is shifted and flipped;
     with soft labels it then goes through CutMix, and the teacher labels those very pixels in every step

@@ -47,7 +47,9 @@ def save_teacher(model: ConvNet, folder: Path, classes: Sequence[str], *, image_
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
+    # Safetensors refuses tensors that are not contiguous, as those of a channels_last model.
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
 
 
 def takes(model: ConvNet, size: int) -> bool:
@@ -68,12 +70,13 @@ def load_teacher(folder: Path) -> ConvNet:
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder / WEIGHTS}: the teacher's weights cannot be read ({_line(error)})") from error
     _check_fit(model, state, folder / WEIGHTS)
+    # Counters of batch normalisation are integers, and stay so.
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return model.eval().requires_grad_(False)
 
 
 def open_teacher(name: str, classes: Sequence[str]) -> ConvNet:
-    """The bundled teacher, or the one in a directory.
+    """Open the bundled teacher, or the one in a directory.
 
     Args:
         name: "bundled" or a directory of `save_teacher`.
@@ -84,19 +87,20 @@ def open_teacher(name: str, classes: Sequence[str]) -> ConvNet:
     """
     folder = teacher_folder(name)
     teacher = load_teacher(folder)
-    known = read_json(folder / CONFIG)["classes"]
-    if name == BUNDLED and list(classes) != known:
+    teacher_classes = read_json(folder / CONFIG)["classes"]
+    # A user's own teacher may name its classes otherwise; only the bundled one is known to mean these.
+    if name == BUNDLED and list(classes) != teacher_classes:
         raise ModelError("the bundled teacher knows Fashion-MNIST's classes only; give --teacher, or --label-kind hard")
     return teacher
 
 
 def teacher_folder(name: str) -> Path:
-    """Where a teacher lies."""
+    """Return the directory of a teacher."""
     return Path(str(resources.files("d4m_fast") / "assets" / "teacher")) if name == BUNDLED else Path(name)
 
 
 def weights_sha256(name: str) -> str:
-    """SHA-256 of a teacher's weights."""
+    """Return the SHA-256 of a teacher's weights."""
     with files.open_regular(teacher_folder(name) / WEIGHTS) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -119,13 +123,15 @@ def _from_config(path: Path) -> ConvNet:
 
 
 def _check_fit(model: ConvNet, state: dict[str, torch.Tensor], path: Path) -> None:
-    wanted = model.state_dict()
-    for name in sorted(wanted.keys() | state.keys()):
-        if name not in state or name not in wanted:
-            raise ModelError(f"{path}: {name} is {'missing' if name in wanted else 'not part of the teacher'}")
-        have, want = tuple(state[name].shape), tuple(wanted[name].shape)
-        if have != want:
-            raise ModelError(f"{path}: {name} has shape {have} where the config says {want}")
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state:
+            raise ModelError(f"{path}: {name} is missing")
+        if name not in expected:
+            raise ModelError(f"{path}: {name} is not part of the teacher")
+        shape, expected_shape = tuple(state[name].shape), tuple(expected[name].shape)
+        if shape != expected_shape:
+            raise ModelError(f"{path}: {name} has shape {shape} where the config says {expected_shape}")
 
 
 def _line(error: Exception) -> str:
@@ -133,19 +139,22 @@ def _line(error: Exception) -> str:
 
 
 def labeller(teacher: ConvNet) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A quick form of the teacher: pixels (N, 3, S, S) in [0, 1] to logits (N, classes), no gradients.
+    """Return a quick form of the teacher: pixels (N, 3, S, S) in [0, 1] to logits (N, classes), no gradients.
 
     Batch normalisation is folded into the convolutions, and activations stay in oneDNN's blocked layout between
     them where PyTorch has it; logits equal the plain teacher's to rounding (1e-4).
     """
-    blocks = [cast(nn.Sequential, block) for block in teacher.blocks]
-    foldable = all(isinstance(block[1], nn.BatchNorm2d) for block in blocks)
-    blocked = foldable and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    convolutions = [fuse_conv_bn_eval(cast(nn.Conv2d, b[0]), cast(nn.BatchNorm2d, b[1])) for b in blocks if foldable]
+    convolutions = []
+    for block in teacher.blocks:
+        convolution, norm, *_ = cast(nn.Sequential, block)
+        if isinstance(norm, nn.BatchNorm2d):  # instance normalisation depends on the image: it cannot be folded
+            convolutions.append(fuse_conv_bn_eval(cast(nn.Conv2d, convolution), norm))
+    is_folded = len(convolutions) == len(teacher.blocks)
+    is_quick = is_folded and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
     def label(pixels: torch.Tensor) -> torch.Tensor:
-        if not blocked:
+        if not is_quick:
             return cast(torch.Tensor, teacher(pixels))
         x = ((pixels - teacher.mean) / teacher.std).to_mkldnn()
         for layer in convolutions:
@@ -161,5 +170,5 @@ def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) 
     Both arguments are logits (N, classes); the result is a scalar in nats.
     """
     target = F.log_softmax(teacher / temperature, dim=1)
-    found = F.log_softmax(student / temperature, dim=1)
-    return F.kl_div(found, target, reduction="batchmean", log_target=True) * temperature**2
+    prediction = F.log_softmax(student / temperature, dim=1)
+    return F.kl_div(prediction, target, reduction="batchmean", log_target=True) * temperature**2

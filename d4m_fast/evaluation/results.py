@@ -31,10 +31,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What was measured: results are comparable, and kept ones reusable, where this is equal.
+    """The subject of an evaluation: results are comparable, and saved ones reusable, where it is equal.
 
     Attributes:
-        run: the directory, as given.
+        run: the directory, as the user named it.
         seeds: students per arm.
         teacher: SHA-256 of its weights; None for hard labels.
         data: fingerprints of the distilled, the random arm's and the test images.
@@ -73,20 +73,19 @@ class Row:
 
 
 def summarise(results: Iterable[Result]) -> list[Row]:
-    """One row per (label kind, arm), sorted so that the report does not depend on who finished first."""
+    """Return one row per (label kind, arm), sorted so that the report does not depend on who finished first."""
     groups: dict[tuple[LabelKind, str], list[float]] = {}
     for result in sorted(results, key=lambda r: (r.label_kind, r.arm, r.seed)):
         groups.setdefault((result.label_kind, result.arm), []).append(result.accuracy)
-    return [_row(arm, kind, accuracies) for (kind, arm), accuracies in groups.items()]
-
-
-def _row(arm: str, kind: LabelKind, accuracies: list[float]) -> Row:
-    std = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-    return Row(arm, kind, statistics.fmean(accuracies), std, len(accuracies))
+    rows = []
+    for (kind, arm), accuracies in groups.items():
+        std = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+        rows.append(Row(arm, kind, statistics.fmean(accuracies), std, len(accuracies)))
+    return rows
 
 
 def gains(rows: Iterable[Row]) -> dict[LabelKind, float]:
-    """Distilled less random under the same recipe, in points, per label kind.
+    """Return distilled less random under the same recipe, in points, per label kind.
 
     DD-Ranking's improvement over random (Li et al., 2025). A kind without both arms is left out.
     """
@@ -96,7 +95,7 @@ def gains(rows: Iterable[Row]) -> dict[LabelKind, float]:
 
 
 def to_json(subject: Subject, results: Iterable[Result]) -> dict[str, Any]:
-    """Subject, rows, gains and every accuracy, ready for `json.dumps`."""
+    """Return the subject, rows, gains and every accuracy, ready for `json.dumps`."""
     ordered = sorted(results, key=lambda r: (r.label_kind, r.arm, r.seed))
     rows = summarise(ordered)
     return {
@@ -107,41 +106,35 @@ def to_json(subject: Subject, results: Iterable[Result]) -> dict[str, Any]:
     }
 
 
-def keep(run: Path, subject: Subject, results: Iterable[Result]) -> None:
+def save_results(run: Path, subject: Subject, results: Iterable[Result]) -> None:
     """Save the report below a run directory; another method's images are left as they are."""
     if is_run(run):
         files.make_directory(subject.file(run).parent)
         write_state(subject.file(run), EVALUATION, to_json(subject, results))
 
 
-def kept(run: Path, subject: Subject) -> list[Result] | None:
-    """Results of an earlier evaluation of the same subject, of which a new one would be a repetition."""
+def saved_results(run: Path, subject: Subject) -> list[Result] | None:
+    """Return the results of an earlier evaluation of the same subject, of which a new one would be a repetition."""
     report = read_state(subject.file(run), EVALUATION)
-    if report is None or _what(report["subject"]) != _what(to_json(subject, [])["subject"]):
+    # Without its directory, which may have been moved or named by another path.
+    ignored = {"run": None}
+    if report is None or report["subject"] | ignored != to_json(subject, [])["subject"] | ignored:
         return None
     return [Result(**result) for result in report["results"]]
 
 
-def _what(subject: dict[str, Any]) -> dict[str, Any]:
-    """A subject without its directory, which may have been moved."""
-    return {name: value for name, value in subject.items() if name != "run"}
-
-
 def table(results: Iterable[Result]) -> Table:
-    """A table for the terminal: one line per row of `summarise`, the gains below."""
+    """Return a table for the terminal: one line per row of `summarise`, the gains below."""
     from rich.table import Table
 
     rows = summarise(results)
-    found = gains(rows)
-    out = Table(caption_justify="left", caption=_caption(found))
+    lines = []
+    for kind, points in gains(rows).items():
+        lines.append(f"distilled - random, {kind} labels: {points:+.2f} points")
+    table = Table(caption_justify="left", caption="\n".join(lines) if lines else None)
     for name in ("images", "labels", "accuracy %", "std", "n"):
-        out.add_column(name, justify="left" if name in ("images", "labels") else "right")
+        table.add_column(name, justify="left" if name in ("images", "labels") else "right")
     for row in rows:
         std = "-" if row.std is None else f"{row.std:.2f}"
-        out.add_row(row.arm, row.label_kind, f"{row.mean:.2f}", std, str(row.n))
-    return out
-
-
-def _caption(found: dict[LabelKind, float]) -> str | None:
-    lines = [f"distilled - random, {kind} labels: {points:+.2f} points" for kind, points in found.items()]
-    return "\n".join(lines) if lines else None
+        table.add_row(row.arm, row.label_kind, f"{row.mean:.2f}", std, str(row.n))
+    return table

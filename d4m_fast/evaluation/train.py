@@ -18,16 +18,17 @@ from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.evaluation.images import ImageSet
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.relabel import labeller, soft_loss
+from d4m_fast.evaluation.students import STUDENTS
 from d4m_fast.fingerprints import derive_seed
 
 TEST_BATCH = 100
 
-Loss = Callable[[ConvNet, torch.Tensor, torch.Tensor], torch.Tensor]
+Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exam:
-    """What all students of one evaluation share.
+    """Everything that the students of one evaluation share.
 
     A student has one output per class of the full set. With a subset of classes, its logits and the teacher's are
     cut to `classes` in training and in testing.
@@ -38,6 +39,7 @@ class Exam:
         classes: the class ids evaluated, ascending.
         test: every test image of these classes.
         teacher: needed for soft labels.
+        student: which of `STUDENTS` is trained.
     """
 
     protocol: Protocol
@@ -46,6 +48,7 @@ class Exam:
     classes: tuple[int, ...]
     test: ImageSet
     teacher: ConvNet | None = None
+    student: str = "convnet3"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,15 +73,18 @@ def train_student(exam: Exam, task: Task) -> float:
         return accuracy(fitted_student(exam, task), exam)
 
 
-def fitted_student(exam: Exam, task: Task) -> ConvNet:
-    """The student after its last epoch, in evaluation mode; see `train_student`."""
+def fitted_student(exam: Exam, task: Task) -> nn.Module:
+    """Return the student after its last epoch, in evaluation mode; see `train_student`."""
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(task.seed, "student"))
-        student = quicken(ConvNet(exam.outputs, width=exam.width, image_size=exam.protocol.image_size))
+        student = STUDENTS[exam.student].build(exam.outputs, exam.protocol.image_size, exam.width)
+        if isinstance(student, ConvNet):
+            quicken(student)
         _fit(student, exam, task)
         return student.eval()
 
 
+# Sums over several threads depend on their number, and with them every later weight.
 @contextmanager
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -89,10 +95,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _fit(student: ConvNet, exam: Exam, task: Task) -> None:
+def _fit(student: nn.Module, exam: Exam, task: Task) -> None:
     protocol, labels = exam.protocol, positions(exam, task.train.labels)
-    loss = _soft(exam) if task.label_kind == "soft" else _hard(exam)
+    loss = _loss(exam, task.label_kind)
     generator = torch.Generator().manual_seed(derive_seed(task.seed, "augment"))
+    # Fused: one call for all parameters instead of a dozen for each of them.
     optimiser = torch.optim.AdamW(student.parameters(), protocol.lr, weight_decay=protocol.weight_decay, fused=True)
     steps = protocol.epochs * math.ceil(len(labels) / protocol.batch_size)
     for step, index in enumerate(_batches(len(labels), protocol, generator)):
@@ -111,33 +118,34 @@ def _batches(n: int, protocol: Protocol, generator: torch.Generator) -> Iterator
         yield from torch.split(torch.randperm(n, generator=generator), protocol.batch_size)
 
 
-def _soft(exam: Exam) -> Loss:
+def _loss(exam: Exam, label_kind: LabelKind) -> Loss:
+    select, temperature = _class_selector(exam), exam.protocol.temperature
+    if label_kind == "hard":
+        return lambda student, pixels, labels: F.cross_entropy(select(student(pixels)), labels)
     if exam.teacher is None:
         raise ValueError("soft labels need a teacher")
-    label, cut, temperature = labeller(exam.teacher), _cut(exam), exam.protocol.temperature
-    return lambda student, pixels, _: soft_loss(cut(student(pixels)), cut(label(pixels)), temperature)
-
-
-def _hard(exam: Exam) -> Loss:
-    cut = _cut(exam)
-    return lambda student, pixels, labels: F.cross_entropy(cut(student(pixels)), labels)
+    label = labeller(exam.teacher)
+    return lambda student, pixels, _: soft_loss(select(student(pixels)), select(label(pixels)), temperature)
 
 
 @torch.inference_mode()
 def accuracy(student: nn.Module, exam: Exam) -> float:
-    """Percent of the test images whose class has the largest logit among the classes evaluated."""
-    cut, labels = _cut(exam), positions(exam, exam.test.labels)
-    batches = zip(torch.split(exam.test.images, TEST_BATCH), torch.split(labels, TEST_BATCH), strict=True)
-    right = sum(int((cut(student(to_pixels(images))).argmax(1) == truth).sum()) for images, truth in batches)
-    return 100 * right / len(labels)
+    """Return the percentage of test images whose class has the largest logit among the classes evaluated."""
+    select, labels = _class_selector(exam), positions(exam, exam.test.labels)
+    correct = 0
+    for start in range(0, len(labels), TEST_BATCH):
+        logits = student(to_pixels(exam.test.images[start : start + TEST_BATCH]))
+        correct += int((select(logits).argmax(1) == labels[start : start + TEST_BATCH]).sum())
+    return 100 * correct / len(labels)
 
 
 def positions(exam: Exam, labels: torch.Tensor) -> torch.Tensor:
-    """Class ids (N,) as positions among the classes evaluated."""
+    """Convert class ids (N,) to positions among the classes evaluated."""
     return torch.searchsorted(torch.tensor(exam.classes), labels)
 
 
-def _cut(exam: Exam) -> Callable[[torch.Tensor], torch.Tensor]:
+def _class_selector(exam: Exam) -> Callable[[torch.Tensor], torch.Tensor]:
+    # A slice of all columns is a view; indexing copies the logits, in training twice per step.
     if exam.classes == tuple(range(exam.outputs)):
         return lambda logits: logits[:, : exam.outputs]
     columns = torch.tensor(exam.classes)
@@ -145,17 +153,17 @@ def _cut(exam: Exam) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
-    """uint8 to float32 in [0, 1]."""
+    """Convert uint8 to float32 in [0, 1]."""
     return images.float() / 255
 
 
-def quicken(student: ConvNet) -> ConvNet:
+def quicken(student: ConvNet) -> None:
     """Make the blocks save a copy (ReLU in place) and pool faster than PyTorch does on a CPU; outputs stay the same."""
     for block in student.blocks:
         layers = cast(nn.Sequential, block)
+        # Safe in place: normalisation needs its input in the backward pass, not its output.
         layers[2] = nn.ReLU(inplace=True)
         layers[3] = HalvingPool()
-    return student
 
 
 class HalvingPool(nn.Module):

@@ -1,4 +1,4 @@
-"""Students trained side by side, one process and one thread each, so that results do not depend on how many."""
+"""Training of students side by side, one process and one thread each: results do not depend on how many."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from d4m_fast.evaluation.results import Result
 from d4m_fast.evaluation.train import Exam, Task, train_student
 
 
+# Not `concurrent.futures.ProcessPoolExecutor`, for three reasons. Its workers hold both ends of the queue of calls, so
+# that they wait for ever, with the images in memory, when this process is killed (by SIGKILL, as when memory runs out);
+# ours read the end of a pipe and leave. Before Python 3.14 it cannot end a worker in the middle of a task, so Ctrl-C
+# would wait for the students in training. And it needs named semaphores, which some containers lack.
 def run_tasks(exam: Exam, tasks: Sequence[Task], workers: int = 1) -> Iterator[Result]:
     """Train every task's student, yielding results as they finish; bitwise the same for any number of workers.
 
@@ -38,68 +42,60 @@ def _run(exam: Exam, task: Task) -> Result:
 def _in_processes(exam: Exam, tasks: Sequence[Task], workers: int) -> Iterator[Result]:
     # Pickled here, by value: torch's own queues would put the images in /dev/shm, often 64 MB in a container.
     payload = pickle.dumps((exam, tuple(tasks)), pickle.HIGHEST_PROTOCOL)
-    started = _start(workers)
+    processes = _start(workers)
     try:
-        yield from _serve([connection for _, connection in started], payload, len(tasks))
+        yield from _serve([connection for _, connection in processes], payload, len(tasks))
     finally:
-        _stop(started)
+        _stop(processes)
 
 
 def _start(workers: int) -> list[tuple[BaseProcess, Connection]]:
     # Children inherit the blocked SIGINT: Ctrl-C reaches this process alone, which then ends them. The resource
     # tracker, if it started with the first child, would unblock SIGINT again before that.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return [_spawn() for _ in range(workers)]
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
 def _spawn() -> tuple[BaseProcess, Connection]:
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there,), daemon=True)
+    connection, worker_end = context.Pipe()
+    process = context.Process(target=_work, args=(worker_end,), daemon=True)
     process.start()
-    there.close()
-    return process, here
+    worker_end.close()  # or the end of the worker would not end the connection
+    return process, connection
 
 
-def _stop(started: Sequence[tuple[BaseProcess, Connection]]) -> None:
-    for process, connection in started:
+def _stop(processes: Sequence[tuple[BaseProcess, Connection]]) -> None:
+    for process, connection in processes:
         process.terminate()
         connection.close()
-    for process, _ in started:
+    for process, _ in processes:
         process.join()
 
 
-def _serve(connections: Sequence[Connection], payload: bytes, tasks: int) -> Iterator[Result]:
-    todo, busy = iter(range(tasks)), set(connections)
+def _serve(connections: Sequence[Connection], payload: bytes, task_count: int) -> Iterator[Result]:
+    remaining, busy = iter(range(task_count)), set(connections)
     try:
         for connection in connections:
             connection.send_bytes(payload)
-            connection.send(next(todo))
+            connection.send(next(remaining))
         while busy:
             for ready in cast(list[Connection], wait(busy)):
-                yield _result(ready.recv())
-                _next(ready, todo, busy)
+                answer = ready.recv()
+                if isinstance(answer, BaseException):
+                    raise answer
+                yield answer
+                index = next(remaining, None)
+                if index is None:
+                    busy.discard(ready)
+                else:
+                    ready.send(index)
     except (EOFError, OSError) as error:
         raise PreflightError("a training process died (out of memory?); try --workers 1") from error
-
-
-def _result(answer: Result | BaseException) -> Result:
-    """What a worker found, or what it raised, raised here."""
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
-
-
-def _next(connection: Connection, todo: Iterator[int], busy: set[Connection]) -> None:
-    index = next(todo, None)
-    if index is None:
-        busy.discard(connection)
-    else:
-        connection.send(index)
 
 
 def _work(connection: Connection) -> None:

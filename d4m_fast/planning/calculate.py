@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.config.plan import PlanConfig
 from d4m_fast.engine.compatibility import read_configs
 from d4m_fast.engine.schedule import open_schedule
-from d4m_fast.evaluation.convnet import ConvNet
+from d4m_fast.evaluation.students import STUDENTS
 from d4m_fast.measure.flops import Traced, model_path, trace, trace_model
 from d4m_fast.measure.gpus import GPUS
 from d4m_fast.planning.calibrate import Build, read_profile
@@ -43,13 +44,7 @@ def calculate(config: PlanConfig) -> tuple[PlanRequest, list[Figure], Build | No
 
 
 def trace_student(name: str, side: int, classes: int) -> Traced:
-    """One image through a student of `evaluate`, or through torchvision's ResNet-18, the field's at 224 pixels."""
+    """Trace one image through a student."""
     with torch.device("meta"), torch.inference_mode():
-        if name == "convnet3":
-            student: torch.nn.Module = ConvNet(classes, image_size=side)
-        else:
-            from torchvision.models import resnet18
-
-            student = resnet18(num_classes=classes)
-        student = student.eval()
+        student = STUDENTS[name].build(classes, side, EvaluateConfig.width).eval()
         return trace(student, lambda: student(torch.zeros(1, 3, side, side)))

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from d4m_fast.evaluation.results import Result, Row, Subject, gains, keep, kept, summarise, table, to_json
+from d4m_fast.evaluation.results import (
+    Result,
+    Row,
+    Subject,
+    gains,
+    save_results,
+    saved_results,
+    summarise,
+    table,
+    to_json,
+)
+from d4m_fast.storage.state import CONFIG, write_state
 
 SUBJECT = Subject("run", 10, "small", "convnet3", 32, "soft", 3, "teacher", ("a", "b", "c"))
 ACCURACIES = {"distilled": [70.5, 72.25, 71.0], "random": [69.0, 68.5, 70.75]}
@@ -47,13 +58,13 @@ def test_table_shows_both_arms_and_the_gain() -> None:
 
 
 def test_a_kept_report_answers_for_the_same_subject_only(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    keep(tmp_path, SUBJECT, RESULTS)
-    assert kept(tmp_path, SUBJECT) == RESULTS
-    assert kept(tmp_path, dataclasses.replace(SUBJECT, teacher="another")) is None
-    assert kept(tmp_path, dataclasses.replace(SUBJECT, data=("a", "b", "d"))) is None
+    write_state(tmp_path / "config.json", CONFIG, {})
+    save_results(tmp_path, SUBJECT, RESULTS)
+    assert saved_results(tmp_path, SUBJECT) == RESULTS
+    assert saved_results(tmp_path, dataclasses.replace(SUBJECT, teacher="another")) is None
+    assert saved_results(tmp_path, dataclasses.replace(SUBJECT, data=("a", "b", "d"))) is None
 
 
 def test_another_methods_directory_is_left_alone(tmp_path: Path) -> None:
-    keep(tmp_path, SUBJECT, RESULTS)
+    save_results(tmp_path, SUBJECT, RESULTS)
     assert list(tmp_path.iterdir()) == []

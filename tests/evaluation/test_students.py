@@ -8,13 +8,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from fakes import make_source, stripes
 
 from d4m_fast.config.choices import LabelKind
+from d4m_fast.config.evaluate import EvaluateConfig
+from d4m_fast.config.plan import PlanConfig
 from d4m_fast.errors import DataError, ModelError, UsageError
+from d4m_fast.evaluation import students
 from d4m_fast.evaluation.convnet import ConvNet
 from d4m_fast.evaluation.evaluate import Evaluation, evaluate
 from d4m_fast.evaluation.images import ImageSet
@@ -131,6 +135,24 @@ def test_class_missing_from_the_real_images() -> None:
         evaluate([run], make_source(["a"], [3]), test, None, protocol=QUICK, label_kind="hard")
 
 
+@pytest.mark.parametrize("name", students.STUDENTS)
+def test_a_student_has_an_output_per_class(name: str) -> None:
+    student = students.STUDENTS[name].build(7, 32, 8).eval()
+    assert student(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_the_student_named_is_the_one_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def build(classes: int, image_size: int, width: int) -> torch.nn.Module:
+        sizes.append((classes, image_size, width))
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * image_size**2, classes))
+
+    monkeypatch.setattr("d4m_fast.evaluation.train.STUDENTS", {"linear": students.Student(build, is_trained=True)})
+    assert len(list(plan(student="linear"))) == 4
+    assert sizes == [(3, 16, 4)] * 4
+
+
 SCRIPT = """
 import dataclasses, sys, torch
 sys.path.insert(0, {here!r})
@@ -178,3 +200,9 @@ def test_interrupt_ends_the_workers(tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     assert _group(process.pid) == []
+
+
+def test_options_offer_the_students_there_are() -> None:
+    offered = {config: set(get_args(get_type_hints(config)["student"])) for config in (EvaluateConfig, PlanConfig)}
+    assert offered[PlanConfig] == set(students.STUDENTS)
+    assert offered[EvaluateConfig] == {name for name, student in students.STUDENTS.items() if student.is_trained}
