@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from d4m_fast.errors import UsageError
 
@@ -21,7 +21,9 @@ PrototypeKind = Literal["mean", "medoid"]
 LatentKind = Literal["sample", "mean"]
 Scheduler = Literal["model", "pndm", "dpmpp", "unipc"]
 PresetName = Literal["reference", "dpmpp", "unipc"]
-Engine = Literal["auto", "torch", "onnx", "tensorrt"]
+ExportedEngine = Literal["onnx", "tensorrt"]
+EngineName = Literal["torch", ExportedEngine]
+Engine = Literal["auto", EngineName]
 Precision = Literal["auto", "fp32", "fp16"]
 FloatType = Literal["fp32", "fp16"]
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -126,7 +128,7 @@ class DistillConfig:
             f"--steps {self.steps} at --strength {self.strength} is no step at all",
         )
         require(
-            not self.compile or self.engine in ("auto", "torch"),
+            not self.compile or self.engine not in get_args(ExportedEngine),
             f"--compile is for --engine torch, not for --engine {self.engine}",
         )
         low, high = self.interval
@@ -171,7 +173,7 @@ class ExportConfig:
     model: str = "bundled"
     data: str = "bundled"
     revision: str | None = None
-    engine: Literal["onnx", "tensorrt"] = "onnx"
+    engine: ExportedEngine = "onnx"
     precision: FloatType = "fp32"
     target: str | None = None
     resolution: int | None = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from d4m_fast.config import DistillConfig
+from d4m_fast.config import DistillConfig, Engine
 from d4m_fast.console import Progress, distilled_lines, say, say_classes, say_result, say_weights
 from d4m_fast.errors import EXIT_QUARANTINED
 from d4m_fast.options import THREADS, auto_or_number, chosen, generation, of_config, shared
@@ -38,7 +38,7 @@ from d4m_fast.options import THREADS, auto_or_number, chosen, generation, of_con
     "--batch-size", auto_or_number, "Most images per batch of generation; auto: by memory, and probed in long runs."
 )
 @of_config("--threads", THREADS, "CPU threads.  [default: one per core]")
-@of_config("--engine", click.Choice(["auto", "torch", "onnx", "tensorrt"]), "What computes the networks.")
+@of_config("--engine", click.Choice(get_args(Engine)), "What computes the networks.")
 @of_config("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")
 @of_config("--compile/--no-compile", bool, "UNet and VAE through torch.compile; for --engine torch.")
 @of_config("--device", str, "auto, cpu, cuda or cuda:1.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from d4m_fast.config import ExportConfig
+from d4m_fast.config import ExportConfig, ExportedEngine
 from d4m_fast.console import exported_lines, lines_of, now_and_then, say_result, say_weights, track
 from d4m_fast.options import BATCH, THREADS, shared
 
@@ -17,7 +17,7 @@ from d4m_fast.options import BATCH, THREADS, shared
 @click.option("--revision", help="Commit, tag or branch of a model from the hub.  [default: main]")
 @click.option("--data", default=ExportConfig.data, show_default=True, help="Real images to compare engines on.")
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Where exports are kept.  [default: user cache]")
-@click.option("--engine", type=click.Choice(["onnx", "tensorrt"]), default="onnx", show_default=True)
+@click.option("--engine", type=click.Choice(get_args(ExportedEngine)), default=ExportConfig.engine, show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
 @click.option("--target", help="Build engines ahead of time, for these: sm80,sm89.  [default: the GPU here]")
 @click.option("--resolution", type=click.IntRange(min=1), help="Side of the images.  [default: the model's]")

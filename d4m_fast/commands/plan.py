@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from d4m_fast.config import SETTINGS, UNPROVEN, DistillConfig
+from d4m_fast.config import SETTINGS, UNPROVEN, DistillConfig, Engine
 from d4m_fast.console import lines_of, say_result
 from d4m_fast.errors import UsageError
 from d4m_fast.options import chosen, generation, of_config, shared
@@ -27,7 +27,7 @@ from d4m_fast.options import chosen, generation, of_config, shared
 @click.option("--image-size", type=click.IntRange(min=1), help="Side of written images.  [default: the resolution]")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "torch", "onnx", "tensorrt"]),
+    type=click.Choice(get_args(Engine)),
     default="auto",
     show_default=True,
     help="Whose rows of --calibrate count; auto: the fastest's.",

@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from d4m_fast.config import require
+from d4m_fast.config import Engine, require
 from d4m_fast.console import lines_of, say, say_result, track
 from d4m_fast.errors import D4MError, PreflightError
 from d4m_fast.options import BATCH, THREADS, of_config, shared
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @of_config("--model", str, "'bundled', or a directory in diffusers format.")
 @of_config("--data", str, "Real images: 'bundled', or a directory.")
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Where exports are kept.  [default: user cache]")
-@click.option("--engine", default="auto", show_default=True, help="auto, torch, onnx, tensorrt; several with commas.")
+@click.option(
+    "--engine", default="auto", show_default=True, help=f"{', '.join(get_args(Engine))}; several with commas."
+)
 @of_config("--precision", click.Choice(["auto", "fp32", "fp16"]), "auto: fp16 on GPUs, fp32 on CPUs.")
 @of_config("--device", str, "auto, cpu, cuda or cuda:1.")
 @click.option("--batches", default="1,8,32", show_default=True, help="Images per call.")
