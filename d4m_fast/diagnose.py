@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.engine.ort import require_ort
+from d4m_fast.engine.engines import ENGINES, EngineSpec
 from d4m_fast.engine.runtime import resolve_device
-from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import PreflightError
 
 LIBRARIES = (
@@ -34,7 +33,7 @@ def diagnose() -> dict[str, Any]:
         "libraries": {name: _version(name) for name in LIBRARIES},
         "devices": ["cpu", *_gpus()],
         "device": str(device),
-        "engines": {"torch": _ready(f"on {device}"), "onnx": _onnx(device), "tensorrt": _tensorrt()},
+        "engines": {name: _readiness(engine, device) for name, engine in ENGINES.items()},
     }
 
 
@@ -49,23 +48,8 @@ def _gpus() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
-def _ready(reason: str) -> dict[str, Any]:
-    return {"available": True, "reason": reason}
-
-
-def _onnx(device: torch.device) -> dict[str, Any]:
+def _readiness(engine: EngineSpec, device: torch.device) -> dict[str, Any]:
     try:
-        require_ort(device)
+        return {"available": True, "reason": engine.describe(device)}
     except PreflightError as error:
         return {"available": False, "reason": str(error)}
-    return _ready(f"on {device}, for models that d4m-fast export has certified")
-
-
-def _tensorrt() -> dict[str, Any]:
-    if not _gpus():
-        return {"available": False, "reason": "PyTorch sees no GPU here; engines can be built with export --target"}
-    try:
-        api = load_trt("tensorrt")
-    except PreflightError as error:
-        return {"available": False, "reason": str(error)}
-    return _ready(f"TensorRT {api.version}, for models that d4m-fast export has certified on this GPU")

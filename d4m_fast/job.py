@@ -18,16 +18,14 @@ from d4m_fast.config.choices import Engine, FloatType
 from d4m_fast.config.distill import DistillConfig
 from d4m_fast.config.generation import UNPROVEN
 from d4m_fast.engine.artifacts import Artifact, exports_of
+from d4m_fast.engine.engines import ENGINES
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.modules import import_libraries
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
-from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.prompts import require_known_prompts, require_whole_prompts
 from d4m_fast.engine.runtime import device_name, hardware, resolve_device, resolve_precision
 from d4m_fast.engine.schedule import WHOLE, Schedule, open_schedule
 from d4m_fast.engine.trial import trial_resolution, try_networks
-from d4m_fast.engine.trt import require_gpu
-from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import D4MError, DamageError, DataError, ModelError, PreflightError, UsageError, require
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.kernels.cuda import require_cupy
@@ -248,8 +246,8 @@ def choose_engine(
     engine = begun_with if wanted == "auto" and begun_with is not None else wanted
     if engine == "torch":
         return None, "torch"
-    if engine == "tensorrt":
-        require_gpu(device)
+    if engine != "auto":
+        ENGINES[engine].require_device(device)
     sets = [a for a in exports() if engine in ("auto", a.engine)]
     if automatic and not sets:
         return None, "torch"
@@ -273,11 +271,9 @@ def _usable(sets: Sequence[Artifact], model: Model, device: torch.device) -> tup
     usable, refusals = list[Artifact](), list[D4MError]()
     for artifact in sets:
         try:
-            if artifact.engine == "onnx":
-                require_ort(device)
-            else:
-                require_gpu(device)
-                load_trt(artifact.certificate["library"])
+            engine = ENGINES[artifact.engine]
+            engine.require_device(device)
+            engine.require_library(device, artifact.certificate["library"])
             artifact.check(model.sha256, device_name(device))
             usable.append(artifact)
         except (ModelError, PreflightError, DamageError) as error:

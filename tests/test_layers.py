@@ -26,6 +26,7 @@ LAYERS = (
     ("evaluation", "engine.encode", "engine.prototypes", "engine.generate", "engine.trial", "engine.prompts"),
     ("engine.denoise",),
     ("engine.networks",),
+    ("engine.engines",),
     ("engine.eager", "engine.ort", "engine.trt"),
     ("engine.runtime", "engine.modules", "engine.artifacts", "engine.memory", "engine.finite"),
     ("engine.model", "engine.hub", "engine.trt_api", "engine.unet", "engine.compatibility"),

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from d4m_fast.certification.request import Request
-from d4m_fast.config.choices import FloatType
+from d4m_fast.config.choices import ExportedEngine, FloatType
 from d4m_fast.engine.artifacts import Artifact, Key, find
+from d4m_fast.engine.engines import ENGINES, EngineSpec
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
-from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.runtime import compute_capability, device_name
-from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import D4MError, ModelError, PreflightError
 from d4m_fast.export.job import ExportJob, prepare_export
 from d4m_fast.export.to_onnx import require_onnx
 
-Kind = Literal["torch", "compiled", "onnx", "tensorrt"]
+Kind = Literal["torch", "compiled", ExportedEngine]
 DTYPES: dict[FloatType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -37,25 +35,26 @@ class Engine:
     @property
     def exported(self) -> bool:
         """Whether it runs what `export` writes."""
-        return self.kind in ("onnx", "tensorrt")
+        return self.spec.exported
+
+    @property
+    def spec(self) -> EngineSpec:
+        """The entry of the table of engines; torch.compile is PyTorch's own."""
+        return ENGINES["torch" if self.kind == "compiled" else self.kind]
 
 
 def engines_of(request: Request) -> list[Engine]:
     """All that a device of this kind could run, whether or not it is installed."""
     if request.device.type != "cpu":
-        kinds: Sequence[Kind] = ("torch", "compiled", "onnx", "tensorrt")
-        return [Engine(kind, precision) for kind in kinds for precision in DTYPES]
-    kinds = ("torch", "compiled", "onnx") if request.config.compile else ("torch", "onnx")
-    return [Engine(kind, "fp32") for kind in kinds]
+        return [Engine(kind, precision) for kind in get_args(Kind) for precision in DTYPES]
+    on_cpu = [engine for kind in get_args(Kind) if not (engine := Engine(kind, "fp32")).spec.built_per_gpu]
+    return [engine for engine in on_cpu if engine.kind != "compiled" or request.config.compile]
 
 
 def hindrance(engine: Engine, device: torch.device) -> str | None:
     """Why an engine cannot run here; None if it can."""
     try:
-        if engine.kind == "onnx":
-            require_ort(device)
-        elif engine.kind == "tensorrt":
-            load_trt("tensorrt")
+        engine.spec.require_library(device, engine.spec.library)
         if engine.exported:
             require_onnx()
     except PreflightError as error:
@@ -69,7 +68,7 @@ def job_of(engine: Engine, request: Request) -> ExportJob:
     Raises:
         D4MError: it cannot be made here.
     """
-    assert engine.kind in ("onnx", "tensorrt")
+    assert engine.kind != "torch" and engine.kind != "compiled"
     return prepare_export(request.export_config(engine.kind, engine.precision), request.artifacts)
 
 
@@ -77,7 +76,7 @@ def artifact_of(engine: Engine, request: Request) -> Artifact | None:
     """What it runs, if that has been exported; unchecked."""
     if not engine.exported:
         return None
-    targets = (compute_capability(request.device),) if engine.kind == "tensorrt" else ()
+    targets = (compute_capability(request.device),) if engine.spec.built_per_gpu else ()
     key = Key(request.model.sha256, engine.kind, engine.precision, request.resolution, None, targets)
     return find(key, request.artifacts)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from d4m_fast.certification.certificate import baseline
+from d4m_fast.engine.engines import ENGINES
 from d4m_fast.errors import DataError
 from d4m_fast.storage import files
 from d4m_fast.storage.state import MACHINE, read_state
@@ -24,7 +25,7 @@ COLUMNS = (
     "images/s",
     "ratio",
 )
-LABELS = {"torch": "PyTorch", "compiled": "torch.compile", "onnx": "ONNX Runtime", "tensorrt": "TensorRT"}
+LABELS: dict[str, str] = {"compiled": "torch.compile", **{name: engine.label for name, engine in ENGINES.items()}}
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -7,13 +7,13 @@ import platform
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from d4m_fast import __version__
 from d4m_fast.config.certify import CertifyConfig
-from d4m_fast.config.choices import FloatType
+from d4m_fast.config.choices import ExportedEngine, FloatType
 from d4m_fast.config.export import ExportConfig
 from d4m_fast.engine.artifacts import versions
 from d4m_fast.engine.model import Model, open_model
@@ -84,7 +84,7 @@ class Request:
     def key(self, *parts: object) -> str:
         return fingerprint([self.identity, *parts])
 
-    def export_config(self, engine: Literal["onnx", "tensorrt"], precision: FloatType) -> ExportConfig:
+    def export_config(self, engine: ExportedEngine, precision: FloatType) -> ExportConfig:
         config = self.config
         return ExportConfig(
             model=config.model,

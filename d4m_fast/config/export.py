@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from d4m_fast.config.choices import ExportEngine, FloatType
+from d4m_fast.config.choices import ExportedEngine, FloatType
 from d4m_fast.config.distill import DistillConfig
 from d4m_fast.config.fields import MOST_IMAGES_PER_CALL, Group, available_threads, check_bounds, same_as, setting
 from d4m_fast.errors import require
@@ -28,7 +28,7 @@ class ExportConfig:
     model: str = same_as(DistillConfig, "model", help="'bundled', a directory, or a hub id.")
     data: str = same_as(DistillConfig, "data", help="Real images to compare engines on.")
     revision: str | None = same_as(DistillConfig, "revision", shown="main")
-    engine: ExportEngine = setting("onnx", group=Group.EVERYDAY, help="Whose format to export to.")
+    engine: ExportedEngine = setting("onnx", group=Group.EVERYDAY, help="Whose format to export to.")
     precision: FloatType = setting("fp32", group=Group.EVERYDAY, help="Of the exported networks.")
     target: str | None = setting(
         None,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from d4m_fast.config.choices import ExportedEngine
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.errors import DamageError, ModelError
 from d4m_fast.fingerprints import fingerprint
@@ -69,8 +70,8 @@ class Artifact:
         return status
 
     @property
-    def engine(self) -> Literal["onnx", "tensorrt"]:
-        engine: Literal["onnx", "tensorrt"] = self.certificate["engine"]
+    def engine(self) -> ExportedEngine:
+        engine: ExportedEngine = self.certificate["engine"]
         return engine
 
     @property
@@ -93,10 +94,6 @@ class Artifact:
     @property
     def bytes(self) -> int:
         return sum(entry["bytes"] for entry in self.certificate["files"].values())
-
-    def file(self, component: Component) -> Path:
-        """What its engine opens."""
-        return self.path / f"{component}.{'onnx' if self.engine == 'onnx' else 'engine'}"
 
     def onnx(self, component: Component) -> Path:
         return self.path / f"{component}.onnx"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,17 +12,13 @@ import torch
 
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.eager import open_eager
+from d4m_fast.engine.engines import ENGINES
 from d4m_fast.engine.finite import FiniteCheck
 from d4m_fast.engine.libraries import refusing
 from d4m_fast.engine.model import Model
-from d4m_fast.engine.ort import open_ort
-from d4m_fast.engine.runtime import Runtime
+from d4m_fast.engine.runtime import OpenRuntime, Runtime
 from d4m_fast.engine.signature import Component
-from d4m_fast.engine.trt import TorchDevice, open_trt, require_gpu
-from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.storage.state import read_json
-
-Open = Callable[[Component], Runtime]
 
 
 @dataclass(frozen=True)
@@ -144,14 +140,14 @@ class Networks:
         ModelError: a part cannot be loaded.
     """
 
-    def __init__(self, path: Path, open_runtime: Open) -> None:
+    def __init__(self, path: Path, open_runtime: OpenRuntime) -> None:
         self._path = path
         self._open = cache(open_runtime)
 
     def runtime(self, component: Component) -> Runtime:
         return self._open(component)
 
-    def with_runtimes(self, open_runtime: Open) -> Networks:
+    def with_runtimes(self, open_runtime: OpenRuntime) -> Networks:
         """The same model, its tokenizer and its factors, on other runtimes."""
         return Networks(self._path, open_runtime)
 
@@ -200,33 +196,10 @@ def open_networks(
 
 
 def open_exported(model: Model, resolution: int, artifact: Artifact, device: torch.device) -> Networks:
-    """The networks of a checked model directory on ONNX Runtime or TensorRT, as the artifact is."""
-    opener = _on_ort if artifact.engine == "onnx" else _on_trt
-    return Networks(model.path, opener(model.sizes(resolution), artifact, device))
-
-
-def _on_ort(sizes: Mapping[str, int], artifact: Artifact, device: torch.device) -> Open:
-    """With as many threads as PyTorch is set to."""
-    threads = torch.get_num_threads()
-
-    def open_runtime(component: Component) -> Runtime:
-        rows, most = artifact.static_rows(component), artifact.most_rows(component)
-        file = artifact.file(component)
-        return open_ort(file, component, sizes, device, threads=threads, static_batch=rows, most_rows=most)
-
-    return open_runtime
-
-
-def _on_trt(sizes: Mapping[str, int], artifact: Artifact, device: torch.device) -> Open:
-    """All on one stream, with one block of memory for their activations."""
-    require_gpu(device)
-    api, gpu = load_trt(artifact.certificate["library"]), TorchDevice(device)
-
-    def open_runtime(component: Component) -> Runtime:
-        most = artifact.most_rows(component)
-        return open_trt(api, artifact.file(component), component, sizes, gpu, most_rows=most)
-
-    return open_runtime
+    """Return the networks of a checked model directory on the engine that an exported set is for."""
+    opener = ENGINES[artifact.engine].opener
+    assert opener is not None, artifact.engine
+    return Networks(model.path, opener(artifact, model.sizes(resolution), device))
 
 
 def _tokenizer(folder: Path) -> Any:

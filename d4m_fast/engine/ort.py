@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.libraries import one_line
 from d4m_fast.engine.memory import is_exhaustion
-from d4m_fast.engine.runtime import InPieces, Runtime, Tensors, cut, join, place
+from d4m_fast.engine.runtime import InPieces, OpenRuntime, Runtime, Tensors, cut, join, place
 from d4m_fast.engine.signature import SIGNATURES, Component
 from d4m_fast.errors import ModelError, PreflightError
 
@@ -204,6 +205,24 @@ def open_ort(
     return runtime if rows is None else InPieces(runtime, SIGNATURES[component], rows, exact=static)
 
 
+def ort_opener(artifact: Artifact, sizes: Mapping[str, int], device: torch.device) -> OpenRuntime:
+    """Return what opens each network of an exported set, with as many threads as PyTorch is set to."""
+    threads = torch.get_num_threads()
+
+    def open_runtime(component: Component) -> Runtime:
+        return open_ort(
+            artifact.onnx(component),
+            component,
+            sizes,
+            device,
+            threads=threads,
+            static_batch=artifact.static_rows(component),
+            most_rows=artifact.most_rows(component),
+        )
+
+    return open_runtime
+
+
 def provider_of(device: torch.device) -> str:
     return "CPUExecutionProvider" if device.type == "cpu" else "CUDAExecutionProvider"
 
@@ -225,6 +244,16 @@ def require_ort(device: torch.device) -> Any:
             f" and {install}"
         )
     return onnxruntime
+
+
+def describe_ort(device: torch.device) -> str:
+    """Say what ONNX Runtime is ready for.
+
+    Raises:
+        PreflightError: it does not run here.
+    """
+    require_ort(device)
+    return f"on {device}, for models that d4m-fast export has certified"
 
 
 def _open(path: Path, device: torch.device, threads: int, *, spin: bool, captured: bool) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from d4m_fast.config.choices import Precision
-from d4m_fast.engine.signature import BATCH, SAMPLES, Signature
+from d4m_fast.engine.signature import BATCH, SAMPLES, Component, Signature
 from d4m_fast.errors import PreflightError, UsageError
 from d4m_fast.flow.stopwatch import Mark
 
@@ -32,6 +32,9 @@ class Runtime(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors: ...
+
+
+OpenRuntime = Callable[[Component], Runtime]
 
 
 class InPieces:

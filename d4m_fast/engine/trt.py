@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
-from d4m_fast.engine.runtime import InPieces, Runtime, Tensors, place
+from d4m_fast.engine.artifacts import Artifact
+from d4m_fast.engine.runtime import InPieces, OpenRuntime, Runtime, Tensors, place
 from d4m_fast.engine.signature import BATCH, SIGNATURES, Component
-from d4m_fast.engine.trt_api import Api, ICudaEngine, IExecutionContext
+from d4m_fast.engine.trt_api import Api, ICudaEngine, IExecutionContext, load_trt
 from d4m_fast.errors import ModelError, PreflightError
 
 KEPT_GRAPHS = 4
@@ -189,6 +190,22 @@ def open_trt(
     return InPieces(runtime, SIGNATURES[component], rows, exact=exact)
 
 
+def trt_opener(artifact: Artifact, sizes: Mapping[str, int], device: torch.device) -> OpenRuntime:
+    """Return what opens each engine of an exported set, all on one stream, with one block for their activations.
+
+    Raises:
+        PreflightError: not a GPU, or the library that built the set does not run here.
+    """
+    require_gpu(device)
+    api, gpu = load_trt(artifact.certificate["library"]), TorchDevice(device)
+
+    def open_runtime(component: Component) -> Runtime:
+        file = artifact.path / f"{component}.engine"
+        return open_trt(api, file, component, sizes, gpu, most_rows=artifact.most_rows(component))
+
+    return open_runtime
+
+
 def inspect(api: Api, path: Path, component: Component, stream: int) -> str:
     """The layers of an engine, as the inspector's JSON, for the batch its last profile is tuned for.
 
@@ -232,6 +249,18 @@ def require_gpu(device: torch.device) -> None:
     """
     if device.type == "cpu":
         raise PreflightError("--engine tensorrt needs an NVIDIA GPU; use --engine onnx or --engine torch on the CPU")
+
+
+def describe_trt(device: torch.device) -> str:
+    """Say what TensorRT is ready for.
+
+    Raises:
+        PreflightError: it does not run here.
+    """
+    if device.type == "cpu":
+        raise PreflightError("PyTorch sees no GPU here; engines can be built with export --target")
+    version = load_trt("tensorrt").version
+    return f"TensorRT {version}, for models that d4m-fast export has certified on this GPU"
 
 
 def _dtype(api: Api, engine: ICudaEngine, component: Component, path: Path) -> torch.dtype:

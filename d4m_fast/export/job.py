@@ -10,6 +10,7 @@ import torch
 
 from d4m_fast.config.export import ExportConfig
 from d4m_fast.engine.artifacts import ELEMENTS, Artifact, Key, find
+from d4m_fast.engine.engines import ENGINES, EngineSpec
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.runtime import compute_capability, device_name, resolve_device
@@ -49,13 +50,17 @@ class ExportJob:
         return self.key.resolution
 
     @property
+    def engine(self) -> EngineSpec:
+        return ENGINES[self.config.engine]
+
+    @property
     def path(self) -> Path:
         return self.key.path(self.artifacts)
 
     @property
     def runnable(self) -> bool:
         """Whether what is exported can run here: engines built ahead of time, and fp16 on a CPU, cannot."""
-        return self.device.type != "cpu" or (self.key.engine == "onnx" and self.key.precision == "fp32")
+        return self.device.type != "cpu" or (not self.engine.built_per_gpu and self.key.precision == "fp32")
 
     def rows(self, component: Component) -> int | None:
         """Rows the exported file is fixed to; guidance doubles the UNet's."""
@@ -103,7 +108,7 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     schedule = open_schedule(model.path, STEPS, STRENGTH)
     if (hindrance := hindrance_of_export(model, schedule)) is not None:
         raise ModelError(f"{hindrance}; use --engine torch")
-    targets = _targets(config, device) if config.engine == "tensorrt" else ()
+    targets = _targets(config, device) if ENGINES[config.engine].built_per_gpu else ()
     key = Key(model.sha256, config.engine, config.precision, resolution, config.static_batch, targets)
     compared_on = _compared_on(config, device)
     source = open_source(config.data, prompts_needed=False, own=[artifacts])

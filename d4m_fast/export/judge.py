@@ -15,6 +15,7 @@ import torch
 
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.eager import open_eager
+from d4m_fast.engine.engines import ENGINES
 from d4m_fast.engine.networks import Networks, open_exported
 from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.runtime import Runtime, Tensors
@@ -41,8 +42,8 @@ def candidate(job: ExportJob, artifact: Artifact) -> Iterator[Candidate]:
     Where the set itself cannot run, its ONNX files stand in: as they are, or rounded where fp16 would round.
     """
     if job.runnable:
-        library = "ONNX Runtime" if artifact.engine == "onnx" else "TensorRT"
-        yield open_exported(job.model, job.resolution, artifact, job.device), f"{library} on {job.device.type}"
+        label = ENGINES[artifact.engine].label
+        yield open_exported(job.model, job.resolution, artifact, job.device), f"{label} on {job.device.type}"
     elif job.key.precision == "fp32":
         yield _by_onnx(job, artifact, {c: artifact.onnx(c) for c in COMPONENTS}), "the ONNX files, ONNX Runtime on cpu"
     else:
