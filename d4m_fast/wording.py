@@ -5,17 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_SHOWN = 5
+_MOST_NAMES = 5
 
 
 def some(names: Iterable[str]) -> str:
-    """The first few names, for a message."""
+    """Return the first few names, and how many more there are, for a message."""
     listed = list(names)
-    rest = f" and {len(listed) - _SHOWN:,} more" if len(listed) > _SHOWN else ""
-    return ", ".join(listed[:_SHOWN]) + rest
+    count_of_others = f" and {len(listed) - _MOST_NAMES:,} more" if len(listed) > _MOST_NAMES else ""
+    return ", ".join(listed[:_MOST_NAMES]) + count_of_others
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return a sentence to put behind one that has no full stop, in Click's words; empty where no name is near."""
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, candidates, n=1)
     return f". Did you mean {near[0]!r}?" if near else ""
