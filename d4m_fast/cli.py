@@ -77,7 +77,9 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
         signal.signal(signal.SIGHUP, _stop)
     try:
+        # Click's standalone mode would print errors in its own way and end the process.
         code = cli.main(standalone_mode=False)
+        # What is still in the buffer can fail here, where it is told, and not when the interpreter ends.
         sys.stdout.flush()
         sys.exit(code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -91,22 +93,23 @@ def main() -> NoReturn:
 
 
 def _end(error: BaseException) -> int:
-    """Say how the command ends; returns its exit code."""
+    """Say how the command ends, and return its exit code."""
     if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process, without a traceback
     if debugging():
         for line in "".join(traceback.format_exception(error)).splitlines():
             say(line)
-    known = ending_of(error)
-    ending = report_unexpected(error) if known is None else known
+    ending = ending_of(error)
+    if ending is None:
+        ending = report_unexpected(error)
     say(ending.line)
     return ending.code
 
 
 def _keep_tracebacks_off_stderr() -> None:
-    """What happens in other threads, in destructors and in log handlers ends no command, so it is no more than a line.
+    """Print errors of other threads, destructors and log handlers, which end no command, as one line or not at all.
 
-    Of this process alone, not of one that calls `main` and has hooks of its own.
+    In this process alone, not in one that calls `main` and has hooks of its own.
     """
     logging.raiseExceptions = False
     if not debugging():
@@ -115,13 +118,14 @@ def _keep_tracebacks_off_stderr() -> None:
 
 
 def _pass_on(dropped: sys.UnraisableHookArgs) -> None:
-    """An interruption that reached a destructor or an import's callback, where Python drops it, comes once more."""
+    """Repeat an interruption that reached a destructor or an import's callback, where Python drops it."""
     if isinstance(dropped.exc_value, KeyboardInterrupt):
         number = int(signal.SIGINT)
     elif isinstance(dropped.exc_value, SystemExit) and dropped.exc_value.code in (EXIT_SIGHUP, EXIT_SIGTERM):
         number = int(dropped.exc_value.code) - 128  # as shells number them
     else:
         return
-    again = threading.Timer(0.01, os.kill, (os.getpid(), number))
-    again.daemon = True
-    again.start()
+    # A moment later: sent at once, it would reach the same destructor, and be dropped there once more.
+    repetition = threading.Timer(0.01, os.kill, (os.getpid(), number))
+    repetition.daemon = True
+    repetition.start()

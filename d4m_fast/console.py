@@ -1,4 +1,4 @@
-"""What the command line shows: progress on stderr, results on stdout."""
+"""Output of the command line: progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-LINE_SECONDS = 10.0
+LINE_SECONDS = 10.0  # between lines of progress, so that the log of hours stays readable
 # Read when the libraries are imported, and by the processes that are started.
 _HUSHING = {
     "DIFFUSERS_VERBOSITY": "error",
@@ -35,11 +35,11 @@ _HUSHING = {
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-SHOWN_CLASSES = 3
+LISTED_CLASSES = 3  # enough to see whether prompts are words or ids
 
 
 class Sized(Protocol[T_co]):
-    """What a stage returns."""
+    """Items of a stage, whose number is known before they are made."""
 
     def __len__(self) -> int: ...
 
@@ -47,7 +47,7 @@ class Sized(Protocol[T_co]):
 
 
 def lines_of(table: Table) -> list[str]:
-    """A table for the terminal; brackets and colons in its cells stand for themselves, not for styles and emoji."""
+    """Return a table's lines; brackets and colons in its cells stand for themselves, not for styles and emoji."""
     from rich.console import Console
 
     console = Console(width=100, color_system=None, markup=False, emoji=False, highlight=False)
@@ -57,7 +57,7 @@ def lines_of(table: Table) -> list[str]:
 
 
 def say(line: str) -> None:
-    """A line on stderr; dropped where it cannot be printed."""
+    """Print a line on stderr; it is dropped where it cannot be printed."""
     click.echo(printable(line), file=sys.stderr)
 
 
@@ -77,7 +77,7 @@ class Notices(logging.Handler):
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Nothing of Python's warnings, logs and libraries' progress bars, in this process and in those it starts."""
+    """Silence Python's warnings, logs and libraries' progress bars, in this process and in those it starts."""
     before, disabled = {name: os.environ.get(name) for name in _HUSHING}, logging.root.manager.disable
     os.environ.update(_HUSHING)
     logging.disable(logging.WARNING)
@@ -95,7 +95,7 @@ def hushed() -> Iterator[None]:
 
 
 def track(label: str, items: Sized[T], quiet: bool) -> Iterator[T]:
-    """The items, with a progress bar on a terminal and a line now and then elsewhere, on stderr."""
+    """Yield the items, with a progress bar on a terminal and a line now and then elsewhere, on stderr."""
     if quiet:
         yield from items
     elif sys.stderr.isatty():
@@ -109,7 +109,7 @@ def track(label: str, items: Sized[T], quiet: bool) -> Iterator[T]:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run says while it goes, on stderr."""
+    """Progress of a run, on stderr."""
 
     quiet: bool
 
@@ -124,23 +124,23 @@ class Progress:
 
 
 def _lines(label: str, items: Sized[T]) -> Iterator[T]:
-    said = time.monotonic()
+    last_line_at = time.monotonic()
     for count, item in enumerate(items, 1):
         yield item
-        if count == len(items) or time.monotonic() - said > LINE_SECONDS:
+        if count == len(items) or time.monotonic() - last_line_at > LINE_SECONDS:
             say(f"{label} {count}/{len(items)}")
-            said = time.monotonic()
+            last_line_at = time.monotonic()
 
 
 def now_and_then(quiet: bool) -> Callable[[str], None]:
-    """A listener that shows, on stderr, one line of what it is told every ten seconds."""
-    said = time.monotonic()
+    """Return a listener that shows, on stderr, one line of what it is told every ten seconds."""
+    last_line_at = time.monotonic()
 
     def listen(line: str) -> None:
-        nonlocal said
-        if not quiet and time.monotonic() - said > LINE_SECONDS:
+        nonlocal last_line_at
+        if not quiet and time.monotonic() - last_line_at > LINE_SECONDS:
             say(line)
-            said = time.monotonic()
+            last_line_at = time.monotonic()
 
     return listen
 
@@ -149,13 +149,14 @@ def say_classes(source: Source) -> None:
     """Show, on stderr, the prompts of the first classes, and what was left out of the images."""
     from d4m_fast.sources.labels import shared_prompts
 
-    for info in source.classes[:SHOWN_CLASSES]:
-        say(f"class {info.id}: {info.folder} -> {info.prompt}")
-    shared = shared_prompts(source.classes)
-    if shared:
-        prompt, folders = next(iter(shared.items()))
-        others = f", and {len(shared) - 1} more are shared" if len(shared) > 1 else ""
-        say(f"one prompt for several classes: {prompt} ({', '.join(folders)}){others}")
+    for class_info in source.classes[:LISTED_CLASSES]:
+        say(f"class {class_info.id}: {class_info.folder} -> {class_info.prompt}")
+    folders_by_prompt = shared_prompts(source.classes)
+    if folders_by_prompt:
+        prompt, folders = next(iter(folders_by_prompt.items()))
+        count = len(folders_by_prompt)
+        more = f", and {count - 1} more are shared" if count > 1 else ""
+        say(f"one prompt for several classes: {prompt} ({', '.join(folders)}){more}")
     for line in source.notes:
         say(line)
 
@@ -183,12 +184,12 @@ def say_lines(lines: Iterable[str]) -> None:
 
 
 def _is_narrow(stream: TextIO) -> bool:
-    """Whether there are characters that it cannot encode."""
-    return not (stream.encoding or "utf-8").lower().startswith("utf")
+    """Whether there are characters that a stream cannot encode."""
+    return stream.encoding is not None and not stream.encoding.lower().startswith("utf")
 
 
 def distilled_lines(summary: dict[str, Any]) -> list[str]:
-    seconds = ", ".join(f"{stage} {spent:.1f}" for stage, spent in summary["seconds"].items())
+    seconds = ", ".join(f"{stage} {duration:.1f}" for stage, duration in summary["seconds"].items())
     lines = [
         f"{summary['images']} images of {summary['classes']} classes in {summary['run']}/images",
         f"look at {summary['run']}/preview.png; provenance is in manifest.jsonl beside it",
@@ -202,13 +203,14 @@ def distilled_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def exported_lines(certificate: dict[str, Any]) -> list[str]:
-    parts = certificate["components"].items()
-    worst = {name: max(p["relative_l2"] for p in part["parity"]) for name, part in parts}
+    differences = list[str]()
+    for name, component in certificate["components"].items():
+        differences.append(f"{name} {max(row['relative_l2'] for row in component['parity']):.1e}")
     images, speed = certificate["images"], certificate["speed"]
     lines = [
         f"{certificate['status']}: {certificate['path']}",
         f"compared: {certificate['compared']}",
-        "largest relative L2 from fp32 PyTorch: " + ", ".join(f"{n} {x:.1e}" for n, x in worst.items()),
+        f"largest relative L2 from fp32 PyTorch: {', '.join(differences)}",
         f"worst of {images['count']} images: {images['psnr_worst']:.1f} dB",
     ]
     if speed is not None:

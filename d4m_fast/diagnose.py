@@ -1,4 +1,4 @@
-"""What is installed here, and which engines can run."""
+"""Report of what is installed here, and which engines can run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIBRARIES = (
 
 
 def diagnose() -> dict[str, Any]:
-    """Versions, None for what is not installed; devices; and for each engine whether it runs, and why not."""
+    """Return versions, None for what is not installed; devices; and for each engine whether it runs, and why not."""
     device = resolve_device("auto")
     return {
         "d4m-fast": __version__,

@@ -33,7 +33,7 @@ _MACHINE = {
     errno.EAGAIN: "raise the limits of processes and memory (ulimit -u, ulimit -v), or lower --threads",
     errno.ETXTBSY: "wait for the program that runs it",
 }
-"""Errors that are the machine's whatever was done to the path, and what to do."""
+"""Errors that are the machine's, whatever path they name, and what to do."""
 _PATH = {
     errno.EACCES: "give yourself the permission, or choose another path",
     errno.EPERM: "choose another path",
@@ -50,18 +50,19 @@ _NO_THREAD = ("can't start new thread", "thread creation failed", "resource temp
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What is said on stderr, and the exit code."""
+    """Last line on stderr, and the exit code."""
 
     line: str
     code: int
 
 
 def ending_of(error: BaseException) -> Ending | None:
-    """How a command that raised this ends; None where nobody has foreseen it."""
+    """Return how a command that raised this error ends; None where nobody has foreseen it."""
     if isinstance(error, D4MError):
         return Ending(f"error: {error}", _code(error))
     if isinstance(error, click.UsageError):
-        return Ending(f"Error: {error.format_message()}; see {_command(error)} --help", error.exit_code)
+        command = "d4m-fast" if error.ctx is None else error.ctx.command_path
+        return Ending(f"Error: {error.format_message()}; see {command} --help", error.exit_code)
     if isinstance(error, click.ClickException):
         return Ending(f"Error: {error.format_message()}", error.exit_code)
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
@@ -72,35 +73,35 @@ def ending_of(error: BaseException) -> Ending | None:
 
 
 def _code(error: D4MError) -> int:
-    """The machine's where a failure is for want of memory, threads or files, whoever has put it in words."""
-    is_named = error.exit_code != D4MError.exit_code
-    return error.exit_code if is_named or _want(error) is None else PreflightError.exit_code
+    """Return the machine's exit code where memory, threads or files ran out, whoever has put it in words."""
+    is_specific = error.exit_code != D4MError.exit_code
+    return error.exit_code if is_specific or _exhaustion(error) is None else PreflightError.exit_code
 
 
-def _want(error: BaseException | None) -> BaseException | None:
-    """The want of memory, threads or files that an error is of, or was caused by, as libraries' failed imports are."""
+def _exhaustion(error: BaseException | None) -> BaseException | None:
+    """Return the first error in a chain of causes that is for want of memory, threads or files; None if none is.
+
+    Libraries put it in words of their own, for example when one of theirs cannot be imported.
+    """
     while error is not None and not wants_of_machine(error):
         error = error.__cause__
     return error
 
 
-def _command(error: click.UsageError) -> str:
-    return "d4m-fast" if error.ctx is None else error.ctx.command_path
-
-
 def _of_system(error: OSError) -> Ending:
-    """One of a named path is the user's to mend, exit code 1, unless its kind is the machine's; one of none, too."""
+    """Return the ending of a system's error: one that names a path is the user's to mend, most others the machine's."""
     if error.errno is None:
         return Ending(f"error: {_words(error)}", D4MError.exit_code)
     place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     code = PreflightError.exit_code if error.errno in _MACHINE or not place else D4MError.exit_code
     advice = _MACHINE.get(error.errno, _PATH.get(error.errno, "check it"))
-    said = os.strerror(error.errno) if error.strerror is None else error.strerror
-    return Ending(f"error: {place}{said}; {advice}", code)
+    reason = os.strerror(error.errno) if error.strerror is None else error.strerror
+    return Ending(f"error: {place}{reason}; {advice}", code)
 
 
 def _of_exhaustion(raised: BaseException) -> Ending | None:
-    error = _want(raised)
+    """Return the ending of an error for want of memory, threads or files; None of any other."""
+    error = _exhaustion(raised)
     if error is None:
         return None
     if any(words in said_by(error).lower() for words in _NO_THREAD):
@@ -113,8 +114,9 @@ def _of_exhaustion(raised: BaseException) -> Ending | None:
 
 
 def _words(error: BaseException) -> str:
-    """What it says, on one line; its type if it says nothing."""
+    """Return an error's message on one line, or its type where there is none."""
     text = " ".join(said_by(error).split())
+    # One line of a terminal or a log; some libraries' messages are pages.
     return text[:400] if text else type(error).__name__
 
 
@@ -127,27 +129,29 @@ def report_unexpected(error: BaseException) -> Ending:
             *traceback.format_exception(error),
         ]
     )
-    said = f"unexpected: {type(error).__name__}: {_words(error)}"
-    file = _kept(report)
+    line = f"unexpected: {type(error).__name__}: {_words(error)}"
+    file = _write_report(report)
     if file is not None:
-        return Ending(f"{said}; the traceback is in {file}; please report it", EXIT_UNEXPECTED)
-    return Ending(f"{said}; please report it; no file could be written: {report!a}", EXIT_UNEXPECTED)
+        return Ending(f"{line}; the traceback is in {file}; please report it", EXIT_UNEXPECTED)
+    return Ending(f"{line}; please report it; no file could be written: {report!a}", EXIT_UNEXPECTED)
 
 
-def _kept(report: str) -> Path | None:
-    """The first place that takes it: the user's state directory, by the XDG convention, or that of temporary files."""
-    for directory in _directories():
+def _write_report(report: str) -> Path | None:
+    """Write a report where the first directory takes it, and return its file; None where none does."""
+    for directory in _report_directories():
         file = directory / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the next directory may take it
             directory.mkdir(parents=True, exist_ok=True)
+            # O_EXCL: in a directory of temporary files, another user's link of that name is not written through.
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as opened:
-                opened.write(report)
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
+                stream.write(report)
             return file
     return None
 
 
-def _directories() -> Iterator[Path]:
+def _report_directories() -> Iterator[Path]:
+    """Yield the user's state directory, by the XDG convention, and that of temporary files."""
     state = os.environ.get("XDG_STATE_HOME", "")
     home = os.environ.get("HOME", "")
     if os.path.isabs(state):

@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code that says so.
+"""Every error that is foreseen, and the exit code that says so.
 
 D4MError                1  the run failed
 ├── DataError           1  the images cannot be used
@@ -42,7 +42,7 @@ gives no memory, thread or file."""
 
 
 def said_by(error: BaseException) -> str:
-    """Its words; of one whose `__str__` fails, that."""
+    """Return an error's message; where its `__str__` fails, a note of that."""
     return str(traceback.TracebackException.from_exception(error, limit=0))
 
 
@@ -56,7 +56,7 @@ def wants_of_machine(error: BaseException) -> bool:
 
 
 class D4MError(Exception):
-    """One line for the user: what is wrong, where, and what to do."""
+    """Base of the foreseen errors; the message is one line that says what is wrong, where, and what to do."""
 
     exit_code = 1
 
@@ -102,7 +102,7 @@ class OutOfMemoryError(D4MError):
         self.reason = reason
 
     def for_one_image(self) -> OutOfMemoryError:
-        """The same, when there is nothing smaller to try."""
+        """Return the same error with advice, for when there is nothing smaller to try."""
         advice = "; not even one image fits: take a smaller --resolution or a device with more memory"
         return OutOfMemoryError(self.stage, self.reason, advice)
 
@@ -134,7 +134,7 @@ class DamageError(D4MError):
 
 
 class PreflightError(D4MError):
-    """No disk, no permission, no such device, a missing extra."""
+    """Something of the machine is missing: disk, permission, a device, an extra."""
 
     exit_code = 6
 

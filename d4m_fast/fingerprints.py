@@ -12,7 +12,7 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def derive_seed(*parts: object) -> int:
-    """Return the first 63 bits of SHA-256("seed/class id/index/stage"), of whatever parts: one random stream each."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+def derive_seed(*path: object) -> int:
+    """Return the first 63 bits of SHA-256("seed/class id/index/stage"), of whatever path: one random stream each."""
+    digest = hashlib.sha256("/".join(map(str, path)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # PyTorch's generators take signed 64-bit seeds

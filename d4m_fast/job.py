@@ -5,28 +5,29 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.config.choices import Engine, FloatType
+from d4m_fast.config.choices import FloatType
 from d4m_fast.config.distill import DistillConfig
 from d4m_fast.config.generation import UNPROVEN
 from d4m_fast.engine.artifacts import Artifact, exports_of
-from d4m_fast.engine.engines import ENGINES
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.modules import import_libraries
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
 from d4m_fast.engine.prompts import require_known_prompts, require_whole_prompts
-from d4m_fast.engine.runtime import device_name, hardware, resolve_device, resolve_precision
+from d4m_fast.engine.runtime import hardware, resolve_device, resolve_precision
 from d4m_fast.engine.schedule import WHOLE, Schedule, open_schedule
 from d4m_fast.engine.trial import trial_resolution, try_networks
-from d4m_fast.errors import D4MError, DamageError, DataError, ModelError, PreflightError, UsageError, require
+from d4m_fast.engine_choice import engine_for
+from d4m_fast.errors import DataError, PreflightError, UsageError, require
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.kernels.cuda import require_cupy
 from d4m_fast.runs.image_files import most_bytes, require_format
@@ -65,7 +66,7 @@ class Job:
     engine_reason: str = ""
 
     def open_networks(self) -> Networks:
-        """All of them, on the engine that was chosen, each tried once.
+        """Open all networks on the chosen engine, and try each once.
 
         Raises:
             ModelError: one cannot be loaded, does not run, or does not fit the others.
@@ -89,7 +90,7 @@ class Job:
 
     @property
     def preset_line(self) -> str:
-        """What a log says of the preset."""
+        """Line of the log about the preset."""
         calls, guided = len(self.schedule.steps), self.schedule.guided_calls(self.config.guidance)
         guided = 0 if self.model.embeds_guidance else guided
         proof = f"; {UNPROVEN}" if self.config.unproven else ""
@@ -99,14 +100,14 @@ class Job:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes this run this run: two runs with equal identities on one machine have equal bytes."""
+        """Everything the bytes of a run depend on: two runs with equal identities on one machine have equal bytes."""
         libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
         return {
             "options": asdict(self.config),
             "source_sha256": self.source.fingerprint,
             "decoded_by": RULES,
             "model_sha256": self.model.sha256,
-            "prompts_sha256": fingerprint([info.prompt for info in self.source.classes]),
+            "prompts_sha256": fingerprint([class_info.prompt for class_info in self.source.classes]),
             "versions": {"d4m-fast": __version__, **libraries},
             "machine": hardware(self.device),
             "artifacts": str(self.artifacts.absolute()),
@@ -115,16 +116,13 @@ class Job:
 
     @property
     def _engine(self) -> dict[str, Any]:
-        """What stands in a run's and in the latents' identity for networks that are not PyTorch's."""
+        """Exported networks, as they stand in the identity of a run and of latents; empty for PyTorch's."""
         if self.artifact is None:
             return {}
         return {"artifact_sha256": self.artifact.sha256, "run_with": dict(self.artifact.certificate["versions"])}
 
     def latents_made_by(self, batch: int, threads: int) -> dict[str, Any]:
-        """What the latents depend on; neither IPC, nor guidance, nor the run's seed."""
-        return {**self._latents(threads), "batch": batch}
-
-    def _latents(self, threads: int) -> dict[str, Any]:
+        """Return everything the latents depend on; neither IPC, nor guidance, nor the run's seed."""
         return {
             "source": self.source.fingerprint,
             "decoded_by": RULES,
@@ -135,18 +133,21 @@ class Job:
             "device": hardware(self.device),
             "threads": threads,
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "pillow")},
+            # Only where it is on: latents encoded before the option was there are still found.
             **({"compile": True} if self.config.compile else {}),
             **self._engine,
+            "batch": batch,
         }
 
     def latents_path(self, artifacts: Path, batch: int, threads: int) -> Path:
         return artifacts / "latents" / folder_name(self.latents_made_by(batch, threads))
 
     def encoded_with(self, artifacts: Path) -> int | None:
-        """Images per batch of such latents as are there, whole ones first; None if there are none."""
+        """Return the images per batch of such latents as are there, whole ones first; None if there are none."""
         name = self.latents_path(artifacts, 0, self.threads).name.removesuffix("0")
         folders = (artifacts / "latents").glob(f"{name}[0-9]*")
         ours = (path for path in folders if path.name.removeprefix(name).isdecimal())
+        # The index is written last, so that latents with one are whole.
         ranked = sorted(ours, key=lambda path: (not (path / "index.json").is_file(), path.name))
         return int(ranked[0].name.removeprefix(name)) if ranked else None
 
@@ -155,11 +156,13 @@ class Job:
         return self.model.latent_shape(self.resolution)
 
     def classes_of(self, groups: Sequence[Group]) -> list[ClassInfo]:
-        """The classes of these groups, in their order."""
-        infos = {info.id: info for info in self.source.classes}
-        return [infos[class_id] for group in groups for class_id in group.classes]
+        """Return the classes of these groups, in their order."""
+        by_id = {class_info.id: class_info for class_info in self.source.classes}
+        class_ids = chain.from_iterable(group.classes for group in groups)
+        return [by_id[class_id] for class_id in class_ids]
 
     def default_run(self) -> Path:
+        # 48 bits of a hash: a name that can be typed, and no two runs of one user meet.
         return Path("runs") / fingerprint(essence(self.identity))[:12]
 
 
@@ -175,11 +178,11 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     """
     device = resolve_device(config.device)
     dtype = resolve_precision(config.precision, device)
-    begun = {} if run is None else options_of(run)
-    model = open_model(config.model, _revision(config, begun))
+    saved_options = {} if run is None else options_of(run)
+    model = open_model(config.model, _revision(config, saved_options))
     # A run's images and the cache are no classes of the next run, wherever they are.
-    own = [path for path in (run, artifacts, artifacts / "latents", artifacts / "engines") if path is not None]
-    source = open_source(config.data, prompts=config.prompts, own=own)
+    excluded = [artifacts, artifacts / "latents", artifacts / "engines", *([] if run is None else [run])]
+    source = open_source(config.data, prompts=config.prompts, own=excluded)
     source = source if config.classes is None else subset(source, config.classes)
     if not config.allow_unknown_prompts:
         require_known_prompts(model, source.classes)
@@ -189,7 +192,7 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
         _require_gpu_kmeans(config, device)
     resolution = model.resolution if config.resolution is None else config.resolution
     image_size = resolution if config.image_size is None else config.image_size
-    model.latent_shape(resolution)
+    model.latent_shape(resolution)  # refuses a resolution that the networks cannot halve as often as they do
     require(config.steps <= model.train_timesteps, f"--steps can be at most {model.train_timesteps} with this model")
     schedule = open_schedule(
         model.path, config.steps, config.strength, scheduler=config.scheduler, interval=config.interval
@@ -197,12 +200,7 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     _require_guidance(config, model)
     precision: FloatType = "fp32" if dtype == torch.float32 else "fp16"
     exports = partial(exports_of, model.sha256, precision, resolution, artifacts)
-    if config.compile:
-        artifact, reason = None, "torch, through torch.compile"
-    else:
-        artifact, reason = choose_engine(config.engine, exports, model, device, begun.get("engine"))
-    if artifact is not None and not schedule.whole_timesteps:
-        artifact, reason = None, f"torch; {_hindrance(schedule, config.engine)}"
+    artifact, reason = engine_for(config, exports, model, device, schedule, saved_options.get("engine"))
     resolved = dataclasses.replace(
         config,
         data=_absolute(config.data),
@@ -221,77 +219,10 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     )
 
 
-def _revision(config: DistillConfig, begun: Mapping[str, Any]) -> str | None:
-    """The one asked for; else, in a run that was begun on a model from the hub, the commit it was begun on."""
-    same = config.revision is None and begun.get("model") == config.model
-    return begun.get("revision") if same else config.revision
-
-
-def choose_engine(
-    wanted: Engine,
-    exports: Callable[[], Sequence[Artifact]],
-    model: Model,
-    device: torch.device,
-    begun_with: Engine | None,
-) -> tuple[Artifact | None, str]:
-    """The exported networks to run on, None for PyTorch, and why, for the log.
-
-    "auto" keeps the engine of a run that was begun; else it takes the certified export that was the fastest when it
-    was made, if that was faster than PyTorch.
-
-    Raises:
-        D4MError: an engine was asked for by name, or the run was begun with it, and it cannot be used.
-    """
-    automatic = wanted == "auto" and begun_with is None
-    engine = begun_with if wanted == "auto" and begun_with is not None else wanted
-    if engine == "torch":
-        return None, "torch"
-    if engine != "auto":
-        ENGINES[engine].require_device(device)
-    sets = [a for a in exports() if engine in ("auto", a.engine)]
-    if automatic and not sets:
-        return None, "torch"
-    if not sets:
-        raise ModelError(f"--engine {engine}: this model is not exported at this resolution; run d4m-fast export first")
-    ranked = sorted(sets, key=lambda a: -1.0 if a.speed is None else -a.speed)
-    usable, refusals = _usable(ranked, model, device)
-    if not usable and not automatic:
-        raise refusals[0]
-    if not usable:
-        return None, f"torch; the {ranked[0].engine} export cannot be used ({refusals[0]})"
-    faster = f"{usable[0].speed:.2f} times PyTorch's images per second when it was exported"
-    if automatic and usable[0].speed is not None and usable[0].speed < 1:
-        return None, f"torch; {usable[0].engine} had {faster}"
-    count = usable[0].certificate["images"]["count"]
-    return usable[0], f"{usable[0].engine}, certified on {count} images; {faster}"
-
-
-def _usable(sets: Sequence[Artifact], model: Model, device: torch.device) -> tuple[list[Artifact], list[D4MError]]:
-    """The sets that may be run here, and why the others may not."""
-    usable, refusals = list[Artifact](), list[D4MError]()
-    for artifact in sets:
-        try:
-            engine = ENGINES[artifact.engine]
-            engine.require_device(device)
-            engine.require_library(device, artifact.certificate["library"])
-            artifact.check(model.sha256, device_name(device))
-            usable.append(artifact)
-        except (ModelError, PreflightError, DamageError) as error:
-            refusals.append(error)
-    return usable, refusals
-
-
-def _hindrance(schedule: Schedule, engine: Engine) -> str:
-    """Why PyTorch computes a schedule that exported networks cannot.
-
-    Raises:
-        ModelError: the engine was asked for by name.
-    """
-    first = next(step.timestep for step in schedule.steps if not isinstance(step.timestep, int))
-    cause = f"the schedule has timestep {first:g}, between two noise levels, and exported networks take whole ones"
-    if engine != "auto":
-        raise ModelError(f"--engine {engine}: {cause}; use --engine torch or another --scheduler")
-    return cause
+def _revision(config: DistillConfig, saved_options: Mapping[str, Any]) -> str | None:
+    """Return the revision asked for; else, in a run that is there on the same model, the commit that it has."""
+    goes_on = config.revision is None and saved_options.get("model") == config.model
+    return saved_options.get("revision") if goes_on else config.revision
 
 
 def _require_guidance(config: DistillConfig, model: Model) -> None:
@@ -303,7 +234,7 @@ def _require_guidance(config: DistillConfig, model: Model) -> None:
 
 
 def _absolute(name: str) -> str:
-    """So that a run can be evaluated, or gone on with, from anywhere."""
+    """Return an absolute path, so that a run can be evaluated, or gone on with, from anywhere."""
     return name if name == BUNDLED else str(Path(name).resolve())
 
 
@@ -316,10 +247,12 @@ def _require_gpu_kmeans(config: DistillConfig, device: torch.device) -> None:
 
 def _require_images(source: Source, ipc: int) -> None:
     counts = {class_id: len(items) for class_id, items in by_class(source.items).items()}
-    for info in source.classes:
-        count = counts.get(info.id, 0)
+    for class_info in source.classes:
+        count = counts.get(class_info.id, 0)
         if count < ipc:
-            raise DataError(f"class {info.folder}: {count} images, fewer than --ipc {ipc}; lower it or add images")
+            raise DataError(
+                f"class {class_info.folder}: {count} images, fewer than --ipc {ipc}; lower it or add images"
+            )
 
 
 def require_disk(job: Job, run: Path, artifacts: Path) -> None:
@@ -340,7 +273,7 @@ def require_disk(job: Job, run: Path, artifacts: Path) -> None:
 
 
 def default_artifacts() -> Path:
-    """The user's cache directory, by the XDG convention: an empty variable is none, a relative one is invalid.
+    """Return the user's cache directory, by the XDG convention: an empty variable is none, a relative one is invalid.
 
     Raises:
         PreflightError: the user has none.

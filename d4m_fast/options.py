@@ -1,4 +1,4 @@
-"""How options are declared: made from the fields of a config, with values from flags or a file, in grouped help."""
+"""Command-line options, made from the fields of a config, with values from flags or a file, in sections of the help."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import dataclasses
 import json
 import types
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
 
+from d4m_fast.config.distill import DistillConfig
 from d4m_fast.config.fields import Group, Setting, flag_of, settings_of
 from d4m_fast.config.generation import SETTINGS, GenerationConfig
 from d4m_fast.console import hushed
@@ -28,7 +29,7 @@ NAMES_WIDTH = 30  # of the help's first column by Click's default; longer names 
 
 
 class Choice(click.Choice[str]):
-    """One of a set of words; the message about any other names the nearest."""
+    """Type of an option with a set of words; a message about any other word names the nearest."""
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         message, question = super().get_invalid_choice_message(value, ctx), did_you_mean(str(value), self.choices)
@@ -63,15 +64,15 @@ class Command(click.Command):
 
 def command(function: Function) -> Command:
     """Make a command of a function, with the options that every command has after its own."""
-    made = click.command(cls=Command)(function)
-    made.params += (
+    new_command = click.command(cls=Command)(function)
+    new_command.params += (
         Option(
             ["--config"],
             group=Group.OUTPUT,
             type=PATH,
             is_eager=True,
             expose_value=False,
-            callback=_load,
+            callback=_load_defaults,
             help="Options from a TOML file or a run's config.json; flags win over them.",
         ),
         Option(
@@ -83,7 +84,7 @@ def command(function: Function) -> Command:
         ),
         Option(["--json", "as_json"], group=Group.OUTPUT, is_flag=True, help="Print the result as JSON on stdout."),
     )
-    return made
+    return new_command
 
 
 def option(*names: str, group: Group, **attributes: Any) -> Callable[[Function], Function]:
@@ -117,7 +118,7 @@ def _parsed(annotation: Any, described: Setting) -> dict[str, Any]:
     if annotation == int | Literal["auto"]:
         return {"type": auto_or_number, "metavar": "[auto|INTEGER]"}
     if get_origin(annotation) in (Union, types.UnionType):
-        (annotation,) = (part for part in get_args(annotation) if part is not types.NoneType)
+        (annotation,) = (kind for kind in get_args(annotation) if kind is not types.NoneType)
     if get_origin(annotation) is Literal:
         return {"type": Choice(get_args(annotation))}
     if annotation is bool:
@@ -132,14 +133,14 @@ def auto_or_number(text: str) -> int | str:
 
 def _help(field: dataclasses.Field[Any], described: Setting) -> str:
     """Return an option's help with its default and its bounds."""
-    default = _shown_default(field, described)
-    notes = [*([f"default: {default}"] if default else []), *([described.range] if described.range else [])]
+    default = _default_text(field, described)
+    notes = [note for note in (f"default: {default}" if default else "", described.range) if note]
     return f"{described.help}  [{'; '.join(notes)}]" if notes else described.help
 
 
-def _shown_default(field: dataclasses.Field[Any], described: Setting) -> str:
-    if described.shown is not None:
-        return described.shown
+def _default_text(field: dataclasses.Field[Any], described: Setting) -> str:
+    if described.default_text is not None:
+        return described.default_text
     if isinstance(field.default, bool):
         return f"{'' if field.default else 'no-'}{flag_of(field, described).removeprefix('--')}"
     if isinstance(field.default, tuple):
@@ -153,12 +154,12 @@ def config_of(kind: type[Config], options: Mapping[str, Any]) -> Config:
     Raises:
         UsageError: the first option that is out of its bounds, or does not go with the others.
     """
-    given = {field.name: options[field.name] for field, _ in settings_of(kind)}
+    values = {field.name: options[field.name] for field, _ in settings_of(kind)}
     if issubclass(kind, GenerationConfig):
-        given = _without_overridden(given)
-        preset = given.pop("preset")
-        return kind.of_preset("reference" if preset is None else preset, **given)
-    return kind(**{name: value for name, value in given.items() if value is not None})
+        values = _without_overridden(values)
+        preset = values.pop("preset")
+        return kind.of_preset(DistillConfig.preset if preset is None else preset, **values)
+    return kind(**{name: value for name, value in values.items() if value is not None})
 
 
 def _without_overridden(options: dict[str, Any]) -> dict[str, Any]:
@@ -176,25 +177,20 @@ def _hush(context: click.Context, _: click.Parameter, quiet: bool) -> bool:
     return quiet
 
 
-def _load(context: click.Context, _: click.Parameter, file: Path | None) -> None:
+def _load_defaults(context: click.Context, _: click.Parameter, file: Path | None) -> None:
     """Take a file's options as defaults, which flags win over."""
     if file is None:
         return
+    parameter_names = dict[str, str]()  # of what a file may call them: by the parameter's name, or as the flag does
+    for parameter in context.command.params:
+        for name in (str(parameter.name), *parameter.opts):
+            parameter_names[name.lstrip("-").replace("-", "_")] = str(parameter.name)
+    options = _read_options(file, parameter_names)
     # As flags have them: of a number that is no integer, or of true, Click would make an integer without a word.
-    names = _parameters(context.command)
-    context.default_map = {names[name]: str(value) for name, value in _read_options(file, names).items()}
+    context.default_map = {parameter_names[name]: str(value) for name, value in options.items()}
 
 
-def _parameters(of_command: click.Command) -> dict[str, str]:
-    """Return the names that a file may have for each parameter: its flags', and its own."""
-    names = {str(parameter.name): str(parameter.name) for parameter in of_command.params}
-    for parameter in of_command.params:
-        for flag in parameter.opts:
-            names[flag.lstrip("-").replace("-", "_")] = str(parameter.name)
-    return names
-
-
-def _read_options(file: Path, known: Mapping[str, str]) -> dict[str, Any]:
+def _read_options(file: Path, known_names: Collection[str]) -> dict[str, Any]:
     """Return the options of a TOML file or of a run's config.json.
 
     Raises:
@@ -213,16 +209,16 @@ def _read_options(file: Path, known: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"--config {file}: its options are not a table")
     values = {name.replace("-", "_"): value for name, value in values.items() if value is not None}
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(set(values) - set(known_names))
     if unknown:
-        question = did_you_mean(unknown[0], known) if len(unknown) == 1 else ""
+        question = did_you_mean(unknown[0], known_names) if len(unknown) == 1 else ""
         raise UsageError(f"--config {file}: no such option: {', '.join(unknown)}{question}")
-    wrong = sorted(name for name, value in values.items() if not _is_option_value(value))
-    if wrong:
-        raise UsageError(f"--config {file}: {', '.join(wrong)}: must be a string, a number, true or false")
+    unusable = sorted(name for name, value in values.items() if not _is_option_value(value))
+    if unusable:
+        raise UsageError(f"--config {file}: {', '.join(unusable)}: must be a string, a number, true or false")
     return values
 
 
 def _is_option_value(value: object) -> bool:
-    """Whether it could have been given as a flag; no flag holds a NUL."""
+    """Whether a value could have been given as a flag; no flag holds a NUL."""
     return isinstance(value, (bool, int, float)) or (isinstance(value, str) and "\0" not in value)

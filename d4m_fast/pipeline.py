@@ -1,4 +1,4 @@
-"""The sentence this program is: encode, cluster, generate, write."""
+"""Distillation on one page: encode, cluster, generate, write."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from d4m_fast.storage.locks import locked
 
 
 def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: Progress) -> dict[str, Any]:
-    """Do what is left of a run; returns its summary.
+    """Do what is missing of a run, and return its summary.
 
     Args:
         path: of the run directory.
@@ -47,7 +47,7 @@ def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: P
 
 @dataclass(frozen=True)
 class _Distillation:
-    """One process's part of a run."""
+    """The part of a run that one process does."""
 
     job: Job
     run: RunDirectory
@@ -56,7 +56,7 @@ class _Distillation:
     progress: Progress
 
     def finish(self) -> dict[str, Any]:
-        plan, networks = self._planned()
+        plan, networks = self._open_plan()
         latents = self._latents(plan, networks)
         while groups := plan.without(self.run.committed(plan)):
             try:
@@ -68,15 +68,16 @@ class _Distillation:
             release(self.job.device)
         return self.run.finish(plan, latents.failures, latents.first_frames, self.watch)
 
-    def _planned(self) -> tuple[Plan, Networks]:
-        """The plan of a run that was begun, or a new one, kept; and the networks, with its threads."""
+    def _open_plan(self) -> tuple[Plan, Networks]:
+        """Return the saved plan of a run, or a new one, saved; and the networks, opened with its threads."""
         plan = self.run.saved_plan()
+        # A run that goes on has the threads it was begun with, on any machine: they are part of what fixes the bytes.
         torch.set_num_threads(self.job.threads if plan is None else plan.threads)
         with self.watch("import"):
             self.job.import_libraries()
         with self.watch("open"):
             networks = self.job.open_networks()
-        self.run.begin()
+        self.run.begin()  # only now: a model that cannot be opened leaves no run behind
         if plan is None:
             with self.watch("plan"):
                 plan = self._new_plan(networks)
@@ -86,17 +87,18 @@ class _Distillation:
         job = self.job
         batches = choose_batches(job, networks, job.schedule, job.encoded_with(self.artifacts))
         latents = job.latents_path(self.artifacts, batches.encode, job.threads).name
-        class_ids = [info.id for info in job.source.classes]
+        class_ids = [class_info.id for class_info in job.source.classes]
         plan = replace(make_plan(class_ids, job.config.ipc, batches, threads=job.threads), latents=latents)
         self.run.save_plan(plan)
         return plan
 
     def _latents(self, plan: Plan, networks: Networks) -> LatentStore:
-        """The latents of the source: from the artifacts, or encoded now as far as they are missing."""
-        job, fixed = self.job, (plan.encode_batch, plan.threads)
-        path = files.make_directory(job.latents_path(self.artifacts, *fixed))
+        """Return the latents of the source: from the artifacts, or encoded now as far as they are missing."""
+        job = self.job
+        made_by = job.latents_made_by(plan.encode_batch, plan.threads)
+        path = files.make_directory(job.latents_path(self.artifacts, plan.encode_batch, plan.threads))
         with locked(path):
-            latents = LatentStore(path, job.latents_made_by(*fixed), job.source.items, job.latent_shape)
+            latents = LatentStore(path, made_by, job.source.items, job.latent_shape)
             while not latents.complete:
                 try:
                     self._encode(latents, networks)
@@ -108,7 +110,7 @@ class _Distillation:
         return latents
 
     def _encode(self, latents: LatentStore, networks: Networks) -> None:
-        """What is missing of the latents, in one pass over the source."""
+        """Encode what is missing of the latents, in one pass over the source."""
         with Workers(self.watch) as workers:
             batches = encode(
                 self.job.source,
@@ -122,7 +124,7 @@ class _Distillation:
             self.progress.follow("encode", latents.fill(batches, workers).watched(self.watch, "encode"))
 
     def _generate(self, plan: Plan, groups: Sequence[Group], latents: LatentStore, networks: Networks) -> None:
-        """The groups that are not committed yet."""
+        """Make and write the images of the groups that are not committed yet."""
         job = self.job
         with Workers(self.watch) as workers:
             prototypes = cluster(job.classes_of(groups), latents, job.source, job.config)

@@ -1,4 +1,4 @@
-"""What the libraries must have before they are imported: without it they end the process themselves, or hang."""
+"""Checks of the machine before the libraries are imported, which end the process or hang where it has too little."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def _require_open_files() -> None:
 
 
 def _require_threads() -> None:
-    """By starting them: limits are of users, and of control groups, and others' threads count."""
+    """Start as many as a run does: limits are of users and of control groups, and others' threads count."""
     cores = os.cpu_count()
-    count, over = 2 * (1 if cores is None else cores) + SPARE_THREADS, threading.Event()
+    count, release = 2 * (1 if cores is None else cores) + SPARE_THREADS, threading.Event()
     threads = list[threading.Thread]()
     try:
         for _ in range(count):
-            threads.append(threading.Thread(target=over.wait))
+            threads.append(threading.Thread(target=release.wait))
             threads[-1].start()
     except RuntimeError as error:
         raise PreflightError(
             f"threads: no more than {len(threads) - 1} can be started, {count} are needed; raise the limit (ulimit -u)"
         ) from error
     finally:
-        over.set()
+        release.set()
         for thread in threads:
             if thread.ident is not None:
                 thread.join()

@@ -18,12 +18,12 @@ from d4m_fast.errors import ClosedPipeError, OutputError
 
 
 def printable(text: str) -> str:
-    r"""A line in which nothing acts on a terminal: ESC is `\x1b`, a newline `\n`, a byte that is not UTF-8 `\xff`."""
+    r"""Return a line that cannot act on a terminal: ESC is `\x1b`, a newline `\n`, a byte that is not UTF-8 `\xff`."""
     return _with_unseen(text, _escape)
 
 
 def printable_json(text: str) -> str:
-    """JSON of the same value, in which nothing acts on a terminal and everything can be encoded as UTF-8."""
+    """Return JSON of the same value, in which nothing acts on a terminal and everything can be encoded as UTF-8."""
     return _with_unseen(text, _json_escape)
 
 
@@ -116,12 +116,12 @@ def install() -> bool:
     closed = [descriptor for descriptor in (0, 1, 2) if not _is_open(descriptor)]
     for descriptor in closed:
         _discard(descriptor)
-    own = sys.stderr is None or sys.stderr is sys.__stderr__
-    if own:
+    owns_stderr = sys.stderr is None or sys.stderr is sys.__stderr__
+    if owns_stderr:
         sys.stderr = LogStream(2)
     if sys.stdout is None or sys.stdout is sys.__stdout__:
         sys.stdout = ResultStream(1, "utf-8" if sys.stdout is None else sys.stdout.encoding, closed=1 in closed)
-    return own
+    return owns_stderr
 
 
 def _is_open(descriptor: int) -> bool:

@@ -93,7 +93,10 @@ def test_distill_begins_with_five_everyday_options() -> None:
 def test_help_shows_every_default_and_every_bound(name: str, config: Any) -> None:
     texts = rows(name)
     for field, described in settings_of(config):
-        text, default = texts[flag_of(field, described)], field.default if described.shown is None else described.shown
+        text, default = (
+            texts[flag_of(field, described)],
+            field.default if described.default_text is None else described.default_text,
+        )
         if isinstance(default, tuple):
             default = ",".join(map(str, default))
         if default is False:

@@ -20,6 +20,7 @@ LAYERS = (
     ("certification",),
     ("planning",),
     ("options", "job", "diagnose"),
+    ("engine_choice",),
     ("console", "endings"),
     ("export",),
     ("measure",),

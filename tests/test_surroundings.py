@@ -26,7 +26,7 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 UNFRIENDLY = (sys.executable, str(ROOT / "tests" / "unfriendly.py"))
 FEW = (
     "tests/test_cli.py::test_same_bytes_after_a_signal[2-130-images/*/*.png]",
-    "tests/test_cli.py::test_help_shows_an_example_and_every_default",
+    "tests/test_help.py::test_help_shows_every_default_and_every_bound",
     "tests/sources/test_dataset.py::test_agrees_with_torchvision",
     "tests/test_surroundings.py::test_children_find_plain_surroundings",
 )

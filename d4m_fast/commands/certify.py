@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from d4m_fast.certification.request import Request
     from d4m_fast.certification.step import Step
 
-FAILED = 1
+FAILED = 1  # exit code: a check failed, and the certificate says which
 
 
 @command
@@ -68,22 +68,22 @@ def certify(
     config = config_of(CertifyConfig, options)
     request = prepare_certification(config, default_artifacts() if artifacts is None else artifacts, out)
     say_weights(request.model.weights_line, quiet)
-    known, missing = all_steps(request, now_and_then(quiet))
-    chosen = choose(known, steps)
+    runnable_steps, missing = all_steps(request, now_and_then(quiet))
+    selected_steps = choose(runnable_steps, steps)
     if list_only:
-        rows = _rows(request, known, missing)
-        say_result({"steps": rows}, as_json, lambda: [f"{name}: {state}" for name, state in rows.items()])
+        states = _states(request, runnable_steps, missing)
+        say_result({"steps": states}, as_json, lambda: [f"{name}: {state}" for name, state in states.items()])
         return
-    value = _certify(request, known, chosen, missing, quiet)
+    value = _certify(request, runnable_steps, selected_steps, missing, quiet)
     say_result(value, as_json, lambda: _lines(value, out))
     if not value["passed"]:
         sys.exit(FAILED)
 
 
 def _certify(
-    request: Request, known: list[Step], chosen: list[Step], missing: dict[str, str], quiet: bool
+    request: Request, runnable: list[Step], selected: list[Step], missing: dict[str, str], quiet: bool
 ) -> dict[str, Any]:
-    """Run what is chosen; the certificate is written anew after each step."""
+    """Run the selected steps and return the certificate, which is written anew after each of them."""
     import torch
 
     from d4m_fast.certification.certificate import certificate, path_of
@@ -94,20 +94,23 @@ def _certify(
     from d4m_fast.storage.state import MACHINE, write_state
 
     torch.set_num_threads(request.config.threads)
-    full_fp32()
+    full_fp32()  # TF32 would be a third precision, between those that are compared
     with locked(files.make_directory(request.folder)):
         files.sweep(request.folder)
-        for _ in track("certify", run(chosen, request.folder), quiet):
-            write_state(path_of(request.folder), MACHINE, certificate(request, known, missing))
-        return certificate(request, known, missing)
+        for _ in track("certify", run(selected, request.folder), quiet):
+            write_state(path_of(request.folder), MACHINE, certificate(request, runnable, missing))
+        return certificate(request, runnable, missing)
 
 
-def _rows(request: Request, known: list[Step], missing: dict[str, str]) -> dict[str, str]:
+def _states(request: Request, runnable: list[Step], missing: dict[str, str]) -> dict[str, str]:
+    """Return for every step whether it is done, or why it cannot be done here."""
     from d4m_fast.certification.step import recorded
 
-    records = {step.name: recorded(request.folder, step) for step in known}
-    states = {n: "to do" if r is None else "done" if r["passed"] else "failed" for n, r in records.items()}
-    return states | {name: f"not here: {why}" for name, why in missing.items()}
+    states = dict[str, str]()
+    for step in runnable:
+        record = recorded(request.folder, step)
+        states[step.name] = "to do" if record is None else "done" if record["passed"] else "failed"
+    return states | {name: f"not here: {reason}" for name, reason in missing.items()}
 
 
 def _render(file: Path, into: Path | None) -> None:
@@ -128,5 +131,6 @@ def _lines(value: dict[str, Any], out: Path) -> list[str]:
         rate = "not timed" if row["generate"] is None else f"{row['generate']:.3g} images/s"
         lines.append(f"  {name}: {rate}")
     lines += [f"failed: {problem}" for problem in value["failed"]]
-    lines += [f"to do: {', '.join(value['to_do'])}"] if value["to_do"] else []
-    return [*lines, *(f"not here: {name}: {why}" for name, why in value["not_here"].items())]
+    if value["to_do"]:
+        lines.append(f"to do: {', '.join(value['to_do'])}")
+    return [*lines, *(f"not here: {name}: {reason}" for name, reason in value["not_here"].items())]

@@ -28,6 +28,7 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
     """
     from d4m_fast.flow.stopwatch import Stopwatch
 
+    # Before the imports, which take seconds: a wrong option is answered at once.
     config, watch = config_of(DistillConfig, options), Stopwatch()
     with watch("import"):
         import diffusers.schedulers  # noqa: F401  # what `prepare` reads the schedule off

@@ -19,16 +19,19 @@ def doctor(as_json: bool, quiet: bool) -> None:
     """
     from d4m_fast.diagnose import diagnose
 
-    found = diagnose()
-    say_result(found, as_json, lambda: _lines(found))
+    report = diagnose()
+    say_result(report, as_json, lambda: _lines(report))
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
-    libraries = [f"  {name} {'not installed' if v is None else v}" for name, v in found["libraries"].items()]
-    engines = [
-        f"  {name}: {'yes' if engine['available'] else 'no'}, {engine['reason']}"
-        for name, engine in found["engines"].items()
+def _lines(report: dict[str, Any]) -> list[str]:
+    lines = [
+        f"d4m-fast {report['d4m-fast']}, Python {report['python']}, {report['platform']}",
+        f"{report['cores']} cores, {report['threads']} threads; devices: {', '.join(report['devices'])}",
+        "engines:",
     ]
-    head = f"d4m-fast {found['d4m-fast']}, Python {found['python']}, {found['platform']}"
-    machine = f"{found['cores']} cores, {found['threads']} threads; devices: {', '.join(found['devices'])}"
-    return [head, machine, "engines:", *engines, "libraries:", *libraries]
+    for name, engine in report["engines"].items():
+        lines.append(f"  {name}: {'yes' if engine['available'] else 'no'}, {engine['reason']}")
+    lines.append("libraries:")
+    for name, version in report["libraries"].items():
+        lines.append(f"  {name} {'not installed' if version is None else version}")
+    return lines

@@ -53,7 +53,7 @@ def _save(run: Path, subject: Subject, scores: Sequence[Result]) -> None:
 
 
 def _students(run: Path, config: EvaluateConfig) -> tuple[Subject, Callable[[], Sized[Result]]]:
-    """What is to be measured, and the training that measures it."""
+    """Return the subject of the measurement, and the training that measures it."""
     from d4m_fast.evaluation.evaluate import evaluate as plan
     from d4m_fast.evaluation.protocols import PROTOCOLS
     from d4m_fast.evaluation.relabel import open_teacher, weights_sha256
@@ -64,12 +64,13 @@ def _students(run: Path, config: EvaluateConfig) -> tuple[Subject, Callable[[], 
     require_finished(run)
     distilled = open_source(str(run), prompts_needed=False)
     origin = source_of(run) if config.train_data is None or config.test_data is None else None
-    train = open_source(_known("--train-data", config.train_data, origin), prompts_needed=False)
-    test = open_source(_known("--test-data", config.test_data, origin), split="test", prompts_needed=False)
+    train = open_source(_data_name("--train-data", config.train_data, origin), prompts_needed=False)
+    test = open_source(_data_name("--test-data", config.test_data, origin), split="test", prompts_needed=False)
     if test.fingerprint == train.fingerprint:
         raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
     soft = config.label_kind == "soft"
-    teacher = open_teacher(config.teacher, [info.prompt for info in test.classes]) if soft else None
+    prompts = [test_class.prompt for test_class in test.classes]
+    teacher = open_teacher(config.teacher, prompts) if soft else None
     subject = Subject(
         run=str(run),
         images_per_class=len(distilled.items) // len(distilled.classes),
@@ -95,8 +96,13 @@ def _students(run: Path, config: EvaluateConfig) -> tuple[Subject, Callable[[], 
     )
 
 
-def _known(option: str, given: str | None, origin: str | None) -> str:
-    value = origin if given is None else given
-    if value is None:
-        raise UsageError(f"{option} is needed: this directory does not say what it was made from")
-    return value
+def _data_name(flag: str, value: str | None, origin: str | None) -> str:
+    """Return an option's value, or what the run was made from where it has none.
+
+    Raises:
+        UsageError: neither is known, as of a directory of another method's images.
+    """
+    name = origin if value is None else value
+    if name is None:
+        raise UsageError(f"{flag} is needed: this directory does not say what it was made from")
+    return name

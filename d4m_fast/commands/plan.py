@@ -29,7 +29,7 @@ def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:
     from d4m_fast.planning import tables
     from d4m_fast.planning.calculate import calculate
 
-    config = _counted(config_of(PlanConfig, options))
+    config = _with_counts(config_of(PlanConfig, options))
     request, figures, build = calculate(config)
     value = {**tables.to_json(request, figures, build), "engine": config.engine, "model": config.model}
     value["generation"] = {name: getattr(config, name) for name in ("preset", *SETTINGS, "unproven")}
@@ -40,7 +40,7 @@ def plan(as_json: bool, quiet: bool, explain: bool, **options: Any) -> None:
     say_result(value, as_json, lambda: [head, *lines_of(tables.table(figures, explain)), tables.build_text(build)])
 
 
-def _counted(config: PlanConfig) -> PlanConfig:
+def _with_counts(config: PlanConfig) -> PlanConfig:
     """Return the config with the dataset's size in, counted or as given."""
     if config.data is None:
         return replace(

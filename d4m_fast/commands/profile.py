@@ -60,7 +60,7 @@ def profile(
     from d4m_fast.profiling.session import open_session
 
     older, request = None if against is None else compare.read_older(against), config_of(ProfileConfig, options)
-    require(floor >= 0, f"--floor must be at least 0, not {floor}")  # nor NaN
+    require(floor >= 0, f"--floor must be at least 0, not {floor}")  # NaN is refused, too
     _check_outputs(trace, plot)
     session = open_session(request, default_artifacts() if artifacts is None else artifacts)
     for job in () if quiet else session.jobs:
@@ -69,8 +69,8 @@ def profile(
         pass
     value = session.to_json()
     comparison = None if older is None else compare.compare(older, value, floor, request)
-    whole = value if comparison is None else {**value, "against": comparison.to_json()}
-    say_result(whole, as_json, lambda: [*lines_of(tables.table(value)), *tables.notes(value)])
+    result = value if comparison is None else {**value, "against": comparison.to_json()}
+    say_result(result, as_json, lambda: [*lines_of(tables.table(value)), *tables.notes(value)])
     _write(value, session.events, trace, plot)
     if comparison is not None:
         for line in tables.compared(comparison):
@@ -79,7 +79,7 @@ def profile(
 
 
 def _check_outputs(trace: Path | None, plot: Path | None) -> None:
-    """Refuse before anything is measured."""
+    """Refuse files that cannot be written, before minutes are spent on measuring."""
     for file in (trace, plot):
         if file is not None:
             files.make_directory(file.absolute().parent)
@@ -92,7 +92,7 @@ def _check_outputs(trace: Path | None, plot: Path | None) -> None:
 
 
 def _write(value: dict[str, Any], events: Sequence[Event], trace: Path | None, plot: Path | None) -> None:
-    """The files that were asked for."""
+    """Write the trace and the plot, as far as they are asked for."""
     if trace is not None:
         from d4m_fast.profiling.trace import chrome_trace
 

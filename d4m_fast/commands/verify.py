@@ -17,7 +17,7 @@ from d4m_fast.options import PATH, command, option
 if TYPE_CHECKING:
     from d4m_fast.runs.verify import Verdict
 
-SHOWN = 20
+MOST_FINDINGS = 20  # lines on a terminal; --json has all
 
 
 @command
@@ -43,18 +43,18 @@ def verify(run: Path, deep: bool, repair: bool, as_json: bool, quiet: bool) -> N
     from d4m_fast.runs.verify import verify as check
 
     verdict = check(run, deep=deep, repair=repair)
-    to_go_on = _command(run)
-    value = {**verdict.to_json(), "command": None if verdict.whole else to_go_on}
+    resuming_command = _resuming_command(run)
+    value = {**verdict.to_json(), "command": None if verdict.whole else resuming_command}
     if not (quiet and verdict.whole) or as_json:
-        say_result(value, as_json, lambda: _lines(verdict, to_go_on))
+        say_result(value, as_json, lambda: _lines(verdict, resuming_command))
     if verdict.findings:
         sys.exit(DamageError.exit_code)
     if not verdict.finished:
         sys.exit(D4MError.exit_code)
 
 
-def _command(run: Path) -> str:
-    """What makes the rest of a run."""
+def _resuming_command(run: Path) -> str:
+    """Return the command that makes what is missing of a run."""
     from d4m_fast.storage.state import CONFIG, require_state
 
     config = run / "config.json"
@@ -62,32 +62,31 @@ def _command(run: Path) -> str:
     return " ".join(["d4m-fast distill", *(f"--{name} {shlex.quote(str(place))}" for name, place in places.items())])
 
 
-def _lines(verdict: Verdict, command: str) -> list[str]:
-    lines = [f"{f.problem}: {verdict.run / f.file} ({f.reason})" for f in verdict.findings[:SHOWN]]
-    if len(verdict.findings) > SHOWN:
-        lines.append(f"and {len(verdict.findings) - SHOWN:,} more; --json has all")
+def _lines(verdict: Verdict, resuming_command: str) -> list[str]:
+    lines = [f"{f.problem}: {verdict.run / f.file} ({f.reason})" for f in verdict.findings[:MOST_FINDINGS]]
+    if len(verdict.findings) > MOST_FINDINGS:
+        lines.append(f"and {len(verdict.findings) - MOST_FINDINGS:,} more; --json has all")
+    if verdict.findings:
+        state = f"{len(verdict.findings):,} files are not as recorded"
+    else:
+        state = "whole" if verdict.finished else "sound, but not finished"
     lines.append(
-        f"{verdict.run}: {_state(verdict)}; {verdict.images:,} images compared,"
+        f"{verdict.run}: {state}; {verdict.images:,} images compared,"
         f" {verdict.committed:,} of {verdict.groups:,} groups committed"
     )
     if verdict.removed:
         lines.append(f"removed: {', '.join(verdict.removed)}")
-    advice = _advice(verdict, command)
+    advice = _advice(verdict, resuming_command)
     return [*lines, *([advice] if advice else [])]
 
 
-def _state(verdict: Verdict) -> str:
-    if verdict.findings:
-        return f"{len(verdict.findings):,} files are not as recorded"
-    return "whole" if verdict.finished else "sound, but not finished"
-
-
-def _advice(verdict: Verdict, command: str) -> str:
+def _advice(verdict: Verdict, resuming_command: str) -> str:
+    """Return what to do about a run; empty for a whole one."""
     if verdict.whole:
         return ""
-    to_redo = [f for f in verdict.findings if f.problem != "foreign"]
-    if to_redo and not verdict.removed:
-        return "to have exactly these made again: the same command with --repair, then " + command
-    if verdict.findings and not to_redo:
+    has_damage = any(finding.problem != "foreign" for finding in verdict.findings)
+    if has_damage and not verdict.removed:
+        return "to have exactly these made again: the same command with --repair, then " + resuming_command
+    if verdict.findings and not has_damage:
         return "foreign files are yours to remove"
-    return f"to go on: {command}"
+    return f"to go on: {resuming_command}"

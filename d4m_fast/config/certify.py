@@ -27,14 +27,14 @@ class CertifyConfig:
     revision: str | None = same_as(ExportConfig, "revision")
     resolution: int | None = same_as(ExportConfig, "resolution")
     images: int | None = setting(
-        None, group=Group.MEASUREMENT, help="To compare on.", shown="32, fewer of a large model", minimum=1
+        None, group=Group.MEASUREMENT, help="To compare on.", default_text="32, fewer of a large model", minimum=1
     )
     seconds: float = setting(60.0, group=Group.MEASUREMENT, help="Of each steady state.", above=0)
     batches: str | None = setting(
         None,
         group=Group.MEASUREMENT,
         help="Images per call to try: 1,8,64.",
-        shown="powers of two while they pay",
+        default_text="powers of two while they pay",
     )
     device: str = same_as(DistillConfig, "device")
     threads: int = same_as(DistillConfig, "threads", factory=available_threads)

@@ -21,7 +21,7 @@ from d4m_fast.config.generation import PRESETS, UNPROVEN, GenerationConfig, Pres
 from d4m_fast.errors import require
 
 NEGATIVE_PROMPT = "cartoon, anime, painting"  # the official code's; the paper's main text has none
-_FAST = ", ".join(name for name in PRESETS if name != "reference")
+_FASTER_PRESETS = ", ".join(name for name in PRESETS if name != "reference")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class DistillConfig(GenerationConfig):
         max_bad_fraction: images left out (damaged, or that no decoder reads) that are tolerated, as a part of all.
     """
 
+    # What is distilled, and with which model.
     data: str = setting(
         "bundled", group=Group.EVERYDAY, help="'bundled', or a directory: an ImageFolder, IDX or CIFAR files."
     )
@@ -55,15 +56,16 @@ class DistillConfig(GenerationConfig):
         None,
         group=Group.MODEL,
         help="Commit, tag or branch of a model from the hub.",
-        shown="main, recorded as a commit",
+        default_text="main, recorded as a commit",
     )
     ipc: int = setting(10, group=Group.EVERYDAY, help="Images per class.", minimum=1)
     classes: str | None = setting(
         None,
         group=Group.DATA,
         help="Only these ids, ranges or folder names, comma-separated; ids stay those of the full set.",
-        shown="all",
+        default_text="all",
     )
+    # Clusters of the latents, one per image.
     kmeans: KMeansMethod = setting("auto", group=Group.CLUSTERING, help="minibatch is the official code's.")
     kmeans_on: KMeansDevice = setting(
         "cpu", group=Group.CLUSTERING, help="gpu: CuPy kernels, on --device; not yet run on one by us."
@@ -74,21 +76,26 @@ class DistillConfig(GenerationConfig):
     latent: LatentKind = setting(
         "sample", group=Group.CLUSTERING, help="Draw from the VAE's posterior, or take its mean."
     )
+    # Pixels.
     resolution: int | None = setting(
-        None, group=Group.MODEL, help="Side of encoded and generated images.", shown="the model's", minimum=1
+        None, group=Group.MODEL, help="Side of encoded and generated images.", default_text="the model's", minimum=1
     )
     image_size: int | None = setting(
-        None, group=Group.OUTPUT, help="Side of the written images.", shown="the resolution", minimum=1
+        None, group=Group.OUTPUT, help="Side of the written images.", default_text="the resolution", minimum=1
     )
     format: ImageFormat = setting(
         "png", group=Group.OUTPUT, help="png is lossless; jpeg (4:4:4) and webp have quality 95."
     )
-    prompts: str | None = setting(None, group=Group.DATA, help="'official', or a file of prompts.", shown="class names")
+    # Prompts.
+    prompts: str | None = setting(
+        None, group=Group.DATA, help="'official', or a file of prompts.", default_text="class names"
+    )
     allow_unknown_prompts: bool = setting(False, group=Group.DATA, help="Prompts the model says it does not know, too.")
+    # Generation, from prototypes and prompts.
     preset: PresetName = setting(
         "reference",
         group=Group.GENERATION,
-        help=f"Settings of generation. reference: the official ones. {_FAST}: fewer UNet calls, {UNPROVEN};"
+        help=f"Settings of generation. reference: the official ones. {_FASTER_PRESETS}: fewer UNet calls, {UNPROVEN};"
         " docs/presets.md has what they cost and give.",
     )
     scheduler: Scheduler = same_as(Preset, "scheduler")
@@ -98,6 +105,7 @@ class DistillConfig(GenerationConfig):
     steps: int = same_as(Preset, "steps")
     negative_prompt: str = setting(NEGATIVE_PROMPT, group=Group.GENERATION, help="Prompt to be guided away from.")
     seed: int = setting(0, group=Group.GENERATION, help="Seed of the run.")
+    # The machine.
     batch_size: int | Literal["auto"] = setting(
         "auto",
         group=Group.MACHINE,
@@ -105,7 +113,7 @@ class DistillConfig(GenerationConfig):
         minimum=1,
     )
     threads: int | None = setting(
-        None, group=Group.MACHINE, help="CPU threads.", shown="one per core", minimum=1, maximum=MOST_THREADS
+        None, group=Group.MACHINE, help="CPU threads.", default_text="one per core", minimum=1, maximum=MOST_THREADS
     )
     engine: Engine = setting("auto", group=Group.EVERYDAY, help="What computes the networks.")
     precision: Precision = setting("auto", group=Group.MACHINE, help="auto: fp16 on GPUs, fp32 on CPUs.")

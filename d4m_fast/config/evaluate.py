@@ -25,13 +25,13 @@ class EvaluateConfig:
         None,
         group=Group.EVERYDAY,
         help="Real images for the random arm.",
-        shown="what the run was made from",
+        default_text="what the run was made from",
     )
     test_data: str | None = setting(
         None,
         group=Group.EVERYDAY,
         help="Real test images.",
-        shown="the test split of what the run was made from",
+        default_text="the test split of what the run was made from",
     )
     teacher: str = setting("bundled", group=Group.STUDENTS, help="Teacher directory, for soft labels.")
     student: Literal["convnet3"] = setting("convnet3", group=Group.STUDENTS, help="Network that is trained.")
@@ -44,7 +44,7 @@ class EvaluateConfig:
         factory=available_threads,
         group=Group.MACHINE,
         help="Students trained side by side.",
-        shown="one per core",
+        default_text="one per core",
         minimum=1,
         maximum=MOST_THREADS,
     )

@@ -25,23 +25,24 @@ class ExportConfig:
         threads: of the comparison and of the timing, CPU.
     """
 
+    # What is exported, and the images it is compared on.
     model: str = same_as(DistillConfig, "model", help="'bundled', a directory, or a hub id.")
     data: str = same_as(DistillConfig, "data", help="Real images to compare engines on.")
-    revision: str | None = same_as(DistillConfig, "revision", shown="main")
+    revision: str | None = same_as(DistillConfig, "revision", default_text="main")
     engine: ExportedEngine = setting("onnx", group=Group.EVERYDAY, help="Whose format to export to.")
     precision: FloatType = setting("fp32", group=Group.EVERYDAY, help="Of the exported networks.")
     target: str | None = setting(
         None,
         group=Group.MACHINE,
         help="Build engines ahead of time, for these: sm80,sm89.",
-        shown="the GPU here",
+        default_text="the GPU here",
     )
     resolution: int | None = same_as(DistillConfig, "resolution", help="Side of the images.")
     static_batch: int | None = setting(
         None,
         group=Group.MODEL,
         help="Images per call, fixed.",
-        shown="any number",
+        default_text="any number",
         minimum=1,
         maximum=MOST_IMAGES_PER_CALL,
     )
@@ -49,6 +50,7 @@ class ExportConfig:
         50, group=Group.MODEL, help="Images an engine takes.", minimum=1, maximum=MOST_IMAGES_PER_CALL
     )
     level: int = setting(3, group=Group.MODEL, help="Of TensorRT's builder.", minimum=0, maximum=5)
+    # How it is compared, and where.
     images: int = setting(32, group=Group.MEASUREMENT, help="To compare engines on.", minimum=1)
     device: str = same_as(DistillConfig, "device", help="Where to compare: auto, cpu, cuda or cuda:1.")
     threads: int = same_as(DistillConfig, "threads", factory=available_threads)

@@ -37,7 +37,7 @@ class Setting:
     Attributes:
         help: one sentence or phrase for `--help`.
         flag: its name on the command line where that is not the field's.
-        shown: what the help shows as the default, where the default itself does not say what happens.
+        default_text: what the help shows as the default, where the default itself does not say what happens.
         minimum, maximum: numbers that are admitted themselves.
         above, below: bounds that are not admitted themselves.
         parse: makes the value of a flag's text, for types that have no parser of their own.
@@ -46,7 +46,7 @@ class Setting:
     help: str
     group: Group
     flag: str | None = None
-    shown: str | None = None
+    default_text: str | None = None
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None
@@ -56,6 +56,7 @@ class Setting:
     def admits(self, value: float) -> bool:
         """Whether a number is finite and within the bounds; NaN is not."""
         return (
+            # Of floats only: isfinite fails on integers that are too large for one.
             not (isinstance(value, float) and not math.isfinite(value))
             and (self.minimum is None or value >= self.minimum)
             and (self.maximum is None or value <= self.maximum)
@@ -89,12 +90,8 @@ def setting(default: Any = MISSING, *, factory: Callable[[], Any] | None = None,
 def same_as(config: type, name: str, *, default: Any = MISSING, factory: Any = None, **changed: Any) -> Any:
     """Declare an option as another config has it, but for what is named."""
     (field,) = (field for field in dataclasses.fields(config) if field.name == name)
-    described = {**_attributes(field.metadata[_KEY]), **changed}
-    return setting(field.default if default is MISSING else default, factory=factory, **described)
-
-
-def _attributes(described: Setting) -> dict[str, Any]:
-    return {field.name: getattr(described, field.name) for field in dataclasses.fields(Setting)}
+    attributes = {slot: getattr(field.metadata[_KEY], slot) for slot in Setting.__slots__}
+    return setting(field.default if default is MISSING else default, factory=factory, **{**attributes, **changed})
 
 
 def settings_of(config: Any) -> Iterator[tuple[dataclasses.Field[Any], Setting]]:

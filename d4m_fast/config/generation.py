@@ -13,12 +13,14 @@ from d4m_fast.config.fields import Group, setting
 from d4m_fast.errors import UsageError, require
 
 UNPROVEN = "not yet proven on Stable Diffusion 1.5"
+# No sign and no exponent: parts of a schedule are plain decimals from 0 to 1.
 _INTERVAL = re.compile(r"([0-9]*\.?[0-9]+):([0-9]*\.?[0-9]+)")
 
 
 def _of_preset(default: Any, **described: Any) -> Any:
-    shown = described.pop("shown", default)
-    return setting(default, group=Group.GENERATION, shown=f"{shown}, or the preset's", **described)
+    """Declare a setting that every preset has a value of its own for."""
+    text = described.pop("default_text", default)
+    return setting(default, group=Group.GENERATION, default_text=f"{text}, or the preset's", **described)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Preset:
         guidance_interval: "LOW:HIGH", parts of the noise schedule; steps outside run without guidance.
     """
 
+    # The defaults are those of D4M's official code.
     scheduler: Scheduler = _of_preset(
-        "model", help="Sampler; 'model' is the model directory's own.", shown="the model's own"
+        "model", help="Sampler; 'model' is the model directory's own.", default_text="the model's own"
     )
     steps: int = _of_preset(50, help="Length of the whole schedule; steps x strength of it are run.", minimum=1)
     strength: float = _of_preset(0.7, help="How far up the noise schedule prototypes go.", above=0, maximum=1)
@@ -55,7 +58,7 @@ PRESETS: Mapping[PresetName, Preset] = MappingProxyType(
 
 
 class GenerationConfig:
-    """What configs with a preset and its settings have in common; they declare the fields, each in its own order."""
+    """Base of the configs with a preset and its settings; each declares the fields, in an order of its own."""
 
     preset: PresetName
     scheduler: Scheduler
@@ -67,8 +70,8 @@ class GenerationConfig:
     @classmethod
     def of_preset(cls, preset: PresetName, **options: Any) -> Self:
         """Return the config with the preset's value for each setting that is missing in `options`, or None there."""
-        given = {name: value for name, value in options.items() if value is not None}
-        return cls(**{**dataclasses.asdict(PRESETS[preset]), **given, "preset": preset})
+        explicit = {name: value for name, value in options.items() if value is not None}
+        return cls(**{**dataclasses.asdict(PRESETS[preset]), **explicit, "preset": preset})
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -81,7 +84,8 @@ class GenerationConfig:
     @property
     def unproven(self) -> bool:
         """Whether what saves UNet calls is set otherwise than in the official code."""
-        return any(getattr(self, f) != getattr(Preset, f) for f in ("scheduler", "steps", "guidance_interval"))
+        saving = ("scheduler", "steps", "guidance_interval")
+        return any(getattr(self, name) != getattr(Preset, name) for name in saving)
 
     def check_generation(self) -> None:
         """Refuse settings that make no step, or an interval that is none."""

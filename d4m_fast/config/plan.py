@@ -28,15 +28,18 @@ class PlanConfig(GenerationConfig):
         stored_labels: soft labels of every image and epoch are kept on the disk instead of made in the loop.
     """
 
+    # The run.
     model: str = same_as(
         DistillConfig, "model", default="sd15", help="'sd15' (shapes only), 'bundled', a directory, or a hub id."
     )
-    revision: str | None = same_as(DistillConfig, "revision", shown="main")
+    revision: str | None = same_as(DistillConfig, "revision", default_text="main")
     data: str | None = setting(None, group=Group.DATA, help="A dataset to count, instead of --images and --classes.")
     images: int | None = setting(
-        None, group=Group.DATA, help="Real images.", shown=f"{IMAGENET_IMAGES}, ImageNet-1K's", minimum=1
+        None, group=Group.DATA, help="Real images.", default_text=f"{IMAGENET_IMAGES}, ImageNet-1K's", minimum=1
     )
-    classes: int | None = setting(None, group=Group.DATA, help="How many.", shown=f"{IMAGENET_CLASSES}", minimum=1)
+    classes: int | None = setting(
+        None, group=Group.DATA, help="How many.", default_text=f"{IMAGENET_CLASSES}", minimum=1
+    )
     ipc: int = same_as(DistillConfig, "ipc")
     preset: PresetName = same_as(DistillConfig, "preset")
     scheduler: Scheduler = same_as(Preset, "scheduler")
@@ -52,9 +55,11 @@ class PlanConfig(GenerationConfig):
         group=Group.MEASUREMENT,
         help="Whose rows of --calibrate count; auto: the fastest's.",
     )
+    # The machine.
     precision: FloatType = setting("fp16", group=Group.MACHINE, help="Of the networks.")
     gpu: GpuName = setting("h100", group=Group.EVERYDAY, help="Which GPU.")
     gpus: int = setting(1, group=Group.EVERYDAY, help="How many of them.", minimum=1)
+    # The evaluation.
     student: Literal["resnet18", "convnet3"] = setting(
         "resnet18", group=Group.STUDENTS, help="Network that is trained."
     )
@@ -64,8 +69,9 @@ class PlanConfig(GenerationConfig):
     stored_labels: bool = setting(
         False, group=Group.STUDENTS, help="Soft labels of every epoch kept on the disk, fp16."
     )
+    # What was measured already.
     calibrate: Path | None = setting(
-        None, group=Group.MEASUREMENT, help="A profile's JSON, or certify.json.", shown="15% to 50% of the peak"
+        None, group=Group.MEASUREMENT, help="A profile's JSON, or certify.json.", default_text="15% to 50% of the peak"
     )
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,7 +19,8 @@ HOST = "host"  # in place of an engine, for what runs on none
 
 def parse_names(text: str) -> tuple[str, ...]:
     """Return the names of a list with commas, each once."""
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    names = (name.strip() for name in text.split(","))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def parse_stages(text: str) -> tuple[str, ...]:
@@ -30,12 +30,13 @@ def parse_stages(text: str) -> tuple[str, ...]:
 
 def parse_batches(text: str) -> tuple[int, ...]:
     """Return the numbers of a list, ascending."""
-    for part in parse_names(text):
+    numerals = parse_names(text)
+    for numeral in numerals:
         require(
-            part.isdecimal() and len(part) <= len(str(MOST_IMAGES_PER_CALL)),
-            f"--batches: {part!r} is not a whole number up to {MOST_IMAGES_PER_CALL}; a list like 1,8,32",
+            numeral.isdecimal() and len(numeral) <= len(str(MOST_IMAGES_PER_CALL)),
+            f"--batches: {numeral!r} is not a whole number up to {MOST_IMAGES_PER_CALL}; a list like 1,8,32",
         )
-    return tuple(sorted({int(part) for part in parse_names(text)}))
+    return tuple(sorted(set(map(int, numerals))))
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ class ProfileConfig:
         (1, 8, 32), group=Group.EVERYDAY, help="Images per call.", minimum=1, parse=parse_batches
     )
     stages: tuple[Stage, ...] = setting(
-        STAGES, group=Group.EVERYDAY, help=f"{', '.join(STAGES)}; several with commas.", shown="all", parse=parse_stages
+        STAGES,
+        group=Group.EVERYDAY,
+        help=f"{', '.join(STAGES)}; several with commas.",
+        default_text="all",
+        parse=parse_stages,
     )
     seconds: float = setting(
         1.0, group=Group.MEASUREMENT, help="Time at least, per stage, engine and batch.", minimum=0
@@ -88,9 +93,8 @@ class ProfileConfig:
         return stage in self.stages and of_engine and of_batch
 
 
-def _require_known(flag: str, names: Iterable[str], known: tuple[str, ...]) -> None:
-    listed = tuple(names)
-    require(len(listed) > 0, f"{flag}: none given; there are {', '.join(known)}")
-    unknown = next((name for name in listed if name not in known), None)
-    if unknown is not None:
-        raise UsageError(f"{flag}: {unknown!r} is none of {', '.join(known)}{did_you_mean(unknown, known)}")
+def _require_known(flag: str, names: tuple[str, ...], choices: tuple[str, ...]) -> None:
+    require(len(names) > 0, f"{flag}: none given; there are {', '.join(choices)}")
+    for name in names:
+        if name not in choices:
+            raise UsageError(f"{flag}: {name!r} is none of {', '.join(choices)}{did_you_mean(name, choices)}")
