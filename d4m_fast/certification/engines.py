@@ -1,4 +1,4 @@
-"""What a machine can run the networks on: PyTorch, torch.compile, ONNX Runtime, TensorRT, each in fp32 or fp16."""
+"""Engines that a machine can run the networks on: PyTorch, torch.compile, ONNX Runtime, TensorRT, in fp32 or fp16."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DTYPES: dict[FloatType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.flo
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One way to compute the networks."""
+    """Library and precision that compute the networks."""
 
     kind: Kind
     precision: FloatType
@@ -41,30 +41,33 @@ class Engine:
 
 
 def engines_of(request: Request) -> list[Engine]:
-    """All that a device of this kind could run, whether or not it is installed."""
+    """Return the engines that a device of this kind could run, whether or not they are installed."""
     if request.device.type != "cpu":
         kinds: Sequence[Kind] = ("torch", "compiled", "onnx", "tensorrt")
-        return [Engine(kind, precision) for kind in kinds for precision in DTYPES]
+        engines: list[Engine] = []
+        for kind in kinds:
+            engines += [Engine(kind, precision) for precision in DTYPES]
+        return engines
     kinds = ("torch", "compiled", "onnx") if request.config.compile else ("torch", "onnx")
     return [Engine(kind, "fp32") for kind in kinds]
 
 
 def hindrance(engine: Engine, device: torch.device) -> str | None:
-    """Why an engine cannot run here; None if it can."""
+    """Return why an engine cannot run here; None if it can."""
     try:
         if engine.kind == "onnx":
             require_ort(device)
         elif engine.kind == "tensorrt":
             load_trt("tensorrt")
         if engine.exported:
-            require_onnx()
+            require_onnx()  # TensorRT, too, builds from ONNX files
     except PreflightError as error:
         return str(error)
     return None
 
 
 def job_of(engine: Engine, request: Request) -> ExportJob:
-    """The export that an engine runs.
+    """Return the export that an engine runs.
 
     Raises:
         D4MError: it cannot be made here.
@@ -74,16 +77,16 @@ def job_of(engine: Engine, request: Request) -> ExportJob:
 
 
 def artifact_of(engine: Engine, request: Request) -> Artifact | None:
-    """What it runs, if that has been exported; unchecked."""
+    """Return the set that an engine runs, if that has been exported; unchecked."""
     if not engine.exported:
         return None
     targets = (compute_capability(request.device),) if engine.kind == "tensorrt" else ()
-    key = Key(request.model.sha256, engine.kind, engine.precision, request.resolution, None, targets)
+    key = Key(request.model.sha256, engine.kind, engine.precision, request.workload.resolution, None, targets)
     return find(key, request.artifacts)
 
 
 def open_engine(engine: Engine, request: Request) -> Networks:
-    """The networks, on this engine and the request's device.
+    """Open the networks on this engine and the request's device.
 
     Raises:
         ModelError: not exported, or not certified, here.
@@ -96,11 +99,11 @@ def open_engine(engine: Engine, request: Request) -> Networks:
     if artifact is None:
         raise ModelError(f"{engine.name}: nothing certified to run; its export failed")
     artifact.check(request.model.sha256, device_name(request.device))
-    return open_exported(request.model, request.resolution, artifact, request.device)
+    return open_exported(request.model, request.workload.resolution, artifact, request.device)
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What an engine raises when it fails, by the library; ONNX Runtime's errors have no base of their own."""
+    """Return the exceptions of failing engines, by the library; ONNX Runtime's errors have no base of their own."""
     try:
         from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ImportError:
