@@ -110,7 +110,7 @@ def _time_batch(call: Call, batch: int, request: Request) -> Point:
         times = time_calls(call, request.device, seconds=seconds, calls=SWEEP_CALLS, warmups=2)
         return Point(batch, statistics.median(times))
     except failures() as error:
-        release(request.device)
+        release(request.device)  # what the failed batch had, for the steps that follow
         return Point(batch, None, first_line(error))
 
 

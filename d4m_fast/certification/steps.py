@@ -75,7 +75,7 @@ def _engine_steps(engine: Engine, open_engines: OpenEngines, request: Request, s
     def key(*parts: object) -> str | None:
         artifact = engines.artifact_of(engine, request)
         if engine.exported and artifact is None:
-            return None
+            return None  # not exported yet, so that no record can be of it
         return request.key(engine.name, None if artifact is None else artifact.sha256, *parts)
 
     def measure_agreement() -> Findings:

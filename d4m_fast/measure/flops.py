@@ -153,6 +153,7 @@ def trace(module: nn.Module, call: Callable[[], object]) -> Traced:
     """Count one network on the `meta` device; `call` runs it on one sample."""
     with FlopCounterMode(display=False) as counter:
         call()
+    # Memory in a pass of its own, where attention is fused: FLOP are counted from the products that this leaves out.
     with _Live(module.parameters()) as live, _Fused():
         call()
     parameters = sum(p.numel() for p in module.parameters())
@@ -162,6 +163,7 @@ def trace(module: nn.Module, call: Callable[[], object]) -> Traced:
 def _trace(configs: ModelConfigs, resolution: int | None) -> Shapes:
     vae, unet, factor = configs.vae, configs.unet, configs.factor
     side = configs.resolution if resolution is None else resolution
+    # Each level below the first halves the latent.
     step = factor * 2 ** (len(unet["block_out_channels"]) - 1)
     if side % step:
         raise ModelError(f"--resolution must be a multiple of {step} with this model, not {side}")

@@ -11,7 +11,7 @@ import torch
 from d4m_fast.allocator import release_freed_memory
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-KILOBYTES = 1024
+KILOBYTES = 1024  # Linux gives resident sizes in these
 PeakOf = Literal["process", "process since its start", "PyTorch's allocator on the GPU"]
 
 

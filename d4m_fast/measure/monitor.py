@@ -90,6 +90,7 @@ class GpuMonitor:
 
     def __init__(self, device: torch.device, period: float = PERIOD) -> None:
         self._nvml, self._period = require_nvml(), period
+        # By UUID: NVML counts all GPUs, PyTorch only those of CUDA_VISIBLE_DEVICES.
         self._handle = self._nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         self._samples: list[dict[str, float]] = []
         self._reasons = 0
@@ -105,7 +106,7 @@ class GpuMonitor:
         self._thread.join()
 
     def _sample(self) -> None:
-        while True:
+        while True:  # the first sample at once, so that the shortest stretch has one
             self._samples.append(self._read())
             if self._stop.wait(self._period):
                 return

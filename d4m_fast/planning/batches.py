@@ -81,7 +81,7 @@ def choose_batches(job: Job, networks: Networks, schedule: Schedule, encoded_wit
     else:
         generation = (requested, {"by": "--batch-size"})
         decoding = (_cut_to_memory(requested, decode), {"by": "--batch-size"})
-    release(job.device)
+    release(job.device)  # what the probes took
     reasons = {"encode_batch": encoding[1], "batch_size": generation[1], "decode_batch": decoding[1]}
     return Batches(encoding[0], generation[0], decoding[0], reasons)
 

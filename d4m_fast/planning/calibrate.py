@@ -89,6 +89,7 @@ def _share(file: Path, stage: str, record: Any, peak: float | None) -> float:
     """Return the share of a peak in FLOP/s, or of the profile's own."""
     share = record.get("share_of_peak") if isinstance(record, dict) else None
     if peak is not None and isinstance(share, int | float):
+        # The profile's share is of the peak it measured; on the same GPU, the maker's peak is the same for all.
         gflops = record.get("gflops")
         share = 1e9 * gflops / peak if isinstance(gflops, int | float) else None
     if not isinstance(share, int | float) or not 0 < share <= 1:

@@ -41,7 +41,7 @@ def plot(profile: Mapping[str, Any]) -> bytes:
         _draw(lower, shares, lambda r: 100 * r["share_of_peak"])
         lower.set_ylim(0, 100)
         if not shares:
-            lower.set_axis_off()
+            lower.set_axis_off()  # work that is not counted in FLOP
         (lower if shares else upper).set_xlabel("batch, images")
     axes[0][0].set_ylabel("images/s")
     axes[1][0].set_ylabel("% of measured peak")

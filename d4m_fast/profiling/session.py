@@ -173,7 +173,7 @@ def _config(request: ProfileRequest, engine: Any) -> DistillConfig:
         allow_unknown_prompts=True,  # what an image shows changes no speed
         data=request.data,
         model=request.model,
-        ipc=1,
+        ipc=1,  # what any data has enough images for; `_distill` sets its own
         engine=engine,
         precision=request.precision,
         device=request.device,

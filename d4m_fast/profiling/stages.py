@@ -40,6 +40,7 @@ def network_tasks(
     makers: dict[Stage, tuple[Callable[[Job, Networks, int], Call], int]] = {
         "encode": (partial(_image_call, stage="encode"), shapes.parts["vae_encoder"].flops),
         "text": (_text_call, shapes.parts["text_encoder"].flops),
+        # Guided: two samples per image.
         "unet": (partial(_image_call, stage="unet"), 2 * shapes.parts["unet"].flops),
         "decode": (partial(_image_call, stage="decode"), shapes.parts["vae_decoder"].flops),
     }

@@ -129,7 +129,7 @@ def test_a_static_batch_is_in_the_graph(tmp_path: Path, tiny_model: Path) -> Non
 def test_weights_above_the_limit_go_to_a_file_of_their_own(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d4m_fast.export.to_onnx.EXTERNAL_BYTES", 1000)
+    monkeypatch.setattr("d4m_fast.export.onnx_files.EXTERNAL_BYTES", 1000)
     sizes = open_model(str(tiny_model)).sizes(16)
     file = tmp_path / "decoder.onnx"
     export_onnx(tiny_model, "vae_decoder", file, sizes=sizes, opset=20, metadata={})
