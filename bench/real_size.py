@@ -28,7 +28,8 @@ from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.runtime import Tensors
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.engine.trt_api import load_trt
-from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
+from d4m_fast.export.calibration import activation_maxima
+from d4m_fast.export.mixed import to_mixed_precision
 from d4m_fast.export.to_onnx import export_onnx, opset_of
 from d4m_fast.export.to_trt import BuildOptions, build_engine, ranges
 from d4m_fast.measure.parity import compare

@@ -1,4 +1,4 @@
-"""What a GPU owner runs once: every engine of a machine compared and timed, in steps that are kept.
+"""Certification of a machine, run once by its owner: every engine compared and timed, in steps that are kept.
 
 May import `export`, `measure`, `engine` and what is below. Start with `steps.py`.
 """

@@ -17,35 +17,43 @@ BASELINES = ("compiled-fp16", "compiled-fp32", "torch-fp32")
 
 
 def certificate(request: Request, steps: Sequence[Step], missing: Mapping[str, str]) -> dict[str, Any]:
-    """What has been found so far, of this machine and these versions; steps of others do not count."""
-    found = {step.name: record for step in steps if (record := recorded(request.folder, step)) is not None}
-    problems = list(failed(found.values()))
+    """Return all results so far of this machine and these versions; steps of others do not count."""
+    records: dict[str, Record] = {}
+    for step in steps:
+        record = recorded(request.folder, step)
+        if record is not None:
+            records[step.name] = record
+    problems = list(failed(records.values()))
+    calls = len(request.workload.schedule.steps)
     return {
-        "passed": bool(found) and not problems,
-        "complete": len(found) == len(steps),
+        "passed": bool(records) and not problems,
+        "complete": len(records) == len(steps),
         "failed": problems,
-        "to_do": [step.name for step in steps if step.name not in found],
+        "to_do": [step.name for step in steps if step.name not in records],
         "not_here": dict(missing),
         **request.identity,
         "model": Path(request.model.name).name if request.model.revision is None else request.model.name,
         "revision": request.model.revision,
-        "calls": len(request.schedule.steps),
+        "calls": calls,
         "seconds": request.config.seconds,
-        "engines": engines(found, len(request.schedule.steps)),
-        "stages": stages(found, str(request.machine["device"])),
-        **builds(found.values()),
-        "steps": found,
+        "engines": engines(records, calls),
+        "stages": stages(records, str(request.machine["device"])),
+        **builds(records.values()),
+        "steps": records,
     }
 
 
-def engines(found: Mapping[str, Record], calls: int) -> dict[str, dict[str, Any]]:
-    """A row per engine: agreement, and images per second of each stage at its best batch.
+def engines(records: Mapping[str, Record], calls: int) -> dict[str, dict[str, Any]]:
+    """Return a row per engine: agreement, and images per second of each stage at its best batch.
 
     `generate` is reckoned from the UNet's and the decoder's: `calls` of one and one of the other per image.
     """
-    own = (name.split("-") for name in found if name.startswith(("parity-", "speed-")))
-    names = dict.fromkeys(f"{kind}-{precision}" for _, kind, precision, *_ in own)
-    rows = {name: _row(name, found, calls) for name in names}
+    rows: dict[str, dict[str, Any]] = {}
+    for step in records:
+        if step.startswith(("parity-", "speed-")):
+            _, kind, precision, *_ = step.split("-")
+            name = f"{kind}-{precision}"
+            rows[name] = _row(name, records, calls)
     base = baseline(rows)
     for row in rows.values():
         row["ratio"] = None if base is None or row["generate"] is None else row["generate"] / rows[base]["generate"]
@@ -53,51 +61,54 @@ def engines(found: Mapping[str, Record], calls: int) -> dict[str, dict[str, Any]
 
 
 def baseline(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The engine that the others' images per second are divided by."""
+    """Return the engine that the others' images per second are divided by."""
     return next((name for name in BASELINES if name in rows and rows[name]["generate"] is not None), None)
 
 
-def _row(name: str, found: Mapping[str, Record], calls: int) -> dict[str, Any]:
-    parity = found.get(f"parity-{name}")
-    agreed = {} if parity is None else parity["figures"]
-    timed = {s: found[f"speed-{name}-{s}"]["figures"] for s in NETWORK_OF if f"speed-{name}-{s}" in found}
-    rates = {s: figures.get("images_per_second") for s, figures in timed.items()}
-    unet, decode = rates.get("unet"), rates.get("decode")
-    own = [record for step, record in found.items() if f"-{name}" in step]
+def _row(name: str, records: Mapping[str, Record], calls: int) -> dict[str, Any]:
+    parity = records.get(f"parity-{name}")
+    agreement = {} if parity is None else parity["figures"]
+    stage_figures: dict[str, dict[str, Any]] = {}
+    for stage in NETWORK_OF:
+        if f"speed-{name}-{stage}" in records:
+            stage_figures[stage] = records[f"speed-{name}-{stage}"]["figures"]
+    unet = stage_figures.get("unet", {}).get("images_per_second")
+    decode = stage_figures.get("decode", {}).get("images_per_second")
     return {
-        "passed": all(record["passed"] for record in own),
+        "passed": all(record["passed"] for step, record in records.items() if f"-{name}" in step),
         "compared": parity is not None,
-        "relative_l2": max(agreed["relative_l2"].values()) if agreed else None,
-        "psnr_worst": agreed.get("psnr_worst"),
-        "stages": timed,
+        "relative_l2": max(agreement["relative_l2"].values()) if agreement else None,
+        "psnr_worst": agreement.get("psnr_worst"),
+        "stages": stage_figures,
+        # Seconds per image: all UNet calls, and one decoding.
         "generate": 1 / (calls / unet + 1 / decode) if unet and decode else None,
     }
 
 
-def stages(found: Mapping[str, Record], device: str) -> dict[str, list[dict[str, Any]]]:
-    """For `d4m-fast plan --calibrate`: each stage's share of the peak that plan knows of this GPU, if it knows one."""
-    gpu = gpu_of(device)
+def stages(records: Mapping[str, Record], device: str) -> dict[str, list[dict[str, Any]]]:
+    """Return each stage's share of the peak that `d4m-fast plan` knows of this GPU, for its `--calibrate`."""
+    gpu = gpu_of(device)  # None where its peak is not in the table: no share then
     rows: dict[str, list[dict[str, Any]]] = {}
-    for name, record in found.items():
-        kind, *rest = name.split("-")
+    for step, record in records.items():
+        kind, *names = step.split("-")
         if kind == "speed" and record["passed"] and gpu is not None:
-            figures, engine = record["figures"], "-".join(rest[:2])
+            precision, stage = names[1:3]
+            figures, engine = record["figures"], f"{names[0]}-{precision}"
             row = {name: figures[name] for name in ("batch", "images_per_second")}
             flops = figures["flops_per_second"]
-            row |= {"engine": engine, "gflops": flops / 1e9, "share_of_peak": flops / gpu.flops[rest[1]]}
-            rows.setdefault(rest[2], []).append(row)
+            row |= {"engine": engine, "gflops": flops / 1e9, "share_of_peak": flops / gpu.flops[precision]}
+            rows.setdefault(stage, []).append(row)
     return rows
 
 
 def builds(records: Any) -> dict[str, Any]:
-    """For `d4m-fast plan --calibrate`: seconds and peak memory of the longest and of the largest engine build."""
-    built = [r["figures"] for r in records if r["figures"].get("build_seconds") is not None]
-    if not built:
-        return {}
-    return {
-        "engine_build_seconds": max(figures["build_seconds"] for figures in built),
-        "engine_build_peak_bytes": max(figures["build_peak_bytes"] for figures in built),
-    }
+    """Return seconds and peak memory of the costliest engine builds, for `d4m-fast plan --calibrate`."""
+    seconds, peak_bytes = [], []
+    for record in records:
+        if record["figures"].get("build_seconds") is not None:
+            seconds.append(record["figures"]["build_seconds"])
+            peak_bytes.append(record["figures"]["build_peak_bytes"])
+    return {"engine_build_seconds": max(seconds), "engine_build_peak_bytes": max(peak_bytes)} if seconds else {}
 
 
 def path_of(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a machine can run the networks on: PyTorch, torch.compile, ONNX Runtime, TensorRT, each in fp32 or fp16."""
+"""Engines that a machine can run the networks on: PyTorch, torch.compile, ONNX Runtime, TensorRT, in fp32 or fp16."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DTYPES: dict[FloatType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.flo
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One way to compute the networks."""
+    """Library and precision that compute the networks."""
 
     kind: Kind
     precision: FloatType
@@ -44,7 +44,7 @@ class Engine:
 
 
 def engines_of(request: Request) -> list[Engine]:
-    """All that a device of this kind could run, whether or not it is installed."""
+    """Return the engines that a device of this kind could run, whether or not they are installed."""
     if request.device.type != "cpu":
         return [Engine(kind, precision) for kind in get_args(Kind) for precision in DTYPES]
     on_cpu = [engine for kind in get_args(Kind) if not (engine := Engine(kind, "fp32")).spec.built_per_gpu]
@@ -52,18 +52,18 @@ def engines_of(request: Request) -> list[Engine]:
 
 
 def hindrance(engine: Engine, device: torch.device) -> str | None:
-    """Why an engine cannot run here; None if it can."""
+    """Return why an engine cannot run here; None if it can."""
     try:
         engine.spec.require_library(device, engine.spec.library)
         if engine.exported:
-            require_onnx()
+            require_onnx()  # TensorRT, too, builds from ONNX files
     except PreflightError as error:
         return str(error)
     return None
 
 
 def job_of(engine: Engine, request: Request) -> ExportJob:
-    """The export that an engine runs.
+    """Return the export that an engine runs.
 
     Raises:
         D4MError: it cannot be made here.
@@ -73,16 +73,16 @@ def job_of(engine: Engine, request: Request) -> ExportJob:
 
 
 def artifact_of(engine: Engine, request: Request) -> Artifact | None:
-    """What it runs, if that has been exported; unchecked."""
+    """Return the set that an engine runs, if that has been exported; unchecked."""
     if not engine.exported:
         return None
     targets = (compute_capability(request.device),) if engine.spec.built_per_gpu else ()
-    key = Key(request.model.sha256, engine.kind, engine.precision, request.resolution, None, targets)
+    key = Key(request.model.sha256, engine.kind, engine.precision, request.workload.resolution, None, targets)
     return find(key, request.artifacts)
 
 
 def open_engine(engine: Engine, request: Request) -> Networks:
-    """The networks, on this engine and the request's device.
+    """Open the networks on this engine and the request's device.
 
     Raises:
         ModelError: not exported, or not certified, here.
@@ -95,11 +95,11 @@ def open_engine(engine: Engine, request: Request) -> Networks:
     if artifact is None:
         raise ModelError(f"{engine.name}: nothing certified to run; its export failed")
     artifact.check(request.model.sha256, device_name(request.device))
-    return open_exported(request.model, request.resolution, artifact, request.device)
+    return open_exported(request.model, request.workload.resolution, artifact, request.device)
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What an engine raises when it fails, by the library; ONNX Runtime's errors have no base of their own."""
+    """Return the exceptions of failing engines, by the library; ONNX Runtime's errors have no base of their own."""
     try:
         from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ImportError:

@@ -1,4 +1,4 @@
-"""The reference: diffusers' own networks, fp32, on the CPU, asked once, their answers kept for every comparison."""
+"""Answers of the reference: diffusers' own networks in fp32 on the CPU, computed once for every comparison."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from d4m_fast.engine.runtime import Runtime, Tensors
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.engine.trial import trial_resolution, try_networks
 from d4m_fast.errors import ModelError
-from d4m_fast.export.judge import GUIDANCE
-from d4m_fast.export.probe import Probe, probe
+from d4m_fast.export.probe import Probe, record_probe
+from d4m_fast.export.workload import GUIDANCE
 from d4m_fast.measure import parity
 from d4m_fast.runs.records import Prototypes
 from d4m_fast.sources.records import ClassInfo
@@ -37,31 +37,31 @@ class Memo:
         self._component, self._answers, self._open = component, answers, open_runtime
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
-        start = f"answers/{self._component}/{_digest(inputs)}/"
-        if not any(name.startswith(start) for name in self._answers):
-            outputs = self._open()(inputs)
-            self._answers |= {start + name: x for name, x in outputs.items()}
-        return {name.removeprefix(start): x for name, x in self._answers.items() if name.startswith(start)}
+        prefix = f"answers/{self._component}/{_digest(inputs)}/"
+        if not any(name.startswith(prefix) for name in self._answers):
+            for name, output in self._open()(inputs).items():
+                self._answers[prefix + name] = output
+        return {name.removeprefix(prefix): x for name, x in self._answers.items() if name.startswith(prefix)}
 
 
 def _digest(inputs: Mapping[str, torch.Tensor]) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, x in sorted(inputs.items()):
-        whole.update(f"{name} {tuple(x.shape)} {x.dtype}\n".encode())
-        whole.update(x.cpu().contiguous().numpy().tobytes())
-    return whole.hexdigest()
+        digest.update(f"{name} {tuple(x.shape)} {x.dtype}\n".encode())
+        digest.update(x.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the CPU was asked, what it answered, and the images it made."""
+    """Calls that the CPU computed, networks that know the answers, and the images it made."""
 
     probe: Probe
     networks: Networks
 
 
 def batches(images: int) -> tuple[int, ...]:
-    """Sizes at which the first and the last call of each network are repeated."""
+    """Return the batch sizes at which the first and the last call of each network are repeated."""
     return (1, 2, 7, 2 * images)
 
 
@@ -74,17 +74,17 @@ def make_reference(request: Request) -> Reference:
     answers: dict[str, torch.Tensor] = {}
     networks = _memorised(request, answers)
     try_networks(request.model, networks, trial_resolution(request.model))
-    sizes = {"resolution": request.resolution, "count": request.images, "batch": request.images}
-    found = probe(request.source, networks, request.schedule, guidance=GUIDANCE, **sizes)
+    probe = record_probe(request.workload, networks, request.images)
     for component in COMPONENTS:
         runtime = networks.runtime(component)
-        parity.compare(component, runtime, runtime, found.calls[component], batches(request.images), GUIDANCE)
-    _write(request.folder, found, answers)
-    return Reference(found, networks)
+        # Compared with itself, the reference computes the calls at all batch sizes, and remembers them.
+        parity.compare(component, runtime, runtime, probe.calls[component], batches(request.images), GUIDANCE)
+    _write(request.folder, probe, answers)
+    return Reference(probe, networks)
 
 
 def read_reference(request: Request) -> Reference:
-    """What `make_reference` wrote.
+    """Read the answers that `make_reference` wrote.
 
     Raises:
         ModelError: nothing there.
@@ -99,48 +99,52 @@ def read_reference(request: Request) -> Reference:
         data = files.read_regular(request.folder / FILE)
     if hashlib.sha256(data).hexdigest() != sealed["sha256_of"][FILE]:
         raise REFERENCE.damage(request.folder / FILE, "its SHA-256 is another than recorded")
-    tensors, infos = load(data), [ClassInfo(**info) for info in sealed["classes"]]
+    tensors, classes = load(data), [ClassInfo(**fields) for fields in sealed["classes"]]
     answers = {name: x for name, x in tensors.items() if name.startswith("answers/")}
-    return Reference(_probe(tensors, infos), _memorised(request, answers))
+    return Reference(_probe(tensors, classes), _memorised(request, answers))
 
 
 def _memorised(request: Request, answers: dict[str, torch.Tensor]) -> Networks:
     eager = open_networks(request.model.path, CPU, torch.float32, reference=True)
-    return eager.with_runtimes(lambda c: Memo(c, answers, lambda: eager.runtime(c)))
+    return eager.with_runtimes(lambda component: Memo(component, answers, lambda: eager.runtime(component)))
 
 
-def _write(folder: Path, found: Probe, answers: Mapping[str, torch.Tensor]) -> None:
+def _write(folder: Path, probe: Probe, answers: Mapping[str, torch.Tensor]) -> None:
     from safetensors.torch import save
 
-    calls = {
-        f"calls/{component}/{i}/{name}": x
-        for component in COMPONENTS
-        for i, call in enumerate(found.calls[component])
-        for name, x in call.items()
-    }
-    centroids = {f"centroids/{i}": torch.from_numpy(p.centroids) for i, p in enumerate(found.prototypes)}
-    classes = [{"id": p.info.id, "folder": p.info.folder, "prompt": p.info.prompt} for p in found.prototypes]
-    tensors = {**calls, **centroids, **answers, "images": torch.from_numpy(found.images)}
-    apart = {name: x.contiguous().clone() for name, x in tensors.items()}  # shared memory is refused
-    sha256 = files.write_bytes(folder / FILE, save(apart))
+    tensors = {}
+    for component in COMPONENTS:
+        for i, call in enumerate(probe.calls[component]):
+            for name, x in call.items():
+                tensors[f"calls/{component}/{i}/{name}"] = x
+    classes = []
+    for i, prototype in enumerate(probe.prototypes):
+        tensors[f"centroids/{i}"] = torch.from_numpy(prototype.centroids)
+        info = prototype.info
+        classes.append({"id": info.id, "folder": info.folder, "prompt": info.prompt})
+    tensors |= {**answers, "images": torch.from_numpy(probe.images)}
+    # safetensors refuses tensors that share memory.
+    separate = {name: x.contiguous().clone() for name, x in tensors.items()}
+    # The seal comes last: without it there is no reference.
+    sha256 = files.write_bytes(folder / FILE, save(separate))
     write_state(folder / SEAL, REFERENCE, {"classes": classes, "sha256_of": {FILE: sha256}})
 
 
-def _probe(tensors: Mapping[str, torch.Tensor], infos: Sequence[ClassInfo]) -> Probe:
-    prototypes = [_prototypes(info, tensors[f"centroids/{i}"].numpy()) for i, info in enumerate(infos)]
+def _probe(tensors: Mapping[str, torch.Tensor], classes: Sequence[ClassInfo]) -> Probe:
+    prototypes = []
+    for i, info in enumerate(classes):
+        centroids = tensors[f"centroids/{i}"].numpy()
+        k = len(centroids)
+        prototypes.append(Prototypes(info, centroids, np.ones(k), np.zeros(k), ("",) * k))
     calls = {component: _calls(tensors, component) for component in COMPONENTS}
     return Probe(prototypes, calls, tensors["images"].numpy())
 
 
-def _prototypes(info: ClassInfo, centroids: np.ndarray) -> Prototypes:
-    k = len(centroids)
-    return Prototypes(info, centroids, np.ones(k), np.zeros(k), ("",) * k)
-
-
 def _calls(tensors: Mapping[str, torch.Tensor], component: Component) -> list[Tensors]:
-    found: dict[int, Tensors] = {}
+    calls: dict[int, Tensors] = {}
+    prefix = f"calls/{component}/"
     for path, x in tensors.items():
-        kind, *rest = path.split("/")
-        if kind == "calls" and rest[0] == component:
-            found.setdefault(int(rest[1]), {})[rest[2]] = x
-    return [found[i] for i in sorted(found)]
+        if path.startswith(prefix):
+            number, name = path.removeprefix(prefix).split("/")
+            calls.setdefault(int(number), {})[name] = x
+    return [calls[number] for number in sorted(calls)]

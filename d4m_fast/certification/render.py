@@ -13,7 +13,7 @@ from d4m_fast.storage import files
 from d4m_fast.storage.state import MACHINE, read_state
 
 BEGIN, END = "<!-- certify:begin -->", "<!-- certify:end -->"
-FULL = 60.0  # seconds of steady state
+FULL = 60.0  # seconds of steady state; shorter certificates are marked
 COLUMNS = (
     "engine",
     "verdict",
@@ -29,7 +29,7 @@ LABELS: dict[str, str] = {"compiled": "torch.compile", **{name: engine.label for
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A certificate.
+    """Read a certificate.
 
     Raises:
         DataError: there is none.
@@ -42,9 +42,10 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def markdown(certificate: Mapping[str, Any]) -> str:
-    """The table, what it was measured on, and what failed or was not run."""
+    """Return the table, the machine it was measured on, and notes on what failed or was not run."""
     rows = certificate["engines"]
-    table = [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *(_row(name, row) for name, row in rows.items())]
+    table = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
+    table += [_row(name, row) for name, row in rows.items()]
     return "\n".join([BEGIN, _head(certificate), "", *table, "", *_notes(certificate), END])
 
 
@@ -55,14 +56,15 @@ def insert(text: str, into: Path) -> None:
         DataError: no such file, or it does not have each marker once, in order.
     """
     try:
-        whole = files.read_regular(into).decode()
+        page = files.read_regular(into).decode()
     except OSError as error:
         raise DataError(f"--into {into}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"--into {into}: not UTF-8 text (byte {error.start})") from error
-    before, _, rest = whole.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if (whole.count(BEGIN), rest.count(END), whole.count(END)) != (1, 1, 1):
+    # Each marker once and in order, so that nothing but the table is replaced.
+    before, _, from_table = page.partition(BEGIN)
+    _, _, after = from_table.partition(END)
+    if (page.count(BEGIN), from_table.count(END), page.count(END)) != (1, 1, 1):
         raise DataError(f"--into {into}: put {BEGIN} and {END} on lines of their own where the table belongs")
     files.write_bytes(into, f"{before}{text}{after}".encode())
 
@@ -71,19 +73,17 @@ def _head(certificate: Mapping[str, Any]) -> str:
     machine, versions = certificate["machine"], certificate["versions"]
     device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
     threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else f", driver {machine['driver']}"
-    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{device}{threads}; model {_model(certificate)} at {certificate['resolution']} pixels; {listed}."
-
-
-def _model(certificate: Mapping[str, Any]) -> str:
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
     revision = "" if certificate["revision"] is None else f"@{certificate['revision']}"
-    return f"{certificate['model']}{revision} ({certificate['model_sha256'][:12]})"
+    model = f"{certificate['model']}{revision} ({certificate['model_sha256'][:12]})"
+    return f"{device}{threads}; model {model} at {certificate['resolution']} pixels; {libraries}."
 
 
 def _row(name: str, row: Mapping[str, Any]) -> str:
-    stages = (_stage(row["stages"].get(stage)) for stage in ("encode", "unet", "decode"))
-    agreed = _number(row["relative_l2"], ".1e"), _number(row["psnr_worst"], ".1f")
-    return _line((_title(name), _verdict(row), *agreed, *stages, _rate(row["generate"]), _ratio(row)))
+    stages = [_stage(row["stages"].get(stage)) for stage in ("encode", "unet", "decode")]
+    agreement = _number(row["relative_l2"], ".1e"), _number(row["psnr_worst"], ".1f")
+    ratio = _number(row["ratio"], ".2f")
+    return _line((_title(name), _verdict(row), *agreement, *stages, _rate(row["generate"]), ratio))
 
 
 def _title(name: str) -> str:
@@ -97,12 +97,8 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return "certified" if row["compared"] else "not compared"
 
 
-def _ratio(row: Mapping[str, Any]) -> str:
-    return _number(row["ratio"], ".2f")
-
-
 def _stage(figures: Mapping[str, Any] | None) -> str:
-    """Images per second, the batch, how busy the device was, and its power where that is known."""
+    """Return images per second, the batch, how busy the device was, and its power where that is known."""
     if not figures:
         return "not run"
     watts = f", {figures['watts']['mean']:.0f} W" if "watts" in figures else ""
@@ -121,10 +117,11 @@ def _notes(certificate: Mapping[str, Any]) -> list[str]:
     ]
     if certificate["failed"]:
         notes.append(f"Failed: {'; '.join(certificate['failed'])}.")
-    left = [*certificate["to_do"], *(f"{name} ({why})" for name, why in certificate["not_here"].items())]
-    if left:
-        notes.append(f"Not run: {', '.join(left)}.")
-    return [line for note in notes for line in (note, "")][:-1]
+    not_run = list(certificate["to_do"])
+    not_run += [f"{name} ({reason})" for name, reason in certificate["not_here"].items()]
+    if not_run:
+        notes.append(f"Not run: {', '.join(not_run)}.")
+    return "\n\n".join(notes).split("\n")  # paragraphs
 
 
 def _rate(value: float | None) -> str:

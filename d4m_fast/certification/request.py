@@ -1,4 +1,4 @@
-"""What `d4m-fast certify` was asked for, checked before anything is run."""
+"""The request of `d4m-fast certify`, checked before anything is run."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ from d4m_fast.config.certify import CertifyConfig
 from d4m_fast.config.choices import ExportedEngine, FloatType
 from d4m_fast.config.export import ExportConfig
 from d4m_fast.engine.artifacts import versions
-from d4m_fast.engine.model import Model, open_model
+from d4m_fast.engine.model import Model
 from d4m_fast.engine.runtime import device_name, processor_name, resolve_device
-from d4m_fast.engine.schedule import Schedule, open_schedule
-from d4m_fast.export.job import STEPS, STRENGTH
+from d4m_fast.export.workload import Workload, open_workload
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.measure.flops import Shapes, trace_model
 from d4m_fast.measure.monitor import driver_version, require_nvml
-from d4m_fast.sources.dataset import open_source
-from d4m_fast.sources.records import Source
 
+# Packages that a step's result depends on: another version, and the step is run again.
 LIBRARIES = (
     *("torch", "diffusers", "transformers", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
     *("tensorrt-cu13", "cupy-cuda13x"),
 )
-MOST_IMAGES, LEAST_IMAGES = 32, 2
+MOST_IMAGES, LEAST_IMAGES = 32, 2  # two rows at least, or a mixed-up batch would not show
 REFERENCE_FLOP = 2e14
-"""Of the images that the CPU makes as the reference: minutes, not hours."""
+"""FLOP of all images that the CPU makes as the reference: minutes, not hours."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +38,27 @@ class Request:
     """A checked request.
 
     Attributes:
+        workload: what engines are compared on.
         artifacts: where exported networks are kept.
         folder: of the steps' records and of the certificate.
-        images: to compare engines on.
+        images: how many engines are compared on.
     """
 
     config: CertifyConfig
-    model: Model
-    source: Source
-    schedule: Schedule
+    workload: Workload
     shapes: Shapes
     device: torch.device
     artifacts: Path
     folder: Path
-    resolution: int
     images: int
 
     @property
+    def model(self) -> Model:
+        return self.workload.model
+
+    @property
     def machine(self) -> dict[str, Any]:
-        """What figures are true of."""
+        """Machine that the figures are true of."""
         return {
             "device": device_name(self.device),
             "driver": driver_version(self.device),
@@ -70,14 +70,14 @@ class Request:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a step's result depends on, beside what is its own."""
-        found = versions(*LIBRARIES)
+        """All that the result of every step depends on."""
+        installed = {name: version for name, version in versions(*LIBRARIES).items() if version != "not installed"}
         return {
             "machine": self.machine,
-            "versions": {"d4m-fast": __version__, **{n: v for n, v in found.items() if v != "not installed"}},
+            "versions": {"d4m-fast": __version__, **installed},
             "model_sha256": self.model.sha256,
-            "source_sha256": self.source.fingerprint,
-            "resolution": self.resolution,
+            "source_sha256": self.workload.source.fingerprint,
+            "resolution": self.workload.resolution,
             "images": self.images,
         }
 
@@ -92,7 +92,7 @@ class Request:
             data=config.data,
             engine=engine,
             precision=precision,
-            resolution=self.resolution,
+            resolution=self.workload.resolution,
             images=self.images,
             device=str(self.device),
             threads=config.threads,
@@ -100,25 +100,22 @@ class Request:
 
 
 def prepare_certification(config: CertifyConfig, artifacts: Path, folder: Path) -> Request:
-    """Open what the config names.
+    """Open everything that the config names.
 
     Raises:
         D4MError: the first thing that is wrong, before anything is written.
     """
     device = resolve_device(config.device)
     if device.type != "cpu":
-        require_nvml()
-    model = open_model(config.model, config.revision)
-    resolution = model.resolution if config.resolution is None else config.resolution
-    model.latent_shape(resolution)
-    schedule = open_schedule(model.path, STEPS, STRENGTH)
-    shapes = trace_model(str(model.path), resolution)
-    images = affordable(shapes, len(schedule.steps)) if config.images is None else config.images
-    source = open_source(config.data, prompts_needed=False, own=[artifacts])
-    return Request(config, model, source, schedule, shapes, device, artifacts, folder, resolution, images)
+        require_nvml()  # found missing now, not after the reference has been computed
+    workload = open_workload(config, artifacts)
+    shapes = trace_model(str(workload.model.path), workload.resolution)
+    calls = len(workload.schedule.steps)
+    images = affordable_images(shapes, calls) if config.images is None else config.images
+    return Request(config, workload, shapes, device, artifacts, folder, images)
 
 
-def affordable(shapes: Shapes, calls: int) -> int:
-    """Images the CPU can make as a reference: 32 of a small model, three of Stable Diffusion 1.5."""
-    each = 2 * calls * shapes.parts["unet"].flops + shapes.parts["vae_decoder"].flops
-    return max(LEAST_IMAGES, min(MOST_IMAGES, int(REFERENCE_FLOP / each)))
+def affordable_images(shapes: Shapes, calls: int) -> int:
+    """Return how many images the CPU can make as a reference: 32 of a small model, three of Stable Diffusion 1.5."""
+    flop_per_image = 2 * calls * shapes.parts["unet"].flops + shapes.parts["vae_decoder"].flops
+    return max(LEAST_IMAGES, min(MOST_IMAGES, int(REFERENCE_FLOP / flop_per_image)))

@@ -1,4 +1,4 @@
-"""What a certification is made of: steps, each with its checks and figures, each a file when it is done."""
+"""Steps of a certification, each with its checks and figures, each a file when it is done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from d4m_fast.storage.state import STEP, read_state, write_state
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that must hold; `detail` says what was found."""
+    """A condition that must hold; `detail` says what was measured."""
 
     name: str
     passed: bool
@@ -26,7 +26,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a step found: what must hold, and figures, plain JSON values."""
+    """Results of a step: conditions that must hold, and figures, plain JSON values."""
 
     checks: tuple[Check, ...]
     figures: dict[str, Any] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One unit of work of at most a few minutes.
+    """A unit of work of at most a few minutes.
 
     Attributes:
         key: fingerprint of all that its result depends on, None if that is not there yet.
@@ -50,21 +50,21 @@ class Step:
 Record = dict[str, Any]
 
 
-def choose(steps: Sequence[Step], wanted: str | None) -> list[Step]:
-    """The steps of these comma-separated names, or beginnings of names, and what they need; None is all.
+def choose(steps: Sequence[Step], names: str | None) -> list[Step]:
+    """Return the steps of these comma-separated names, or beginnings of names, and all they need; None is all.
 
     Raises:
         UsageError: no step is called so.
     """
-    if wanted is None:
+    if names is None:
         return list(steps)
-    known, chosen = {step.name: step for step in steps}, set[str]()
-    for name in wanted.split(","):
-        found = {n for n in known if n == name or n.startswith(f"{name}-")}
-        require(bool(found), f"--steps {name}: no such step here; d4m-fast certify --list shows them")
-        chosen |= found
-    chosen |= {need for name in chosen for need in known[name].needs}
-    return [step for step in steps if step.name in chosen]
+    selected = set[str]()
+    for name in names.split(","):
+        matches = [step for step in steps if step.name == name or step.name.startswith(f"{name}-")]
+        require(bool(matches), f"--steps {name}: no such step here; d4m-fast certify --list shows them")
+        for step in matches:
+            selected |= {step.name, *step.needs}
+    return [step for step in steps if step.name in selected]
 
 
 def file_of(folder: Path, name: str) -> Path:
@@ -72,7 +72,7 @@ def file_of(folder: Path, name: str) -> Path:
 
 
 def recorded(folder: Path, step: Step) -> Record | None:
-    """What the step found, if that still holds: the same model, machine, versions and files."""
+    """Return the step's results, if they still hold: the same model, machine, versions and files."""
     file = file_of(folder, step.name)
     record = read_state(file, STEP)
     return record if record is not None and record["key"] == step.key() else None
@@ -80,42 +80,43 @@ def recorded(folder: Path, step: Step) -> Record | None:
 
 def run(steps: Sequence[Step], folder: Path) -> Stream[Record]:
     """Run the steps that are not done, and those that failed; each record is written as its step ends."""
-    return Stream(len(steps), (_done(folder, step) for step in steps))
 
+    def records() -> Iterator[Record]:
+        for step in steps:
+            record = recorded(folder, step)
+            if record is None or not record["passed"]:
+                record = _run(step)
+                files.make_directory(folder / "steps")
+                write_state(file_of(folder, step.name), STEP, record)
+            yield record
 
-def _done(folder: Path, step: Step) -> Record:
-    record = recorded(folder, step)
-    if record is not None and record["passed"]:
-        return record
-    record = _run(step)
-    write_state(file_of(files.make_directory(folder / "steps").parent, step.name), STEP, record)
-    return record
+    return Stream(len(steps), records())
 
 
 def _run(step: Step) -> Record:
-    """A step that cannot end is a check that failed: the others go on, and a re-run repeats it."""
     start = time.monotonic()
     try:
-        found = step.run()
+        findings = step.run()
     except failures() as error:
-        found = Findings((Check("it runs", False, first_line(error)),))
+        # A step that cannot end is a check that failed: the others go on, and a re-run repeats it.
+        findings = Findings((Check("it runs", False, first_line(error)),))
     return {
         "step": step.name,
         "key": step.key(),
-        "passed": all(check.passed for check in found.checks),
+        "passed": all(check.passed for check in findings.checks),
         "seconds": round(time.monotonic() - start, 3),
-        "checks": [asdict(check) for check in found.checks],
-        "figures": found.figures,
+        "checks": [asdict(check) for check in findings.checks],
+        "figures": findings.figures,
     }
 
 
 def first_line(error: Exception) -> str:
-    """Its kind, and what it says first."""
+    """Return the kind of an error and the first line of its message."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def failed(records: Iterable[Record]) -> Iterator[str]:
-    """ "step: check (what was found)" of every check that failed."""
+    """Yield "step: check (detail)" of every check that failed."""
     for record in records:
         for check in record["checks"]:
             if not check["passed"]:

@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 NO_CUPY = "CuPy is not installed: pip install 'd4m-fast[gpu]'"
 
 
-class Opened:
+class OpenEngines:
     """The engine that was opened last, and the reference: steps in a row share them."""
 
     def __init__(self, request: Request) -> None:
@@ -50,16 +50,16 @@ class Opened:
 
 
 def all_steps(request: Request, say: Say) -> tuple[list[Step], dict[str, str]]:
-    """The steps this machine can run, and, by name, why others it could run are left out."""
-    opened = Opened(request)
+    """Return the steps this machine can run, and, by name, why others it could run are left out."""
+    open_engines = OpenEngines(request)
     steps = [Step("reference", partial(_reference, request), partial(request.key, "reference"))]
     missing: dict[str, str] = {}
     for engine in engines.engines_of(request):
         reason = engines.hindrance(engine, request.device)
         if reason is None and engine.exported:
-            reason = hindrance_of_export(request.model, request.schedule)
+            reason = hindrance_of_export(request.workload)
         if reason is None:
-            steps += _steps_of(engine, opened, request, say)
+            steps += _engine_steps(engine, open_engines, request, say)
         else:
             missing[engine.name] = reason
     if request.device.type != "cpu" and importlib.util.find_spec("cupy") is None:
@@ -69,70 +69,68 @@ def all_steps(request: Request, say: Say) -> tuple[list[Step], dict[str, str]]:
     return steps, missing
 
 
-def _steps_of(engine: Engine, opened: Opened, request: Request, say: Say) -> list[Step]:
-    """Export, agreement and the three stages' speed of one engine."""
+def _engine_steps(engine: Engine, open_engines: OpenEngines, request: Request, say: Say) -> list[Step]:
+    """Return the export, the agreement and the three stages' speed of one engine."""
 
     def key(*parts: object) -> str | None:
         artifact = engines.artifact_of(engine, request)
         if engine.exported and artifact is None:
-            return None
+            return None  # not exported yet, so that no record can be of it
         return request.key(engine.name, None if artifact is None else artifact.sha256, *parts)
 
-    timed = request.config.seconds, request.config.batches
-    export_step = Step(f"export-{engine.name}", partial(_export, engine, request, say), partial(key, "export"))
-    after = (export_step.name,) if engine.exported else ()
-    parity = Step(
-        f"parity-{engine.name}",
-        lambda: agree(engine, opened.engine(engine), opened.reference(), request),
-        partial(key, "parity"),
-        ("reference", *after),
-    )
-    speeds = [
-        Step(
-            f"speed-{engine.name}-{stage}", partial(_speed, engine, stage, opened, request), partial(key, *timed), after
-        )
-        for stage in NETWORK_OF
-    ]
-    return [*([export_step] if engine.exported else []), parity, *speeds]
+    def measure_agreement() -> Findings:
+        return agree(engine, open_engines.engine(engine), open_engines.reference(), request)
+
+    def measure_speed(stage: NetworkStage) -> Findings:
+        return measure(engine, stage, open_engines.engine(engine), request)
+
+    steps: list[Step] = []
+    needs: tuple[str, ...] = ()
+    if engine.exported:
+        export_step = Step(f"export-{engine.name}", partial(_export, engine, request, say), partial(key, "export"))
+        steps, needs = [export_step], (export_step.name,)
+    steps.append(Step(f"parity-{engine.name}", measure_agreement, partial(key, "parity"), ("reference", *needs)))
+    for stage in NETWORK_OF:
+        speed_key = partial(key, request.config.seconds, request.config.batches)
+        steps.append(Step(f"speed-{engine.name}-{stage}", partial(measure_speed, stage), speed_key, needs))
+    return steps
 
 
 def _reference(request: Request) -> Findings:
     images = reference.make_reference(request).probe.images
     black = [i for i, image in enumerate(images) if image.max() == 0]
-    checks = (Check("no image is black", not black, f"images {black}" if black else ""),)
+    check = Check("no image is black", not black, f"images {black}" if black else "")
     distinct = len(np.unique(images.reshape(len(images), -1), axis=0))
-    return Findings(checks, {"images": len(images), "distinct": distinct})
+    return Findings((check,), {"images": len(images), "distinct": distinct})
 
 
 def _export(engine: Engine, request: Request, say: Say) -> Findings:
-    """Export what is not yet; compare again what was certified elsewhere."""
+    """Export the networks unless that is done, and compare a set again that was certified elsewhere."""
     job = engines.job_of(engine, request)
     if exported(job) is None:
         for _ in export(job, say):
             pass
     certificate = require_state(job.path / CERTIFICATE_FILE, CERTIFICATE)
     status = certificate["status"]
-    parts = certificate["components"].values()
-    built = [part["engine"] for part in parts if "engine" in part]
+    networks = certificate["components"].values()
+    builds = [network["engine"] for network in networks if "engine" in network]
     figures: dict[str, Any] = {
         "status": status,
         "psnr_worst": certificate["images"]["psnr_worst"],
         "bytes": sum(entry["bytes"] for entry in certificate["files"].values()),
-        "build_seconds": sum(engine["seconds"] for engine in built) if built else None,
-        "build_peak_bytes": max((engine["peak_bytes"] for engine in built), default=None),
+        "build_seconds": sum(build["seconds"] for build in builds) if builds else None,
+        "build_peak_bytes": max((build["peak_bytes"] for build in builds), default=None),
         "files": certificate["files"],
     }
     return Findings((Check("its export is certified", status == "certified", status),), figures)
 
 
-def _speed(engine: Engine, stage: NetworkStage, opened: Opened, request: Request) -> Findings:
-    return measure(engine, stage, opened.engine(engine), request)
-
-
 def kernels(device: torch.device) -> Findings:
-    """The CUDA kernels of k-means against NumPy, and their timings."""
+    """Check the CUDA kernels of k-means against NumPy, and time them."""
     from d4m_fast.kernels.selfcheck import selfcheck
 
-    found = selfcheck(gpu=0 if device.index is None else device.index)
-    checks = tuple(Check(c["name"], bool(c["passed"]), f"error {c['error']}") for c in found["checks"])
-    return Findings((Check("there are checks", bool(checks)), *checks), {"timings": found["timings"]})
+    report = selfcheck(gpu=0 if device.index is None else device.index)
+    checks = [Check("there are checks", bool(report["checks"]))]
+    for check in report["checks"]:
+        checks.append(Check(check["name"], bool(check["passed"]), f"error {check['error']}"))
+    return Findings(tuple(checks), {"timings": report["timings"]})

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from d4m_fast.config.generation import PRESETS
 from d4m_fast.engine.libraries import refusing
 from d4m_fast.engine.memory import fitting
 from d4m_fast.engine.model import Model
@@ -15,7 +16,7 @@ from d4m_fast.engine.signature import SIGNATURES, Component
 from d4m_fast.errors import TRIAL, ModelError, NonFiniteError
 
 TIMESTEP = 1  # of any noise schedule
-GUIDANCE = 8.0
+GUIDANCE = PRESETS["reference"].guidance
 PROMPTS = ("a photo of a cat", "a photo of a dog")
 
 

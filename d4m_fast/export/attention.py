@@ -35,29 +35,30 @@ class OrtAttention:
             shape=query.shape,
             version=1,
         )
-        projected: torch.Tensor = attn.to_out[0](mixed)
+        projected: torch.Tensor = attn.to_out[0](mixed)  # to_out[1] is dropout
         return projected
 
 
-def plain(attn: Any) -> bool:
+def is_plain(attn: Any) -> bool:
     """Whether a layer does nothing but what `OrtAttention` does, as Stable Diffusion's UNets have it."""
-    extras = (attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k, attn.norm_cross)
-    return not any(extras) and not attn.residual_connection and attn.rescale_output_factor == 1
+    norms = (attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k, attn.norm_cross)
+    return not any(norms) and not attn.residual_connection and attn.rescale_output_factor == 1
 
 
 def use_ort_attention(unet: Any) -> None:
-    """Let diffusers' UNet be exported with it.
+    """Export diffusers' UNet with ONNX Runtime's own attention.
 
     Raises:
         ValueError: one of its attentions does something else.
     """
-    if not all(plain(attn) for name, attn in unet.named_modules() if name.endswith(("attn1", "attn2"))):
-        raise ValueError("its attention normalises, rescales or adds, which Stable Diffusion 1.x's does not")
+    for name, module in unet.named_modules():
+        if name.endswith(("attn1", "attn2")) and not is_plain(module):
+            raise ValueError("its attention normalises, rescales or adds, which Stable Diffusion 1.x's does not")
     unet.set_attn_processor(OrtAttention())
 
 
 def ort_attention_schema() -> OpSchema:
-    """What onnx does not know of an operator that is not its own: all of its tensors have one type."""
+    """Return the types of the operator, which onnx does not know: all of its tensors have one type."""
     from onnx import defs
 
     formals = [defs.OpSchema.FormalParameter(name, "T") for name in ("query", "key", "value", "output")]

@@ -15,17 +15,21 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 # Rows (or columns) of the 3x3 kernel that fall on the same small pixel, for the first and the second large pixel in it.
-_MERGED = (((0,), (1, 2)), ((0, 1), (2,)))
+_MERGED_ROWS = (((0,), (1, 2)), ((0, 1), (2,)))
+# Nearest neighbours as PyTorch's exporter writes them.
 _MODES = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-_SAME: dict[str, Any] = {"pads": (1, 1, 1, 1), "strides": (1, 1), "dilations": (1, 1), "group": 1}
+_PLAIN_3X3: dict[str, Any] = {"pads": (1, 1, 1, 1), "strides": (1, 1), "dilations": (1, 1), "group": 1}
 
 
 def fold_upsampling(model: ir.Model) -> int:
     """Rewrite each nearest-neighbour doubling that one 3x3 convolution reads; returns how many there were."""
-    found = [(node, conv) for node in model.graph if (conv := _convolution_after(node)) is not None]
-    for resize, conv in found:
-        _replace(model.graph, resize, conv)
-    return len(found)
+    count = 0
+    for node in list(model.graph):
+        conv = _convolution_after(node)
+        if conv is not None:
+            _replace(model.graph, node, conv)
+            count += 1
+    return count
 
 
 def _convolution_after(node: ir.Node) -> ir.Node | None:
@@ -37,7 +41,7 @@ def _convolution_after(node: ir.Node) -> ir.Node | None:
 
 
 def _doubles(node: ir.Node) -> bool:
-    """To nearest neighbours, twofold along height and width."""
+    """Whether a Resize enlarges to nearest neighbours, twofold along height and width."""
     scales = node.inputs[2] if len(node.inputs) > 2 else None
     if scales is None or scales.const_value is None:
         return False
@@ -49,28 +53,30 @@ def _is_3x3(conv: ir.Node) -> bool:
     weight = conv.inputs[1]
     if weight is None or weight.const_value is None or weight.const_value.shape[2:] != (3, 3):
         return False
-    return all(np.array_equal(conv.attributes[name].value, value) for name, value in _SAME.items())
+    return all(np.array_equal(conv.attributes[name].value, value) for name, value in _PLAIN_3X3.items())
 
 
 def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node) -> None:
     import onnx_ir as ir
 
     small, (weight, *bias) = resize.inputs[0], conv.inputs[1:]
+    # One 2x2 convolution of the small image for each position of a large pixel in a small one.
     phases = []
     for row in (0, 1):
         for column in (0, 1):
             kernel = _initializer(graph, f"{conv.name}.phase{row}{column}", _merged(weight, row, column))
             attributes = {"pads": [1 - row, 1 - column, row, column], "kernel_shape": [2, 2]}
             phases.append(ir.node("Conv", [small, kernel, *bias], attributes, name=f"{conv.name}.{row}{column}"))
-    together = ir.node("Concat", [phase.outputs[0] for phase in phases], {"axis": 1}, name=f"{conv.name}.phases")
-    woven = ir.node("DepthToSpace", together.outputs, {"blocksize": 2, "mode": "DCR"}, name=f"{conv.name}.woven")
+    stacked = ir.node("Concat", [phase.outputs[0] for phase in phases], {"axis": 1}, name=f"{conv.name}.phases")
+    # The four results are interleaved into the large image.
+    woven = ir.node("DepthToSpace", stacked.outputs, {"blocksize": 2, "mode": "DCR"}, name=f"{conv.name}.woven")
     result = conv.outputs[0]
-    for node in (*phases, together, woven):
+    for node in (*phases, stacked, woven):
         for value in node.outputs:
             value.type = result.type
     woven.outputs[0].shape = result.shape
-    graph.insert_before(conv, [*phases, together, woven])
-    name = result.name
+    graph.insert_before(conv, [*phases, stacked, woven])
+    name = result.name  # kept, since outputs are found by it
     for use in list(result.uses()):
         use.node.replace_input_with(use.idx, woven.outputs[0])
     for index, output in enumerate(graph.outputs):
@@ -81,10 +87,10 @@ def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node) -> None:
 
 
 def _merged(weight: Any, row: int, column: int) -> np.ndarray[Any, Any]:
-    """(out, in, 2, 2): the kernel's weights summed over what falls on one small pixel, in float64."""
-    kernel = weight.const_value.numpy().astype(np.float64)
-    rows = np.stack([kernel[:, :, list(which), :].sum(axis=2) for which in _MERGED[row]], axis=2)
-    merged = np.stack([rows[:, :, :, list(which)].sum(axis=3) for which in _MERGED[column]], axis=3)
+    """Return (out, in, 2, 2): the kernel's weights summed over what falls on one small pixel."""
+    kernel = weight.const_value.numpy().astype(np.float64)  # rounded to fp32 once, after the sums
+    rows = np.stack([kernel[:, :, list(indices), :].sum(axis=2) for indices in _MERGED_ROWS[row]], axis=2)
+    merged = np.stack([rows[:, :, :, list(indices)].sum(axis=3) for indices in _MERGED_ROWS[column]], axis=3)
     return np.ascontiguousarray(merged.astype(np.float32))
 
 

@@ -1,4 +1,4 @@
-"""What `d4m-fast export` was asked for, checked before anything is written."""
+"""The request of `d4m-fast export`, checked before anything is written."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ import torch
 from d4m_fast.config.export import ExportConfig
 from d4m_fast.engine.artifacts import ELEMENTS, Artifact, Key, find
 from d4m_fast.engine.engines import ENGINES, EngineSpec
-from d4m_fast.engine.model import Model, open_model
+from d4m_fast.engine.model import Model
 from d4m_fast.engine.ort import require_ort
 from d4m_fast.engine.runtime import compute_capability, device_name, resolve_device
-from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.signature import SIGNATURES, Component
 from d4m_fast.engine.trt_api import Api, load_trt
 from d4m_fast.errors import DamageError, ModelError, PreflightError
 from d4m_fast.export.to_onnx import require_onnx
 from d4m_fast.export.to_trt import Range, capabilities, ranges
-from d4m_fast.sources.dataset import open_source
-from d4m_fast.sources.records import Source
+from d4m_fast.export.workload import Workload, open_workload
 from d4m_fast.storage import files
-
-STEPS, STRENGTH = 50, 0.7  # the reference preset's
 
 
 @dataclass(frozen=True)
@@ -32,22 +28,22 @@ class ExportJob:
     """A checked request.
 
     Attributes:
+        workload: the model, and what its networks are compared on.
+        artifacts: where exported networks are kept.
         device: where what is exported is compared with PyTorch, which runs there too.
         api: the library that builds engines, if engines are asked for.
     """
 
     config: ExportConfig
-    model: Model
-    source: Source
-    schedule: Schedule
+    workload: Workload
     key: Key
     artifacts: Path
     device: torch.device
     api: Api | None
 
     @property
-    def resolution(self) -> int:
-        return self.key.resolution
+    def model(self) -> Model:
+        return self.workload.model
 
     @property
     def engine(self) -> EngineSpec:
@@ -62,15 +58,23 @@ class ExportJob:
         """Whether what is exported can run here: engines built ahead of time, and fp16 on a CPU, cannot."""
         return self.device.type != "cpu" or (not self.engine.built_per_gpu and self.key.precision == "fp32")
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Lengths of the networks' axes."""
+        return self.model.sizes(self.workload.resolution)
+
     def rows(self, component: Component) -> int | None:
-        """Rows the exported file is fixed to; guidance doubles the UNet's."""
+        """Return the rows the exported file is fixed to, None where they are free; guidance doubles the UNet's."""
         static = self.config.static_batch
         return None if static is None else static * SIGNATURES[component].halves
 
     def profiles(self, component: Component, elements_per_row: int) -> tuple[Range, ...]:
-        """Of an engine; no activation reaches 2^31 elements, so that the decoder's may end before the UNet's."""
-        most = self.config.max_batch * SIGNATURES[component].halves
-        return ranges(max(1, min(most, ELEMENTS // elements_per_row)), self.rows(component))
+        """Return the optimisation profiles of an engine.
+
+        No activation reaches 2^31 elements, so that the decoder's profiles may end before the UNet's.
+        """
+        largest = self.config.max_batch * SIGNATURES[component].halves
+        return ranges(max(1, min(largest, ELEMENTS // elements_per_row)), self.rows(component))
 
     def require_countable(self, component: Component, elements_per_row: int) -> None:
         """Refuse a fixed batch whose activations reach 2^31 elements; a free one is cut.
@@ -80,64 +84,58 @@ class ExportJob:
         """
         rows = self.rows(component)
         if rows is not None and rows * elements_per_row > ELEMENTS:
-            most = ELEMENTS // elements_per_row // SIGNATURES[component].halves
+            largest = ELEMENTS // elements_per_row // SIGNATURES[component].halves
             raise ModelError(
-                f"--static-batch: {component} takes {most} images at most, for 2^31 elements of an activation"
+                f"--static-batch: {component} takes {largest} images at most, for 2^31 elements of an activation"
             )
 
     def score_sides(self) -> list[int]:
-        """Queries of the UNet's attention levels, where no other axis of Stable Diffusion is as long."""
-        _, h, w = self.model.latent_shape(self.resolution)
-        levels = int(math.log2(max(h, w)))
-        return [side for level in range(levels) if (side := (h >> level) * (w >> level)) > 2560]
+        """Return the queries of the UNet's attention levels, where no other axis of Stable Diffusion is as long."""
+        _, h, w = self.model.latent_shape(self.workload.resolution)
+        levels = int(math.log2(max(h, w)))  # more than a UNet has
+        sides = [(h >> level) * (w >> level) for level in range(levels)]
+        return [side for side in sides if side > 2560]
 
 
 def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
-    """Open what the config names.
+    """Open everything that the config names.
 
     Raises:
         D4MError: the first thing that is wrong, before anything is written.
     """
+    # The packages first: a missing one is found before models and data are read.
     require_onnx()
     device = resolve_device(config.device)
     require_ort(torch.device("cpu") if config.engine == "tensorrt" else device)
-    api = _api(config, device) if config.engine == "tensorrt" else None
-    model = open_model(config.model, config.revision)
-    resolution = model.resolution if config.resolution is None else config.resolution
-    model.latent_shape(resolution)
-    schedule = open_schedule(model.path, STEPS, STRENGTH)
-    if (hindrance := hindrance_of_export(model, schedule)) is not None:
+    api = _load_builder(config, device) if config.engine == "tensorrt" else None
+    workload = open_workload(config, artifacts)
+    model = workload.model
+    if (hindrance := hindrance_of_export(workload)) is not None:
         raise ModelError(f"{hindrance}; use --engine torch")
-    targets = _targets(config, device) if ENGINES[config.engine].built_per_gpu else ()
-    key = Key(model.sha256, config.engine, config.precision, resolution, config.static_batch, targets)
-    compared_on = _compared_on(config, device)
-    source = open_source(config.data, prompts_needed=False, own=[artifacts])
-    job = ExportJob(
-        config,
-        model,
-        source,
-        schedule,
-        key,
-        artifacts,
-        compared_on,
-        api,
-    )
-    weights = sum(file.stat().st_size for part in model.weights for file in part.files)
-    # fp32, from weights that may be stored in half precision
+    targets: tuple[str, ...] = ()
+    if ENGINES[config.engine].built_per_gpu:
+        targets = config.targets if config.targets else (compute_capability(device),)
+    key = Key(model.sha256, config.engine, config.precision, workload.resolution, config.static_batch, targets)
+    job = ExportJob(config, workload, key, artifacts, _comparison_device(config, device), api)
+    weights = 0
+    for network in model.weights:
+        weights += sum(file.stat().st_size for file in network.files)
+    # Twice: fp32, from weights that may be stored in half precision.
     files.require_room(files.Need(job.path, max(0, 2 * weights - files.bytes_on_disk(job.path)), "exports"))
     return job
 
 
-def hindrance_of_export(model: Model, schedule: Schedule) -> str | None:
+def hindrance_of_export(workload: Workload) -> str | None:
     """Return why a model cannot be exported: its networks take more than exported ones; None if it can."""
+    model = workload.model
     if model.export_hindrance is not None:
         return f"{model.export_hindrance}, which exported networks do not take"
-    if not schedule.whole_timesteps:
+    if not workload.schedule.whole_timesteps:
         return f"{model.path / 'scheduler'}: timesteps between two noise levels, which exported networks do not take"
     return None
 
 
-def _api(config: ExportConfig, device: torch.device) -> Api:
+def _load_builder(config: ExportConfig, device: torch.device) -> Api:
     if config.targets:
         api = load_trt("tensorrt-rtx")
         capabilities(api, config.targets)
@@ -150,22 +148,18 @@ def _api(config: ExportConfig, device: torch.device) -> Api:
     return load_trt("tensorrt")
 
 
-def _compared_on(config: ExportConfig, device: torch.device) -> torch.device:
-    """The device here, unless engines are for others only."""
-    here = not config.targets or (device.type != "cpu" and compute_capability(device) in config.targets)
-    return device if here else torch.device("cpu")
-
-
-def _targets(config: ExportConfig, device: torch.device) -> tuple[str, ...]:
-    return config.targets if config.targets else (compute_capability(device),)
+def _comparison_device(config: ExportConfig, device: torch.device) -> torch.device:
+    """Return the device that is here; the CPU if engines are for other GPUs only."""
+    is_target = device.type != "cpu" and compute_capability(device) in config.targets
+    return device if not config.targets or is_target else torch.device("cpu")
 
 
 def exported(job: ExportJob) -> Artifact | None:
-    """The set for this request, if it is there whole; None if it must be exported (again)."""
+    """Return the set for this request, if it is there whole; None if it must be exported (again)."""
     try:
         artifact = find(job.key, job.artifacts)
         if artifact is not None:
-            if _of_other_options(artifact, job.config):
+            if _has_other_options(artifact, job.config):
                 return None
             artifact.check_files(job.model.sha256)
             artifact.check_status(device_name(job.device), unverified=not job.runnable)
@@ -174,8 +168,10 @@ def exported(job: ExportJob) -> Artifact | None:
     return artifact
 
 
-def _of_other_options(artifact: Artifact, config: ExportConfig) -> bool:
-    """Whether it was made otherwise, or compared on fewer images; the key has the rest."""
-    made = artifact.certificate["options"]
-    others = any(made[name] != getattr(config, name) for name in ("data", "max_batch", "level"))
-    return others or made["images"] < config.images
+def _has_other_options(artifact: Artifact, config: ExportConfig) -> bool:
+    """Whether it was exported otherwise, or compared on fewer images; the key has the other options."""
+    options = artifact.certificate["options"]
+    for name in ("data", "max_batch", "level"):
+        if options[name] != getattr(config, name):
+            return True
+    return bool(options["images"] < config.images)

@@ -15,9 +15,9 @@ from d4m_fast.engine.encode import encode
 from d4m_fast.engine.generate import generate
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.runtime import Runtime, Tensors
-from d4m_fast.engine.schedule import Schedule
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.errors import DataError
+from d4m_fast.export.workload import GUIDANCE, Workload
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
@@ -30,8 +30,8 @@ IMAGES_PER_PROTOTYPE = 4
 
 
 @dataclass(frozen=True)
-class Few:
-    """Some of a source's images."""
+class ImageSubset:
+    """Some of a source's images, as a source of their own."""
 
     classes: Sequence[ClassInfo]
     items: Sequence[Item]
@@ -61,7 +61,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Probe:
-    """What PyTorch was asked, and what came of it.
+    """A workload as PyTorch computed it.
 
     Attributes:
         calls: inputs of every call of every network, in order.
@@ -73,10 +73,8 @@ class Probe:
     images: np.ndarray
 
 
-def probe(
-    source: Source, networks: Networks, schedule: Schedule, *, resolution: int, count: int, batch: int, guidance: float
-) -> Probe:
-    """Distill `count` images of real prototypes and record every call on the way.
+def record_probe(workload: Workload, networks: Networks, images: int) -> Probe:
+    """Distill so many images of real prototypes, in one batch, and record every call on the way.
 
     Raises:
         DataError: the source has too few images.
@@ -88,56 +86,55 @@ def probe(
         return recorders[component]
 
     recorded = networks.with_runtimes(record)
-    prototypes = _prototypes(source, recorded, resolution, count)
-    images = final_images(prototypes, recorded, schedule, resolution=resolution, batch=batch, guidance=guidance)
-    return Probe(prototypes, {c: recorders[c].calls for c in COMPONENTS}, images)
+    prototypes = _prototypes(workload, recorded, images)
+    pixels = final_images(workload, prototypes, recorded, batch=images)
+    return Probe(prototypes, {component: recorders[component].calls for component in COMPONENTS}, pixels)
 
 
-def final_images(
-    prototypes: Sequence[Prototypes],
-    networks: Networks,
-    schedule: Schedule,
-    *,
-    resolution: int,
-    batch: int,
-    guidance: float,
-) -> np.ndarray:
-    """What `distill` would write: (N, H, W, 3) uint8."""
+def final_images(workload: Workload, prototypes: Sequence[Prototypes], networks: Networks, *, batch: int) -> np.ndarray:
+    """Return the images that `distill` would write: (N, H, W, 3) uint8."""
     watch = Stopwatch()
+    class_ids = tuple(prototype.info.id for prototype in prototypes)
     with Workers(watch) as workers:
         samples = generate(
             Stream(len(prototypes), prototypes),
-            [Group(0, tuple(p.info.id for p in prototypes), batch, batch)],
+            [Group(0, class_ids, batch, batch)],
             networks,
-            schedule,
-            DistillConfig(guidance=guidance),
-            image_size=resolution,
+            workload.schedule,
+            DistillConfig(guidance=GUIDANCE),
+            image_size=workload.resolution,
             workers=workers,
             watch=watch,
         )
         return np.stack([sample.pixels for sample in samples])
 
 
-def _prototypes(source: Source, networks: Networks, resolution: int, count: int) -> list[Prototypes]:
-    """`count` cluster means, spread over the first classes."""
-    classes = source.classes[:count]
+def _prototypes(workload: Workload, networks: Networks, count: int) -> list[Prototypes]:
+    """Return `count` cluster means, spread over the first classes."""
+    classes = workload.source.classes[:count]
     per_class = math.ceil(count / len(classes))
-    grouped = by_class(source.items)
-    found: list[Prototypes] = []
+    grouped = by_class(workload.source.items)
+    prototypes: list[Prototypes] = []
+    remaining = count
     for info in classes:
-        k = min(per_class, count - sum(len(p.centroids) for p in found))
+        k = min(per_class, remaining)
         items = grouped.get(info.id, [])[: IMAGES_PER_PROTOTYPE * k]
         if k > 0:
-            found.append(_cluster(info, Few([info], items, source), networks, resolution, k))
-    return found
+            subset = ImageSubset([info], items, workload.source)
+            prototypes.append(_cluster(info, subset, networks, workload.resolution, k))
+            remaining -= k
+    return prototypes
 
 
-def _cluster(info: ClassInfo, few: Few, networks: Networks, resolution: int, k: int) -> Prototypes:
-    batch = max(1, len(few.items))
+def _cluster(info: ClassInfo, images: ImageSubset, networks: Networks, resolution: int, k: int) -> Prototypes:
+    batch = max(1, len(images.items))
     with Workers(Stopwatch()) as workers:
+        # Means of the latents, draw=None, so that no random numbers enter the comparison.
         encoder = networks.vae_encoder
-        batches = list(encode(few, encoder, resolution=resolution, draw=None, batch=batch, workers=workers))
-    origins = [item.origin for encoded in batches for item in encoded.items]
+        batches = list(encode(images, encoder, resolution=resolution, draw=None, batch=batch, workers=workers))
+    origins: list[str] = []
+    for encoded in batches:
+        origins += (item.origin for item in encoded.items)
     if len(origins) < k:
         raise DataError(f"class {info.folder}: {len(origins)} usable images, {k} are needed to compare engines on")
     latents = np.concatenate([encoded.latents for encoded in batches])

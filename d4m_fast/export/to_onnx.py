@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from d4m_fast.engine.unet import UnetModule
 from d4m_fast.errors import ModelError, PreflightError
 from d4m_fast.export.attention import use_ort_attention
 from d4m_fast.export.fold import fold_upsampling
+from d4m_fast.export.onnx_files import save_model
 
 _OPSETS: Mapping[str, Mapping[Component, int]] = MappingProxyType(
     {
@@ -28,14 +30,13 @@ _OPSETS: Mapping[str, Mapping[Component, int]] = MappingProxyType(
         "tensorrt": {"text_encoder": 23, "unet": 23, "vae_encoder": 22, "vae_decoder": 22},
     }
 )
-EXTERNAL_BYTES = 1 << 30
-"""Weights above this go to a file of their own; a protobuf cannot hold 2 GB."""
+_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
 EXAMPLE_BATCH = 3  # neither 1, which torch.export would freeze, nor the 2 of guidance
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxReport:
-    """What was written.
+    """Facts of a written ONNX file.
 
     Attributes:
         operators: how many nodes of each kind.
@@ -48,7 +49,7 @@ class OnnxReport:
 
 
 def opset_of(engine: str, component: Component) -> int:
-    """The operators to export in, by what runs them.
+    """Return the version of ONNX's operators to export in, by what runs them.
 
     ONNX Runtime's CPU provider has fast kernels for attention and group normalisation as plain operators, which opset
     20 gives. TensorRT keeps the native `Attention` of opset 23 one layer and refuses to build it without a fused
@@ -87,14 +88,17 @@ def export_onnx(
     program = _trace(module, component, sizes, opset, static_batch)
     graph = program.model.graph
     graph.name = component
-    _forget_origin(program.model)
+    _remove_stack_traces(program.model)
     program.model.metadata_props.update(metadata)
-    _check(graph, component, sizes, static_batch, path)
+    # Before folding, so that the graph is still the exporter's.
+    _require_shapes(graph, component, sizes, static_batch, path)
     if for_ort:
         fold_upsampling(program.model)
-    _save(program.model, path)
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of an earlier export with larger weights
+    save_model(program.model, path)
     rows = _samples(static_batch) * SIGNATURES[component].halves
-    return OnnxReport(opset, _operators(graph), _elements_per_row(program, rows))
+    operators = Counter(node.op_type for node in graph)
+    return OnnxReport(opset, dict(sorted(operators.items())), _elements_per_row(program, rows))
 
 
 def require_onnx() -> None:
@@ -116,16 +120,18 @@ def _trace(
     module: torch.nn.Module, component: Component, sizes: Mapping[str, int], opset: int, static_batch: int | None
 ) -> Any:
     signature, samples = SIGNATURES[component], _samples(static_batch)
-    shapes = {
-        name: signature.shape(name, sizes, samples * signature.halves, samples=samples) for name in signature.inputs
-    }
-    free = {} if static_batch is not None else {0: torch.export.Dim.DYNAMIC}
-    dynamic = {name: free if name in signature.batched else {} for name in signature.inputs}
-    with _quiet(), torch.no_grad():
+    batch_axis = {} if static_batch is not None else {0: torch.export.Dim.DYNAMIC}
+    examples, dynamic = [], {}
+    for name in signature.inputs:
+        shape = signature.shape(name, sizes, samples * signature.halves, samples=samples)
+        is_integer = name in signature.integers
+        examples.append(torch.ones(shape, dtype=torch.int64) if is_integer else torch.zeros(shape))
+        dynamic[name] = batch_axis if name in signature.batched else {}
+    with _without_advice(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
-                tuple(_example(name, shape, component) for name, shape in shapes.items()),
+                tuple(examples),
                 dynamo=True,
                 input_names=list(signature.inputs),
                 output_names=list(signature.outputs),
@@ -135,7 +141,7 @@ def _trace(
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise ModelError(f"{component} cannot be exported to ONNX ({one_line(first_cause(error))})") from error
-    if program is None:
+    if program is None:  # which its type allows
         raise ModelError(f"{component}: the exporter returned nothing")
     return program
 
@@ -144,71 +150,53 @@ def _samples(static_batch: int | None) -> int:
     return EXAMPLE_BATCH if static_batch is None else static_batch
 
 
-def _example(name: str, shape: tuple[int, ...], component: Component) -> torch.Tensor:
-    if name in SIGNATURES[component].integers:
-        return torch.ones(shape, dtype=torch.int64)
-    return torch.zeros(shape)
-
-
-def _check(graph: Any, component: Component, sizes: Mapping[str, int], static_batch: int | None, path: Path) -> None:
-    """Exporters have frozen the batch without a word: read what the graph says."""
+def _require_shapes(
+    graph: Any, component: Component, sizes: Mapping[str, int], static_batch: int | None, path: Path
+) -> None:
+    """Refuse a graph whose axes are not the ones asked for: exporters have frozen the batch without a word."""
     signature = SIGNATURES[component]
-    fixed = {SAMPLES: static_batch, BATCH: None if static_batch is None else static_batch * signature.halves}
+    batch_lengths = {SAMPLES: static_batch, BATCH: None if static_batch is None else static_batch * signature.halves}
     for value in (*graph.inputs, *graph.outputs):
         axes = signature.inputs.get(value.name, signature.outputs.get(value.name))
         if axes is None:
             raise ModelError(f"{path}: the exporter named a tensor {value.name}")
         for axis, length in zip(axes, value.shape, strict=True):
-            wanted = fixed[axis] if axis in fixed else sizes[axis]
-            if (length if isinstance(length, int) else None) != wanted:
-                said = "any number" if wanted is None else wanted
-                raise ModelError(f"{path}: axis {axis} of {value.name} is {length} in the graph, asked for was {said}")
+            expected = batch_lengths[axis] if axis in batch_lengths else sizes[axis]
+            if (length if isinstance(length, int) else None) != expected:
+                asked_for = "any number" if expected is None else expected
+                raise ModelError(
+                    f"{path}: axis {axis} of {value.name} is {length} in the graph, asked for was {asked_for}"
+                )
 
 
-def _forget_origin(model: Any) -> None:
-    """Take out the exporter's stack traces: with the paths of this machine, no two installations would agree."""
+def _remove_stack_traces(model: Any) -> None:
+    """Remove the exporter's stack traces: with the paths of this machine, no two installations would agree."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     ClearMetadataAndDocStringPass()(model)
 
 
-def _save(model: Any, path: Path) -> None:
-    import onnx_ir
-
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    external = f"{path.name}.data" if weights > EXTERNAL_BYTES else None
-    path.with_name(f"{path.name}.data").unlink(missing_ok=True)
-    onnx_ir.save(model, path, external_data=external)
-
-
 def _elements_per_row(program: Any, rows: int) -> int:
-    """Elements of the largest activation, by the shapes of the trace of `rows` rows."""
-    nodes = [node for node in program.exported_program.graph.nodes if node.op == "call_function"]
-    values = [value for node in nodes for value in _tensors(node.meta.get("val"))]
-    return max(math.prod(_length(n) for n in value.shape) for value in values) // rows
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    several = value if isinstance(value, tuple | list) else [value]
-    return [x for x in several if isinstance(x, torch.Tensor)]
+    """Return the elements of the largest activation, by the shapes of the trace of `rows` rows."""
+    largest = 0
+    for node in program.exported_program.graph.nodes:
+        if node.op == "call_function":
+            results = node.meta.get("val")
+            for tensor in results if isinstance(results, tuple | list) else (results,):
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, math.prod(_length(axis) for axis in tensor.shape))
+    return largest // rows
 
 
 def _length(axis: int | torch.SymInt) -> int:
-    """Of an axis in the trace: a symbol stands for the example's length."""
+    """Return the length of an axis in the trace: a symbol stands for the example's."""
     return axis if isinstance(axis, int) else int(str(axis.node.hint))
 
 
-def _operators(graph: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for node in graph:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return dict(sorted(counts.items()))
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's advice is about its own internals."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+def _without_advice() -> Iterator[None]:
+    """Silence the exporter, whose advice is about its own internals."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

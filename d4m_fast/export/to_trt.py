@@ -7,14 +7,14 @@ import math
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from d4m_fast.config.choices import FloatType
 from d4m_fast.engine.signature import SAMPLES, SIGNATURES, Component
-from d4m_fast.engine.trt_api import Api, Builder, IBuilderConfig, INetworkDefinition, ITensor, RtxBuilderConfig
+from d4m_fast.engine.trt_api import Api, Builder, IBuilderConfig, INetworkDefinition, RtxBuilderConfig
 from d4m_fast.errors import ModelError, PreflightError
 from d4m_fast.storage import files
 
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Rows one optimisation profile takes; it is tuned for `opt`."""
+    """Rows that one optimisation profile takes; it is tuned for `opt`."""
 
     least: int
     opt: int
@@ -34,7 +34,7 @@ class Range:
 
 
 def ranges(most: int, static: int | None) -> tuple[Range, ...]:
-    """Profiles for 1 to `most` rows, or for `static` rows alone.
+    """Return the profiles for 1 to `most` rows, or for `static` rows alone.
 
     One row, up to eight, and the rest apart: a profile is as fast as its kernels for `opt` are for what it is given
     (onnxruntime PR #17788: 1.13 times slower away from it).
@@ -47,7 +47,7 @@ def ranges(most: int, static: int | None) -> tuple[Range, ...]:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What was built.
+    """Facts of a built engine.
 
     Attributes:
         layers: how many of each kind and type the parsed network has, "CONVOLUTION HALF".
@@ -65,7 +65,7 @@ class EngineReport:
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How to build; `targets` are the compute capabilities of TensorRT for RTX, none for the GPU that is here."""
+    """Options of a build; `targets` are compute capabilities, for TensorRT for RTX, none for the GPU that is here."""
 
     precision: FloatType
     targets: tuple[str, ...] = ()
@@ -75,20 +75,22 @@ class BuildOptions:
 
 
 def capabilities(api: Api, targets: Sequence[str]) -> list[Any]:
-    """The library's names of "sm80", ...
+    """Return the library's names of "sm80", ...
 
     Raises:
         PreflightError: it does not build for one of them.
     """
-    found = {target: api.capability(target) for target in targets}
-    for target, capability in found.items():
+    names = []
+    for target in targets:
+        capability = api.capability(target)
         if capability is None:
-            known = sorted(name.lower() for name in dir(api.module.ComputeCapability) if name.startswith("SM"))
+            buildable = sorted(name.lower() for name in dir(api.module.ComputeCapability) if name.startswith("SM"))
             raise PreflightError(
-                f"--target {target}: {api.flavour} {api.version} builds for {', '.join(known)} only; for another GPU"
-                " export on that GPU, without --target"
+                f"--target {target}: {api.flavour} {api.version} builds for {', '.join(buildable)} only; for another"
+                " GPU export on that GPU, without --target"
             )
-    return list(found.values())
+        names.append(capability)
+    return names
 
 
 def build_engine(
@@ -127,23 +129,22 @@ def build_engine(
         builder = api.builder(logger)
         network = _parse(api, builder, logger, onnx)
         layers = check_network(api, network, component, options.precision, attentions, onnx)
-        config = _config(api, builder, options, say)
+        config = _builder_config(api, builder, options, say)
         for rows in profiles:
             _add_profile(builder, config, network, component, sizes, rows)
         built = builder.build_serialized_network(network, config)
         if built is None:
             # An attention without a fused kernel ends here: a native `Attention` is not taken apart unless allowed.
-            raise ModelError(f"{onnx}: {api.flavour} cannot build it ({_short(errors)}); all in {target.name}.log")
-        _save_timing_cache(config, options.timing_cache)
+            reason = errors[0].splitlines()[0][:300] if errors else "no reason given"
+            raise ModelError(f"{onnx}: {api.flavour} cannot build it ({reason}); all in {target.name}.log")
+        if options.timing_cache is not None:
+            timing_cache = config.get_timing_cache().serialize()
+            files.write_bytes(options.timing_cache, memoryview(cast(Any, timing_cache)))
         files.write_bytes(target, memoryview(cast(Any, built)))
         size = built.nbytes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     fused = layers["ATTENTION_OUTPUT HALF"] + layers["ATTENTION_OUTPUT FLOAT"]
     return EngineReport(time.monotonic() - start, size, peak, dict(sorted(layers.items())), fused, tuple(profiles))
-
-
-def _short(errors: Sequence[str]) -> str:
-    return errors[0].splitlines()[0][:300] if errors else "no reason given"
 
 
 def _parse(api: Api, builder: Builder, logger: Any, onnx: Path) -> INetworkDefinition:
@@ -158,38 +159,34 @@ def _parse(api: Api, builder: Builder, logger: Any, onnx: Path) -> INetworkDefin
 def check_network(
     api: Api, network: INetworkDefinition, component: Component, precision: FloatType, attentions: int, onnx: Path
 ) -> Counter[str]:
-    """The layers of a parsed network by kind and type, once they are what was asked for.
+    """Count the layers of a parsed network by kind and type, and refuse others than asked for.
 
     Raises:
         ModelError: products in another precision, other tensors than the signature's, or attention not as one layer.
     """
-    wanted = "HALF" if precision == "fp16" else "FLOAT"
-    layers = Counter(_kind(network, i) for i in range(network.num_layers))
-    wrong = {kind: n for kind, n in layers.items() if kind.split()[0] in PRODUCTS and kind.split()[1] != wanted}
-    if wrong or not any(kind.split()[0] in PRODUCTS for kind in layers):
-        raise ModelError(f"{onnx}: {precision} was asked for, but the network has {wrong or 'no products'}")
-    for tensor in _tensors(network):
-        known = SIGNATURES[component].integers
-        expected = api.member("DataType", "INT64" if tensor.name in known else wanted)
+    float_type = "HALF" if precision == "fp16" else "FLOAT"
+    layers = Counter[str]()
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        layers[f"{layer.type.name} {layer.get_output(0).dtype.name}"] += 1
+    products = {kind: count for kind, count in layers.items() if kind.split()[0] in PRODUCTS}
+    mistyped = {kind: count for kind, count in products.items() if kind.split()[1] != float_type}
+    if mistyped or not products:
+        raise ModelError(f"{onnx}: {precision} was asked for, but the network has {mistyped or 'no products'}")
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    for tensor in (*inputs, *outputs):
+        is_integer = tensor.name in SIGNATURES[component].integers
+        expected = api.member("DataType", "INT64" if is_integer else float_type)
         if tensor.dtype != expected:
             raise ModelError(f"{onnx}: {tensor.name} is {tensor.dtype}, {expected} was asked for")
-    fused = layers[f"ATTENTION_OUTPUT {wanted}"]
+    fused = layers[f"ATTENTION_OUTPUT {float_type}"]
     if fused != attentions:
         raise ModelError(f"{onnx}: {attentions} attentions, of which {fused} were parsed as one layer each")
     return layers
 
 
-def _kind(network: INetworkDefinition, index: int) -> str:
-    layer = network.get_layer(index)
-    return f"{layer.type.name} {layer.get_output(0).dtype.name}"
-
-
-def _tensors(network: INetworkDefinition) -> Iterator[ITensor]:
-    yield from (network.get_input(i) for i in range(network.num_inputs))
-    yield from (network.get_output(i) for i in range(network.num_outputs))
-
-
-def _config(api: Api, builder: Builder, options: BuildOptions, say: Say) -> IBuilderConfig:
+def _builder_config(api: Api, builder: Builder, options: BuildOptions, say: Say) -> IBuilderConfig:
     config = builder.create_builder_config()
     config.clear_flag(api.member("BuilderFlag", "TF32"))  # on by default; fp32 is to mean fp32
     config.set_memory_pool_limit(api.member("MemoryPoolType", "WORKSPACE"), options.workspace_bytes)
@@ -203,13 +200,13 @@ def _config(api: Api, builder: Builder, options: BuildOptions, say: Say) -> IBui
             if not rtx.set_compute_capability(capability, index):
                 raise PreflightError(f"--target {options.targets[index]}: {api.flavour} refuses it")
     elif options.timing_cache is not None:  # setting one asks for a GPU
-        known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(known), True)
+        cached = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(cached), True)
     return config
 
 
 def _monitor(api: Api, say: Say) -> Any:
-    """Tells the outer phases: those below the whole build."""
+    """Return a progress monitor that tells the outer phases: those below the whole build."""
     depth: dict[str, int] = {}
 
     def start(phase: str, parent: str | None, steps: int) -> None:
@@ -229,30 +226,26 @@ def _add_profile(
     rows: Range,
 ) -> None:
     signature = SIGNATURES[component]
-    static = all(network.get_input(i).shape[0] > 0 for i in range(network.num_inputs) if network.get_input(i).shape)
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    static = all(tensor.shape[0] > 0 for tensor in inputs if tensor.shape)
     profile = builder.create_optimization_profile()
     for name, axes in signature.inputs.items():
         if name in signature.batched:
             lengths = _samples(rows, signature.halves, static) if SAMPLES in axes else rows
-            shapes = [signature.shape(name, sizes, n) for n in (lengths.least, lengths.opt, lengths.most)]
-            profile.set_shape(name, *shapes)
+            least, opt, most = (signature.shape(name, sizes, n) for n in (lengths.least, lengths.opt, lengths.most))
+            profile.set_shape(name, least, opt, most)
     if config.add_optimization_profile(profile) < 0:
         raise ModelError(f"{network.name}: no profile for {rows.least} to {rows.most} rows can be added")
 
 
 def _samples(rows: Range, halves: int, static: bool) -> Range:
-    """As few as rows of guidance need, as many as rows without it; tuned for guidance."""
-    least, opt = (math.ceil(n / halves) for n in (rows.least, rows.opt))
+    """Return the samples of so many rows: guidance has two rows per sample, a call without it one."""
+    least, opt = math.ceil(rows.least / halves), math.ceil(rows.opt / halves)
     return Range(least, opt, opt if static else rows.most)
 
 
-def _save_timing_cache(config: IBuilderConfig, path: Path | None) -> None:
-    if path is not None:
-        files.write_bytes(path, memoryview(cast(Any, config.get_timing_cache().serialize())))
-
-
 def check_engine(information: str, precision: FloatType, score_sides: Sequence[int], name: str) -> dict[str, int]:
-    """Layers of a built engine by the type they write, from the inspector's JSON; it needs the GPU to be opened.
+    """Count the layers of a built engine by the type they write, from the inspector's JSON.
 
     Args:
         score_sides: numbers of queries, h x w of the attention levels; a tensor with two such axes in fp32 or fp16 is
@@ -261,24 +254,23 @@ def check_engine(information: str, precision: FloatType, score_sides: Sequence[i
     Raises:
         ModelError: all that is known runs in another precision than asked for, or attention is not fused.
     """
-    layers = [layer for layer in json.loads(information)["Layers"] if isinstance(layer, dict)]
-    outputs = [output for layer in layers for output in layer.get("Outputs", [])]
-    kinds = Counter("fp16" if _is_half(o) else "fp32" if _is_float(o) else "other" for o in outputs)
+    outputs: list[dict[str, Any]] = []
+    for layer in json.loads(information)["Layers"]:
+        if isinstance(layer, dict):
+            outputs += layer.get("Outputs", [])
+    kinds = Counter(_float_type(output) for output in outputs)
     if kinds["fp16"] + kinds["fp32"] > 0 and not kinds[precision]:
         raise ModelError(f"{name}: {precision} was asked for, but the engine's layers write {dict(kinds)}")
     for output in outputs:
-        if any(_pairs(output.get("Dimensions", []), side) for side in score_sides):
+        last_axes = list(output.get("Dimensions", [])[-2:])
+        if any(last_axes == [side, side] for side in score_sides):
             raise ModelError(f"{name}: attention is not fused, {output.get('Name')} is {output['Dimensions']}")
     return dict(kinds)
 
 
-def _is_half(output: Mapping[str, Any]) -> bool:
-    return any(word in str(output.get("Format/Datatype", "")) for word in ("Half", "FP16"))
-
-
-def _is_float(output: Mapping[str, Any]) -> bool:
-    return any(word in str(output.get("Format/Datatype", "")) for word in ("Float", "FP32"))
-
-
-def _pairs(dimensions: Sequence[int], side: int) -> bool:
-    return list(dimensions[-2:]) == [side, side]
+def _float_type(output: Mapping[str, Any]) -> str:
+    # The spelling depends on the version of TensorRT.
+    name = str(output.get("Format/Datatype", ""))
+    if "Half" in name or "FP16" in name:
+        return "fp16"
+    return "fp32" if "Float" in name or "FP32" in name else "other"

@@ -40,7 +40,7 @@ def network_call(
         return torch.randn(batch, *shape, generator=generator).to(inputs_on)
 
     if stage == "encode":
-        pixels = random(3, sizes["height"], sizes["width"]).clamp(-1, 1)
+        pixels = random(3, sizes["height"], sizes["width"]).clamp(-1, 1)  # the range of images
         return lambda: networks.vae_encoder(pixels)[0]
     latents = random(sizes["channels"], sizes["h"], sizes["w"])
     if stage == "decode":

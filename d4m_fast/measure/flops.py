@@ -21,12 +21,12 @@ from d4m_fast.engine.model import locate
 from d4m_fast.errors import ModelError
 
 ROUGHLY = 8  # tracing finds 0.1 to 0.8 in networks of this family
-PARTS = ("unet", "vae_decoder", "vae_encoder", "text_encoder")
+NETWORKS = ("unet", "vae_decoder", "vae_encoder", "text_encoder")
 
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """One network and one sample.
+    """Counts of a network's forward pass on one sample.
 
     Attributes:
         parameters: their number.
@@ -43,7 +43,7 @@ class Traced:
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """A model's networks, traced.
+    """Shapes of a model, and the counts of its networks.
 
     Attributes:
         resolution: side of the images, pixels.
@@ -67,18 +67,18 @@ class _Fused(TorchFunctionMode):
     """Attention as a fused kernel does it: the scores are never stored."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        named = {} if kwargs is None else kwargs
+        keywords = {} if kwargs is None else kwargs
         if func is scaled_dot_product_attention:
-            return _attended(*args, **named)
-        return func(*args, **named)
+            return _empty_attention(*args, **keywords)
+        return func(*args, **keywords)
 
 
-def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+def _empty_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Numbers alive at once among the results of operations, parameters left out."""
+    """Counts the numbers alive at once among the results of operations, parameters left out."""
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -103,6 +103,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._sizes[key] = size
             self.now += size
             self.peak = max(self.peak, self.now)
+            # A storage is alive as long as any tensor that shares it.
             weakref.finalize(storage, self._drop, key)
 
     def _drop(self, key: int) -> None:
@@ -128,7 +129,7 @@ def trace_model(name: str, resolution: int | None = None, revision: str | None =
 
 
 def most_activations(model: Path, resolution: int) -> int:
-    """Numbers alive at once for one sample in any of the networks, surely not more: a bound that needs no tracing.
+    """Return an upper bound of the numbers alive at once for one sample in any network, without tracing.
 
     As many as `ROUGHLY` feature maps of the widest layer would have at the size of the image.
     """
@@ -138,7 +139,7 @@ def most_activations(model: Path, resolution: int) -> int:
 
 
 def model_path(name: str, revision: str | None = None) -> Path:
-    """Where a model's configs lie: of "sd15" (built in, shapes only), or of what `locate` finds.
+    """Return the folder of a model's configs: "sd15" is built in (shapes only), `locate` finds all others.
 
     Raises:
         ModelError: no such model.
@@ -152,6 +153,7 @@ def trace(module: nn.Module, call: Callable[[], object]) -> Traced:
     """Count one network on the `meta` device; `call` runs it on one sample."""
     with FlopCounterMode(display=False) as counter:
         call()
+    # Memory in a pass of its own, where attention is fused: FLOP are counted from the products that this leaves out.
     with _Live(module.parameters()) as live, _Fused():
         call()
     parameters = sum(p.numel() for p in module.parameters())
@@ -161,46 +163,44 @@ def trace(module: nn.Module, call: Callable[[], object]) -> Traced:
 def _trace(configs: ModelConfigs, resolution: int | None) -> Shapes:
     vae, unet, factor = configs.vae, configs.unet, configs.factor
     side = configs.resolution if resolution is None else resolution
+    # Each level below the first halves the latent.
     step = factor * 2 ** (len(unet["block_out_channels"]) - 1)
     if side % step:
         raise ModelError(f"--resolution must be a multiple of {step} with this model, not {side}")
     latent = (vae["latent_channels"], side // factor, side // factor)
     tokens, width = configs.tokenizer["model_max_length"], configs.text_encoder["hidden_size"]
     with torch.device("meta"), torch.inference_mode():
-        parts = {
-            **_unet(unet, latent, tokens, width),
-            **_vae(vae, latent, side),
-            **_text(configs.text_encoder, tokens),
+        traced = {
+            "unet": _trace_unet(unet, latent, tokens, width),
+            **_trace_vae(vae, latent, side),
+            "text_encoder": _trace_text_encoder(configs.text_encoder, tokens),
         }
-    return Shapes(configs.path, side, latent, tokens, width, {name: parts[name] for name in PARTS})
+    return Shapes(configs.path, side, latent, tokens, width, {name: traced[name] for name in NETWORKS})
 
 
-def _unet(config: dict[str, Any], latent: tuple[int, int, int], tokens: int, width: int) -> dict[str, Traced]:
+def _trace_unet(config: dict[str, Any], latent: tuple[int, int, int], tokens: int, width: int) -> Traced:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_config(config)
     inputs = torch.zeros(1, *latent), torch.tensor(1), torch.zeros(1, tokens, width)
-    return {"unet": trace(unet, lambda: unet(*inputs))}
+    return trace(unet, lambda: unet(*inputs))
 
 
-def _vae(config: dict[str, Any], latent: tuple[int, int, int], side: int) -> dict[str, Traced]:
+def _trace_vae(config: dict[str, Any], latent: tuple[int, int, int], side: int) -> dict[str, Traced]:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     vae = AutoencoderKL.from_config(config)
-    decoder = nn.ModuleList([vae.decoder, *_convolution(vae.post_quant_conv)])
-    encoder = nn.ModuleList([vae.encoder, *_convolution(vae.quant_conv)])
+    # Some VAEs have no convolution beside the latents.
+    decoder = nn.ModuleList(module for module in (vae.decoder, vae.post_quant_conv) if module is not None)
+    encoder = nn.ModuleList(module for module in (vae.encoder, vae.quant_conv) if module is not None)
     return {
         "vae_decoder": trace(decoder, lambda: vae.decode(torch.zeros(1, *latent))),
         "vae_encoder": trace(encoder, lambda: vae.encode(torch.zeros(1, 3, side, side)).latent_dist.mean),
     }
 
 
-def _convolution(module: nn.Module | None) -> list[nn.Module]:
-    return [] if module is None else [module]
-
-
-def _text(config: dict[str, Any], tokens: int) -> dict[str, Traced]:
+def _trace_text_encoder(config: dict[str, Any], tokens: int) -> Traced:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    text = CLIPTextModel(CLIPTextConfig(**config))
-    return {"text_encoder": trace(text, lambda: text(torch.zeros(1, tokens, dtype=torch.long)))}
+    text_encoder = CLIPTextModel(CLIPTextConfig(**config))
+    return trace(text_encoder, lambda: text_encoder(torch.zeros(1, tokens, dtype=torch.long)))

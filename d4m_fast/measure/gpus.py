@@ -1,4 +1,4 @@
-"""What the makers say of their GPUs."""
+"""Peaks of GPUs, by their makers' data sheets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """Peaks of one GPU.
+    """Peaks of a GPU.
 
     Attributes:
         flops: FLOP/s by precision: dense fp16 with tensor cores, and fp32 without them.
@@ -23,13 +23,13 @@ class Gpu:
     source: str
 
 
-NAMED = {"H100 80GB HBM3": "h100", "H200": "h200", "A100-SXM4-80GB": "a100", "L40S": "l40s"}
+DRIVER_NAMES = {"H100 80GB HBM3": "h100", "H200": "h200", "A100-SXM4-80GB": "a100", "L40S": "l40s"}
 """Parts of the drivers' names for exactly these; other variants have other peaks."""
 
 
 def gpu_of(device: str) -> Gpu | None:
-    """The GPU that a driver calls so; None if its peak is not known here."""
-    return next((GPUS[gpu] for part, gpu in NAMED.items() if part in device), None)
+    """Return the GPU that a driver calls so; None if its peak is not in the table."""
+    return next((GPUS[gpu] for name, gpu in DRIVER_NAMES.items() if name in device), None)
 
 
 def _gpu(name: str, half: float, single: float, gigabytes: int, source: str) -> Gpu:

@@ -11,7 +11,7 @@ import torch
 from d4m_fast.allocator import release_freed_memory
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-KILOBYTES = 1024
+KILOBYTES = 1024  # Linux gives resident sizes in these
 PeakOf = Literal["process", "process since its start", "PyTorch's allocator on the GPU"]
 
 
@@ -24,15 +24,15 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.of: PeakOf = "PyTorch's allocator on the GPU" if device.type != "cpu" else _process()
+        self.of: PeakOf = "PyTorch's allocator on the GPU" if device.type != "cpu" else _resettable()
 
     def reset(self) -> None:
         """Start anew, from what is in use now."""
         if self._device.type != "cpu":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif self.of == "process":
-            release_freed_memory()
-            RESET.write_text("5")
+            release_freed_memory()  # or it would count as in use
+            RESET.write_text("5")  # sets VmHWM to the resident size, see proc(5)
 
     def bytes(self) -> int:
         if self._device.type != "cpu":
@@ -42,8 +42,8 @@ class PeakMemory:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILOBYTES
 
 
-def _process() -> PeakOf:
-    """Whether the kernel has a mark of this process that can be set back."""
+def _resettable() -> PeakOf:
+    """Return whether the kernel lets this process set its high-water mark back."""
     try:
         RESET.write_text("5")
         _high_water()

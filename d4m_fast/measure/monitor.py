@@ -1,4 +1,4 @@
-"""How busy a device is, at which clocks and at what power, sampled while something runs on it."""
+"""Monitors of a device: how busy it is, at which clocks and at what power, while something runs on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NVML = (
 
 
 class Monitor(Protocol):
-    """Measures from entering to leaving."""
+    """A context manager that measures from entering to leaving."""
 
     def __enter__(self) -> Self: ...
 
@@ -32,7 +32,7 @@ class Monitor(Protocol):
     ) -> None: ...
 
     def summary(self) -> dict[str, Any]:
-        """`busy_share` in [0, 1], and whatever else the device tells."""
+        """Return `busy_share` in [0, 1], and whatever else the device tells."""
         ...
 
 
@@ -41,7 +41,7 @@ def open_monitor(device: torch.device, threads: int) -> Monitor:
 
 
 def require_nvml() -> Any:
-    """NVIDIA's management library.
+    """Return NVIDIA's management library.
 
     Raises:
         PreflightError: not installed, or no driver.
@@ -60,12 +60,12 @@ def require_nvml() -> Any:
 
 
 def driver_version(device: torch.device) -> str | None:
-    """None on a CPU."""
+    """Return the version of NVIDIA's driver; None on a CPU."""
     return None if device.type == "cpu" else str(require_nvml().nvmlSystemGetDriverVersion())
 
 
 class CpuMonitor:
-    """This process's processor time, over that of `threads` cores."""
+    """Monitor of a CPU: this process's processor time, over that of `threads` cores."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -83,13 +83,14 @@ class CpuMonitor:
 
 
 class GpuMonitor:
-    """Samples of NVML, by a thread of its own.
+    """Monitor of a GPU: samples of NVML, by a thread of its own.
 
     `busy_share` is NVML's utilisation: the part of the time in which at least one kernel ran.
     """
 
     def __init__(self, device: torch.device, period: float = PERIOD) -> None:
         self._nvml, self._period = require_nvml(), period
+        # By UUID: NVML counts all GPUs, PyTorch only those of CUDA_VISIBLE_DEVICES.
         self._handle = self._nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         self._samples: list[dict[str, float]] = []
         self._reasons = 0
@@ -105,7 +106,7 @@ class GpuMonitor:
         self._thread.join()
 
     def _sample(self) -> None:
-        while True:
+        while True:  # the first sample at once, so that the shortest stretch has one
             self._samples.append(self._read())
             if self._stop.wait(self._period):
                 return
@@ -123,8 +124,10 @@ class GpuMonitor:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Lowest, mean and highest of each; `clock_event_reasons` are NVML's bits, any time set."""
-        columns = {name: [sample[name] for sample in self._samples] for name in self._samples[0]}
-        found = {n: {"min": min(v), "mean": statistics.mean(v), "max": max(v)} for n, v in columns.items()}
-        busy = found.pop("utilisation")["mean"]
-        return {"busy_share": busy, "samples": len(self._samples), "clock_event_reasons": self._reasons, **found}
+        """Return lowest, mean and highest of each; `clock_event_reasons` are NVML's bits, any time set."""
+        ranges = {}
+        for name in self._samples[0]:
+            values = [sample[name] for sample in self._samples]
+            ranges[name] = {"min": min(values), "mean": statistics.mean(values), "max": max(values)}
+        busy = ranges.pop("utilisation")["mean"]
+        return {"busy_share": busy, "samples": len(self._samples), "clock_event_reasons": self._reasons, **ranges}

@@ -1,9 +1,10 @@
-"""The machine's own peak: what its best matrix product and its best convolution reach, measured."""
+"""Peak of the machine, measured: GFLOP/s of its best matrix product and its best convolution."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn.functional import conv2d
@@ -19,7 +20,7 @@ ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """GFLOP/s, 2 per multiply-add."""
+    """GFLOP/s that a machine reaches, 2 per multiply-add."""
 
     matrix_product: float
     convolution: float
@@ -28,17 +29,17 @@ class Peak:
     def best(self) -> float:
         return max(self.matrix_product, self.convolution)
 
-    def or_better(self, other: Peak) -> Peak:
-        """What either measurement reached: the rest of the machine can only have made one slower."""
+    def or_better(self, second: Peak) -> Peak:
+        """Return the better of two measurements: other work on the machine can only have made one slower."""
         return Peak(
-            max(self.matrix_product, other.matrix_product),
-            max(self.convolution, other.convolution),
+            max(self.matrix_product, second.matrix_product),
+            max(self.convolution, second.convolution),
         )
 
 
 @torch.inference_mode()
 def measure_peak(device: torch.device, dtype: torch.dtype, long_enough: float = LONG_ENOUGH) -> Peak:
-    """The best of several sizes, the largest of which takes at least `long_enough` seconds or is the last."""
+    """Measure the best of several sizes, the largest of which takes at least `long_enough` seconds or is the last."""
     return Peak(
         _best(_products(device, dtype), device, long_enough),
         _best(_convolutions(device, dtype), device, long_enough),
@@ -46,28 +47,30 @@ def measure_peak(device: torch.device, dtype: torch.dtype, long_enough: float = 
 
 
 def _products(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[int, Call]]:
-    """FLOP and call of square products, ever larger."""
+    """Yield FLOP and call of square products, ever larger."""
     for side in SIDES:
-        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        yield 2 * side**3, lambda a=a, b=b: torch.mm(a, b)  # type: ignore[misc]
+        a = torch.randn(side, side, device=device, dtype=dtype)
+        b = torch.randn(side, side, device=device, dtype=dtype)
+        yield 2 * side**3, partial(torch.mm, a, b)
 
 
 def _convolutions(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[int, Call]]:
-    """FLOP and call of 3x3 convolutions as the networks have them, ever wider; laid out as the runtime lays them."""
-    form = torch.contiguous_format if device.type == "cpu" else torch.channels_last
+    """Yield FLOP and call of 3x3 convolutions as the networks have them, ever wider."""
+    # Laid out as the runtime lays them out.
+    layout = torch.contiguous_format if device.type == "cpu" else torch.channels_last
     for width in CHANNELS:
-        x = torch.randn(IMAGES, width, PIXELS, PIXELS, device=device, dtype=dtype).contiguous(memory_format=form)
-        kernel = torch.randn(width, width, KERNEL, KERNEL, device=device, dtype=dtype).contiguous(memory_format=form)
+        x = torch.randn(IMAGES, width, PIXELS, PIXELS, device=device, dtype=dtype).contiguous(memory_format=layout)
+        kernel = torch.randn(width, width, KERNEL, KERNEL, device=device, dtype=dtype).contiguous(memory_format=layout)
         flop = 2 * IMAGES * PIXELS**2 * KERNEL**2 * width**2
-        yield flop, lambda x=x, kernel=kernel: conv2d(x, kernel, padding=1)  # type: ignore[misc]
+        yield flop, partial(conv2d, x, kernel, padding=1)
 
 
 def _best(problems: Iterator[tuple[int, Call]], device: torch.device, long_enough: float) -> float:
     best = 0.0
     for flop, call in problems:
-        call()
-        taken = min(time_call(call, device) for _ in range(ROUNDS))
-        best = max(best, flop / taken / 1e9)
-        if taken >= long_enough:
+        call()  # warms up
+        seconds = min(time_call(call, device) for _ in range(ROUNDS))
+        best = max(best, flop / seconds / 1e9)
+        if seconds >= long_enough:
             break
     return best

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One batch of a sweep.
+    """Result of a batch in a sweep.
 
     Attributes:
         seconds: of a call; None where the batch could not be run.

@@ -1,4 +1,4 @@
-"""Batch sizes of a run that starts: what fits in memory and, where a run is long enough to pay for it, the fastest."""
+"""Batch sizes of a new run: as large as memory allows and, where the run is long enough to pay for it, the fastest."""
 
 from __future__ import annotations
 
@@ -24,97 +24,115 @@ from d4m_fast.runs.plan import ENCODE_BATCH, GENERATE_BATCH, Batches
 
 SMALLEST, LARGEST = 8, 512
 CALLS = 3  # per candidate; the first warms up
-PART = 0.03  # of a stage's calls, which its probe may cost at most
-ROOM = 0.8  # of the free memory, the rest for copies and fragments
+PROBE_SHARE = 0.03  # of a stage's calls, which its probe may cost at most
+MEMORY_SHARE = 0.8  # of the free memory, the rest for copies and fragments
 LEVEL = 0.98  # of the best speed: among batches as good, the smallest
 HOPELESS = 0.9  # of the best speed: nothing larger is tried
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One network's work in a run.
+    """A network's work in a run.
 
     Attributes:
         images: of the whole run; `calls` of the network for each.
-        usual: images per call where nothing is probed.
-        fits: images per call that memory allows, by the traced network; 0 where it allows none.
-        surely: images per call that fit by a rough bound, which costs nothing to know.
+        default_batch: images per call where nothing is probed.
+        count_fitting: counts the images per call that memory allows, by the traced network; 0 where it allows none.
+        surely_fitting: images per call that fit by a rough bound, which costs nothing to know.
         call: run the network on so many images and wait for it.
     """
 
     images: int
     calls: int
-    usual: int
-    fits: Callable[[], int]
-    surely: int
+    default_batch: int
+    count_fitting: Callable[[], int]
+    surely_fitting: int
     call: Callable[[int], object]
 
 
 def choose_batches(job: Job, networks: Networks, schedule: Schedule, encoded_with: int | None) -> Batches:
-    """The batch sizes of a run that starts.
+    """Choose the batch sizes of a new run.
 
     Args:
         encoded_with: images per batch of latents that are there already, which then are used.
     """
+    # Tracing takes seconds, and a short run on small batches gets by without.
     shapes = cache(partial(trace_model, str(job.model.path), job.resolution))
-    free, size = ROOM * free_memory(job.device), job.dtype.itemsize
-    made, halves = len(job.source.classes) * job.config.ipc, 2 if networks.unet.doubles(job.config.guidance) else 1
-    rough = free / size / most_activations(job.model.path, job.resolution)
+    free, size = MEMORY_SHARE * free_memory(job.device), job.dtype.itemsize
+    images, rows = len(job.source.classes) * job.config.ipc, 2 if networks.unet.doubles(job.config.guidance) else 1
+    rough_bound = free / size / most_activations(job.model.path, job.resolution)
 
-    def stage(part: str, images: int, calls: int, usual: int, rows: int, call: Callable[[int], object]) -> Stage:
-        def fits() -> int:
-            return int(most_images(shapes().parts[part], rows, size, free - size * shapes().parameters))
+    def stage(
+        network: str, images: int, calls: int, default_batch: int, rows: int, call: Callable[[int], object]
+    ) -> Stage:
+        def count_fitting() -> int:
+            return int(most_images(shapes().parts[network], rows, size, free - size * shapes().parameters))
 
-        return Stage(images, calls, usual, fits, int(rough / rows), call)
+        return Stage(images, calls, default_batch, count_fitting, int(rough_bound / rows), call)
 
     call = partial(_call, job, networks)
     encode = stage("vae_encoder", len(job.source.items), 1, ENCODE_BATCH, 1, call("encode"))
-    unet = stage("unet", made, len(schedule.steps), GENERATE_BATCH, halves, call("unet"))
-    decode = stage("vae_decoder", made, 1, GENERATE_BATCH, 1, call("decode"))
-    given = job.config.batch_size
-    encoding = _chosen(encode) if encoded_with is None else (encoded_with, {"by": "latents that are there"})
-    generation = _chosen(unet) if given == "auto" else (given, {"by": "--batch-size"})
-    decoding = _chosen(decode) if given == "auto" else (_within(given, decode), {"by": "--batch-size"})
-    release(job.device)
-    why = {"encode_batch": encoding[1], "batch_size": generation[1], "decode_batch": decoding[1]}
-    return Batches(encoding[0], generation[0], decoding[0], why)
+    unet = stage("unet", images, len(schedule.steps), GENERATE_BATCH, rows, call("unet"))
+    decode = stage("vae_decoder", images, 1, GENERATE_BATCH, 1, call("decode"))
+    encoding = _choose(encode) if encoded_with is None else (encoded_with, {"by": "latents that are there"})
+    requested = job.config.batch_size
+    if requested == "auto":
+        generation, decoding = _choose(unet), _choose(decode)
+    else:
+        generation = (requested, {"by": "--batch-size"})
+        decoding = (_cut_to_memory(requested, decode), {"by": "--batch-size"})
+    release(job.device)  # what the probes took
+    reasons = {"encode_batch": encoding[1], "batch_size": generation[1], "decode_batch": decoding[1]}
+    return Batches(encoding[0], generation[0], decoding[0], reasons)
 
 
-def _chosen(stage: Stage) -> tuple[int, dict[str, Any]]:
-    """Images per call, and why."""
+def _choose(stage: Stage) -> tuple[int, dict[str, Any]]:
+    """Return images per call, and why."""
     candidates = affordable(stage)
     if not candidates:
-        batch = _within(stage.usual, stage)
-        return batch, {"by": "default" if batch == stage.usual else "memory"}
-    started = time.perf_counter()
-    speeds = {point.batch: point.rate for point in _measured(stage, candidates) if point.seconds is not None}
-    spent = time.perf_counter() - started
-    why = {"by": "probe", "images_per_second": {str(b): round(x, 3) for b, x in speeds.items()}}
-    return fastest(speeds), {**why, "fits": stage.fits(), "seconds": round(spent, 3)}
+        batch = _cut_to_memory(stage.default_batch, stage)
+        return batch, {"by": "default" if batch == stage.default_batch else "memory"}
+    start = time.perf_counter()
+    speeds = {}
+    for point in _probe(stage, candidates):
+        if point.seconds is not None:
+            speeds[point.batch] = point.rate
+    seconds = round(time.perf_counter() - start, 3)
+    rates = {str(batch): round(rate, 3) for batch, rate in speeds.items()}
+    reason = {"by": "probe", "images_per_second": rates, "fits": stage.count_fitting(), "seconds": seconds}
+    return fastest(speeds), reason
 
 
-def _within(batch: int, stage: Stage) -> int:
-    """As much of a batch as memory allows."""
-    return batch if batch <= stage.surely else max(1, min(batch, stage.fits()))
+def _cut_to_memory(batch: int, stage: Stage) -> int:
+    return batch if batch <= stage.surely_fitting else max(1, min(batch, stage.count_fitting()))
 
 
 def affordable(stage: Stage) -> list[int]:
-    """What a probe may try: powers of two, as many as cost little; none if those do not reach the usual batch."""
-    left, candidates, batch = PART * stage.images * stage.calls, list[int](), SMALLEST
-    while batch <= min(stage.images, LARGEST) and (left := left - CALLS * batch) >= 0:
+    """Return the batches a probe may try: powers of two, as many as cost little.
+
+    There are none if those do not reach the default batch.
+    """
+    budget, candidates, batch = PROBE_SHARE * stage.images * stage.calls, list[int](), SMALLEST
+    while batch <= min(stage.images, LARGEST):
+        budget -= CALLS * batch
+        if budget < 0:
+            break
         candidates.append(batch)
         batch *= 2
-    return [b for b in candidates if b <= stage.fits()] if batch > min(stage.usual, stage.images) else []
+    if batch <= min(stage.default_batch, stage.images):
+        return []
+    fitting_batch = stage.count_fitting() if candidates else 0
+    return [candidate for candidate in candidates if candidate <= fitting_batch]
 
 
 def fastest(speeds: dict[int, float]) -> int:
-    """The smallest batch that is about as fast as the fastest; 1 if not even the first could be run."""
-    good = [batch for batch, speed in speeds.items() if speed >= LEVEL * max(speeds.values())]
-    return min(good, default=1)
+    """Return the smallest batch that is about as fast as the fastest; 1 if not even the first could be run."""
+    near_best = [batch for batch, speed in speeds.items() if speed >= LEVEL * max(speeds.values())]
+    return min(near_best, default=1)
 
 
-def _measured(stage: Stage, candidates: list[int]) -> Iterator[Point]:
-    """Each batch, until one is too slow or does not fit."""
+def _probe(stage: Stage, candidates: list[int]) -> Iterator[Point]:
+    """Time each batch, until one is too slow or does not fit."""
 
     def measure(batch: int) -> Point:
         try:
@@ -131,7 +149,7 @@ def _seconds(call: Callable[[int], object], batch: int) -> float:
 
 
 def _call(job: Job, networks: Networks, stage: NetworkStage) -> Callable[[int], object]:
-    """The stage's network on so many images; reading one number back waits for the device."""
+    """Return the stage's network on so many images; reading one number back waits for the device."""
 
     @torch.inference_mode()
     def call(batch: int) -> object:

@@ -1,4 +1,4 @@
-"""What a run costs before it is run: every figure calculated, each with its formula."""
+"""Costs of a run before it starts: every figure calculated, each with its formula."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from d4m_fast.errors import require
 from d4m_fast.measure.flops import Shapes, Traced
 from d4m_fast.measure.gpus import Gpu
 
-SHARES = (0.15, 0.50)  # of a GPU's peak: what published single-image stacks reach, and what large batches may
+PEAK_SHARES = (0.15, 0.50)  # of a GPU's peak: what published single-image stacks reach, and what large batches may
 ELEMENTS = 2**31 - 1  # beyond which many kernels' 32-bit indices overflow
-ROOM = 0.9  # of a GPU's memory, the rest for the context and fragments
+MEMORY_SHARE = 0.9  # of a GPU's memory, the rest for the context and fragments
 BYTES = {"fp16": 2, "fp32": 4}
 
 Unit = Literal["", "FLOP", "hours", "bytes", "seconds"]
@@ -23,7 +23,7 @@ Unit = Literal["", "FLOP", "hours", "bytes", "seconds"]
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is to be planned.
+    """Data, model calls and hardware that a plan is for.
 
     Attributes:
         images, classes, ipc: of the data, and images to make per class.
@@ -73,7 +73,7 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One calculated number, or range; `formula` is with its numbers in."""
+    """A calculated number, or range, and its formula, with numbers put in."""
 
     stage: str
     name: str
@@ -94,12 +94,12 @@ class Share:
 
 Shares = Mapping[str, Share]
 Work = tuple[float, Share]
-"""FLOP, and the part of the peak they are done at."""
-ASSUMED = Share(*SHARES, "assumed until calibrated")
+"""FLOP, and the share of the peak that they reach."""
+ASSUMED = Share(*PEAK_SHARES, "assumed until calibrated")
 
 
 def plan_figures(request: PlanRequest, shapes: Shapes, student: Traced, shares: Shares) -> list[Figure]:
-    """All figures of a plan, in the order of the stages.
+    """Calculate all figures of a plan, in the order of the stages.
 
     Args:
         student: forward pass of a student (and of a teacher of its kind) on one image.
@@ -120,15 +120,16 @@ def _exactly(stage: str, name: str, value: float, unit: Unit, formula: str) -> F
 
 
 def image_flops(request: PlanRequest, shapes: Shapes) -> int:
-    """FLOP of one distilled image: guided UNet calls and the decoder."""
+    """Return the FLOP of one distilled image: guided UNet calls and the decoder."""
     return request.samples * shapes.parts["unet"].flops + shapes.parts["vae_decoder"].flops
 
 
 def _per_image(request: PlanRequest, shapes: Shapes) -> list[Figure]:
     figures = []
-    for name, part in shapes.parts.items():
-        figures.append(_exactly(name, "parameters", part.parameters, "", "sum over the traced network"))
-        figures.append(_exactly(name, "per sample", part.flops, "FLOP", "FlopCounterMode, batch 1, 2 per multiply-add"))
+    for name, network in shapes.parts.items():
+        formula = "FlopCounterMode, batch 1, 2 per multiply-add"
+        figures.append(_exactly(name, "parameters", network.parameters, "", "sum over the traced network"))
+        figures.append(_exactly(name, "per sample", network.flops, "FLOP", formula))
     unet, decoder = shapes.parts["unet"].flops, shapes.parts["vae_decoder"].flops
     formula = f"{request.samples} samples x {unet:.4g} + decoder {decoder:.4g}"
     split = f"{request.calls} calls, {request.guided_calls} of them with both halves of guidance"
@@ -142,60 +143,61 @@ def _per_image(request: PlanRequest, shapes: Shapes) -> list[Figure]:
 
 def _hours(stage: str, work: Sequence[Work], request: PlanRequest) -> Figure:
     peak = request.gpu.flops[request.precision]
-    low, high = (
-        sum(flops / (peak * part) / 3600 for flops, part in parts)
-        for parts in ([(flops, s.high) for flops, s in work], [(flops, s.low) for flops, s in work])
-    )
-    terms = (f"{flops:.4g} FLOP / ({peak:.4g} FLOP/s x {s.low:.3g} to {s.high:.3g}, {s.source})" for flops, s in work)
+    low, high, terms = 0.0, 0.0, []
+    for flops, share in work:
+        low += flops / (peak * share.high) / 3600
+        high += flops / (peak * share.low) / 3600
+        shares = f"{share.low:.3g} to {share.high:.3g}, {share.source}"
+        terms.append(f"{flops:.4g} FLOP / ({peak:.4g} FLOP/s x {shares})")
     return Figure(stage, "GPU-hours", low, high, "hours", f"({' + '.join(terms)}) / 3600")
 
 
-def _wall(figure: Figure, gpus: int) -> Figure:
-    formula = f"GPU-hours / {gpus} GPUs, if none waits"
-    return Figure(figure.stage, "hours", figure.low / gpus, figure.high / gpus, "hours", formula)
-
-
 def _stage(stage: str, formula: str, request: PlanRequest, *work: Work) -> list[Figure]:
-    hours, flops = _hours(stage, work, request), sum(flops for flops, _ in work)
-    return [_exactly(stage, "all", flops, "FLOP", formula), hours, _wall(hours, request.gpus)]
+    hours, flops, gpus = _hours(stage, work, request), sum(flops for flops, _ in work), request.gpus
+    wall_formula = f"GPU-hours / {gpus} GPUs, if none waits"
+    wall = Figure(stage, "hours", hours.low / gpus, hours.high / gpus, "hours", wall_formula)
+    return [_exactly(stage, "all", flops, "FLOP", formula), hours, wall]
 
 
 def _encoding(request: PlanRequest, shapes: Shapes, shares: Shares) -> list[Figure]:
-    each = shapes.parts["vae_encoder"].flops
-    formula = f"{request.images:,} images x {each:.4g}"
-    return _stage("encoding", formula, request, (request.images * each, shares.get("encode", ASSUMED)))
+    per_image = shapes.parts["vae_encoder"].flops
+    formula = f"{request.images:,} images x {per_image:.4g}"
+    return _stage("encoding", formula, request, (request.images * per_image, shares.get("encode", ASSUMED)))
 
 
 def _generation(request: PlanRequest, shapes: Shapes, shares: Shares) -> list[Figure]:
-    """The text encoder, a network of the UNet's kind, and a decoder that was not measured have the UNet's share."""
-    each, text = image_flops(request, shapes), shapes.parts["text_encoder"].flops
+    per_image, per_prompt = image_flops(request, shapes), shapes.parts["text_encoder"].flops
     prompts, decoder = request.classes + request.guided, shapes.parts["vae_decoder"].flops
-    formula = f"{request.distilled:,} images x {each:.4g} + {prompts:,} prompts x {text:.4g}"
-    unet = shares.get("unet", ASSUMED)
-    calls = (request.distilled * (each - decoder) + prompts * text, unet)
-    return _stage("generation", formula, request, calls, (request.distilled * decoder, shares.get("decode", unet)))
+    formula = f"{request.distilled:,} images x {per_image:.4g} + {prompts:,} prompts x {per_prompt:.4g}"
+    # The text encoder, a network of the UNet's kind, and a decoder that was not measured have the UNet's share.
+    unet_share = shares.get("unet", ASSUMED)
+    denoising = (request.distilled * (per_image - decoder) + prompts * per_prompt, unet_share)
+    decoding = (request.distilled * decoder, shares.get("decode", unet_share))
+    return _stage("generation", formula, request, denoising, decoding)
 
 
 def _training(request: PlanRequest, student: Traced, shares: Shares) -> list[Figure]:
-    """Forward and backward are three forwards; the teacher that labels each step's pixels is one more."""
-    seen = request.students * request.epochs * request.distilled
+    # Forward and backward are three forwards; the teacher that labels each step's pixels is one more.
+    samples = request.students * request.epochs * request.distilled
     formula = (
         f"{request.students} students x {request.epochs} epochs x {request.distilled:,} images"
         f" x (3 + 1 teacher) x {student.flops:.4g}"
     )
-    return _stage("students", formula, request, (seen * 4 * student.flops, shares.get("students", ASSUMED)))
+    return _stage("students", formula, request, (samples * 4 * student.flops, shares.get("students", ASSUMED)))
 
 
 def _disk(request: PlanRequest, shapes: Shapes) -> list[Figure]:
     c, h, w = shapes.latent
-    side, made = request.image_size, request.distilled
-    labels = 2 * request.epochs * made * request.classes if request.stored_labels else 0
-    how = f"{request.epochs} epochs x {made:,} x {request.classes:,} x 2" if labels else "made in the loop: none kept"
+    images, side, n = request.images, request.image_size, request.distilled
+    labels, labels_formula = 0, "made in the loop: none kept"
+    if request.stored_labels:
+        labels = 2 * request.epochs * n * request.classes
+        labels_formula = f"{request.epochs} epochs x {n:,} x {request.classes:,} x 2"
     return [
-        _exactly("disk", "latents", 2 * request.images * c * h * w, "bytes", f"{request.images:,} x {c}x{h}x{w} x 2"),
-        _exactly("disk", "prototypes", 4 * made * c * h * w, "bytes", f"{made:,} x {c}x{h}x{w} x 4"),
-        _exactly("disk", "images, at most", 3 * made * side**2, "bytes", f"{made:,} x 3x{side}x{side}, uncompressed"),
-        _exactly("disk", "soft labels", labels, "bytes", how),
+        _exactly("disk", "latents", 2 * images * c * h * w, "bytes", f"{images:,} x {c}x{h}x{w} x 2"),  # fp16
+        _exactly("disk", "prototypes", 4 * n * c * h * w, "bytes", f"{n:,} x {c}x{h}x{w} x 4"),  # fp32
+        _exactly("disk", "images, at most", 3 * n * side**2, "bytes", f"{n:,} x 3x{side}x{side}, uncompressed"),
+        _exactly("disk", "soft labels", labels, "bytes", labels_formula),
     ]
 
 
@@ -205,34 +207,31 @@ def _memory(request: PlanRequest, shapes: Shapes) -> list[Figure]:
     figures = [_exactly("memory", "weights", weights, "bytes", f"{shapes.parameters:,} parameters x {size}")]
     batches = []
     for name, rows in (("unet", 1 + request.guided), ("vae_decoder", 1), ("vae_encoder", 1)):
-        part = shapes.parts[name]
-        each = rows * size * part.activations
-        batch = best_batch(request, shapes, name, rows)
-        figures.append(
-            _exactly(
-                "memory", f"{name} per image", each, "bytes", f"{rows} x {part.activations:,} numbers alive x {size}"
-            )
+        network = shapes.parts[name]
+        per_image = rows * size * network.activations
+        formula = f"{rows} x {network.activations:,} numbers alive x {size}"
+        figures.append(_exactly("memory", f"{name} per image", per_image, "bytes", formula))
+        formula = (
+            f"largest power of two with {weights:.4g} + batch x {per_image:.4g}"
+            f" <= {MEMORY_SHARE:g} x {request.gpu.memory:.4g}"
+            f" bytes and batch x {rows * network.largest:,} elements < 2^31; the fastest may be smaller: profile it"
         )
-        batches.append(
-            _exactly(
-                "batch",
-                name,
-                batch,
-                "",
-                f"largest power of two with {weights:.4g} + batch x {each:.4g} <= {ROOM:g} x {request.gpu.memory:.4g}"
-                f" bytes and batch x {rows * part.largest:,} elements < 2^31; the fastest may be smaller: profile it",
-            )
-        )
+        batches.append(_exactly("batch", name, best_batch(request, shapes, name, rows), "", formula))
     return [*figures, *batches]
 
 
 def best_batch(request: PlanRequest, shapes: Shapes, name: str, rows: int) -> int:
-    """The largest power of two of images that fits; 0 if not even one does."""
+    """Return the largest power of two of images that fits; 0 if not even one does."""
     size = BYTES[request.precision]
-    most = most_images(shapes.parts[name], rows, size, ROOM * request.gpu.memory - size * shapes.parameters)
+    most = most_images(shapes.parts[name], rows, size, MEMORY_SHARE * request.gpu.memory - size * shapes.parameters)
     return 2 ** int(math.log2(most)) if most >= 1 else 0
 
 
-def most_images(part: Traced, rows: int, size: int, free: float) -> float:
-    """How many fit: `rows` samples each, of numbers of `size` bytes, in `free` bytes and below 2^31 elements."""
-    return min(free / (rows * size * part.activations), ELEMENTS / (rows * part.largest))
+def most_images(network: Traced, rows: int, size: int, free: float) -> float:
+    """Return how many images fit into `free` bytes and below 2^31 elements.
+
+    Args:
+        rows: samples per image.
+        size: bytes of a number.
+    """
+    return min(free / (rows * size * network.activations), ELEMENTS / (rows * network.largest))

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LABEL = "calculated, not measured"
-_TENS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def to_json(request: PlanRequest, figures: Sequence[Figure], build: Build | None) -> dict[str, Any]:
-    """Raw numbers: FLOP, bytes, hours."""
+    """Return raw numbers: FLOP, bytes, hours."""
     return {
         "label": LABEL,
         "request": asdict(request),
@@ -34,21 +34,21 @@ def build_text(build: Build | None) -> str:
 
 
 def table(figures: Sequence[Figure], explain: bool) -> Table:
-    """One row per figure, with its formula if it is to be explained."""
+    """Return a table with a row per figure, and its formula if it is to be explained."""
     from rich.table import Table
 
-    made = Table("", "", LABEL, *(["formula"] if explain else []))
+    rendered = Table("", "", LABEL, *(["formula"] if explain else []))
     last = ""
     for figure in figures:
-        row = ["" if figure.stage == last else figure.stage, figure.name, shown(figure)]
-        made.add_row(*row, *([figure.formula] if explain else []))
+        row = ["" if figure.stage == last else figure.stage, figure.name, format_figure(figure)]
+        rendered.add_row(*row, *([figure.formula] if explain else []))
         last = figure.stage
-    return made
+    return rendered
 
 
-def shown(figure: Figure) -> str:
-    """The value, or "low to high", with its unit."""
-    low, high = (_number(value, figure.unit) for value in (figure.low, figure.high))
+def format_figure(figure: Figure) -> str:
+    """Return the value, or "low to high", with its unit."""
+    low, high = _number(figure.low, figure.unit), _number(figure.high, figure.unit)
     return low if low == high else f"{low} to {high}"
 
 
@@ -57,6 +57,6 @@ def _number(value: float, unit: str) -> str:
         return f"{value:.2f} h"
     if not unit and value < 1e5:
         return f"{value:,.0f}"
-    size, prefix = next((entry for entry in _TENS if value >= entry[0]), (1.0, ""))
+    size, prefix = next((entry for entry in _PREFIXES if value >= entry[0]), (1.0, ""))
     digits = f"{value / size:.2f}" if not unit else f"{value / size:.4g}"
     return f"{digits} {prefix}{'B' if unit == 'bytes' else unit}".rstrip()

@@ -1,4 +1,4 @@
-"""A profile against an older one: is anything slower than it may be?"""
+"""Comparison of a profile with an older one: what became slower than it may be."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from d4m_fast.config.profile import ProfileConfig
 from d4m_fast.errors import DataError
 from d4m_fast.storage.state import read_json
 
-Key = tuple[str, str, int]
+Key = tuple[str, str, int]  # stage, engine, batch
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Images per second now over those then."""
+    """Images per second in the new profile, divided by those in the old one."""
 
     stage: str
     engine: str
@@ -27,11 +27,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Attributes:
-    changes: of every row that both profiles have.
-    missing, added: rows of the old one alone, and of the new one alone.
-    lost: those of the missing that should have been measured now.
-    differences: between the machines, or in what was profiled; ratios then say little of the program.
+    """Changes of every row that both profiles have, and all that only one of them has.
+
+    Attributes:
+        floor: ratio of images per second below which a row is slower.
+        missing, added: rows of the old profile alone, and of the new one alone.
+        lost: those of the missing that the new profile was asked for.
+        differences: between the machines, or in what was profiled; ratios then say little of the program.
     """
 
     floor: float
@@ -43,7 +45,7 @@ class Comparison:
 
     @property
     def slower(self) -> tuple[Change, ...]:
-        """Below the floor."""
+        """Rows below the floor."""
         return tuple(change for change in self.changes if change.ratio < self.floor)
 
     def to_json(self) -> dict[str, Any]:
@@ -51,61 +53,60 @@ class Comparison:
 
 
 def read_older(file: Path) -> dict[str, Any]:
-    """Another profile's JSON.
+    """Read another profile's JSON.
 
     Raises:
         DataError: not such a file.
     """
     try:
-        value = read_json(file)
-        rates = _rates(value)
+        profile: dict[str, Any] = read_json(file)
+        rates = _rates(profile)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"--against {file}: cannot be read as a profile ({error!r}); make it with --json") from error
     if not rates:
         raise DataError(f"--against {file}: no rows in it; make it with d4m-fast profile --json")
-    found: dict[str, Any] = value
-    return found
+    return profile
 
 
-def compare(old: Mapping[str, Any], new: Mapping[str, Any], floor: float, request: ProfileConfig) -> Comparison:
-    """Row by row, by stage, engine and batch; `request` is that of the new one.
+def compare(
+    old_profile: Mapping[str, Any], new_profile: Mapping[str, Any], floor: float, request: ProfileConfig
+) -> Comparison:
+    """Compare row by row, by stage, engine and batch; `request` is that of the new profile.
 
     Raises:
         DataError: the two have no row in common.
     """
-    then, now = _rates(old), _rates(new)
-    changes = tuple(Change(*key, now[key] / then[key]) for key in now if key in then)
+    old_rates, new_rates = _rates(old_profile), _rates(new_profile)
+    changes, added = [], []
+    for key, rate in new_rates.items():
+        if key in old_rates:
+            changes.append(Change(*key, rate / old_rates[key]))
+        else:
+            added.append(key)
     if not changes:
         raise DataError("--against: the two profiles have no row in common (stage, engine and batch)")
-    missing = tuple(key for key in then if key not in now)
-    return Comparison(
-        floor,
-        changes,
-        missing,
-        tuple(key for key in missing if request.covers(*key)),
-        tuple(key for key in now if key not in then),
-        tuple(_differences(old, new)),
-    )
+    missing = tuple(key for key in old_rates if key not in new_rates)
+    lost = tuple(key for key in missing if request.covers(*key))
+    differences = tuple(_differences(old_profile, new_profile))
+    return Comparison(floor, tuple(changes), missing, lost, tuple(added), differences)
 
 
 def _rates(profile: Mapping[str, Any]) -> dict[Key, float]:
-    return {
-        (stage, record["engine"], int(record["batch"])): _positive(record["images_per_second"])
-        for stage, records in profile["stages"].items()
-        for record in records
-    }
+    rates: dict[Key, float] = {}
+    for stage, records in profile["stages"].items():
+        for record in records:
+            rate = record["images_per_second"]
+            if not float(rate) > 0:  # NaN, too
+                raise ValueError(f"{rate} images per second")
+            rates[stage, record["engine"], int(record["batch"])] = float(rate)
+    return rates
 
 
-def _positive(rate: Any) -> float:
-    if not float(rate) > 0:
-        raise ValueError(f"{rate} images per second")
-    return float(rate)
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    pairs = [(name, old.get(name), new.get(name)) for name in ("model_sha256", "resolution", "precision")]
-    then, now = old.get("machine", {}), new["machine"]
-    pairs += [(name, then.get(name), now[name]) for name in now]
-    for name, before, after in pairs:
+def _differences(old_profile: Mapping[str, Any], new_profile: Mapping[str, Any]) -> Iterator[str]:
+    names = ("model_sha256", "resolution", "precision")
+    facts = [(name, old_profile.get(name), new_profile.get(name)) for name in names]
+    old_machine = old_profile.get("machine", {})
+    facts += [(name, old_machine.get(name), value) for name, value in new_profile["machine"].items()]
+    for name, before, after in facts:
         if before != after:
             yield f"{name}: {json.dumps(before)} then, {json.dumps(after)} now"

@@ -1,9 +1,10 @@
-"""One stage, one engine, one batch: called until there is enough to say how long it takes."""
+"""Measurement of one stage, engine and batch, called until its time is known well enough."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,12 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something to measure.
+    """Work of one stage on one engine, to be timed.
 
     Attributes:
         batch: images per call.
         flops: of one call; None for work that is not counted in them.
-        call: does it; its number, from 0 for the warm-up, is for work that must differ from call to call.
+        call: does the work; takes its number, 0 for the warm-up, for work that must differ from call to call.
     """
 
     stage: Stage
@@ -40,7 +41,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A task, measured.
+    """Times and memory of a task.
 
     Attributes:
         warmup: seconds of the first call, which is in nothing else here; None if it was not called in vain.
@@ -61,7 +62,7 @@ class Row:
 
     @property
     def images_per_second(self) -> float:
-        """At the median latency."""
+        """Images per second at the median latency."""
         return self.batch / float(np.median(self.latencies))
 
     @property
@@ -70,7 +71,7 @@ class Row:
         return None if self.flops is None else self.flops / float(np.median(self.latencies)) / 1e9
 
     def to_json(self, peak: float) -> dict[str, Any]:
-        """As `calibrate.read_profile` reads it; `peak` in GFLOP/s."""
+        """Return the record that `calibrate.read_profile` reads; `peak` is in GFLOP/s."""
         percentiles = np.percentile(self.latencies, PERCENTILES)
         gflops = self.gflops
         record = {
@@ -92,13 +93,15 @@ def measure(task: Task, device: torch.device, memory: PeakMemory, watch: Stopwat
     """Warm up, then call until `least` seconds and calls are reached."""
     memory.reset()
     with watch(f"{task.name}, warm-up"):
-        warmup = time_call(lambda: task.call(0), device)
+        # Compiles and fills caches, so that it counts apart.
+        warmup = time_call(partial(task.call, 0), device)
     seconds, repeats = least
     latencies: list[float] = []
     while len(latencies) < repeats or sum(latencies) < seconds:
         number = 1 + len(latencies)
         with watch(task.name):
-            latencies.append(time_call(lambda number=number: task.call(number), device))  # type: ignore[misc]
+            latencies.append(time_call(partial(task.call, number), device))
+    peak_bytes = memory.bytes()
     return Row(
-        task.stage, task.engine, task.batch, task.flops, warmup, tuple(latencies), memory.bytes(), seconds={}, waits={}
+        task.stage, task.engine, task.batch, task.flops, warmup, tuple(latencies), peak_bytes, seconds={}, waits={}
     )

@@ -16,7 +16,7 @@ WIDTH, HEIGHT, DPI = 3.2, 5.6, 120  # inches per stage, inches, dots per inch
 
 
 def require_plot() -> type[Figure]:
-    """matplotlib's Figure.
+    """Return matplotlib's Figure class.
 
     Raises:
         PreflightError: matplotlib is not installed.
@@ -29,7 +29,7 @@ def require_plot() -> type[Figure]:
 
 
 def plot(profile: Mapping[str, Any]) -> bytes:
-    """A PNG with a column per stage."""
+    """Return a PNG with a column per stage."""
     stages = profile["stages"]
     figure = require_plot()(figsize=(WIDTH * max(1, len(stages)), HEIGHT), layout="constrained")
     axes = figure.subplots(2, max(1, len(stages)), squeeze=False)
@@ -41,7 +41,7 @@ def plot(profile: Mapping[str, Any]) -> bytes:
         _draw(lower, shares, lambda r: 100 * r["share_of_peak"])
         lower.set_ylim(0, 100)
         if not shares:
-            lower.set_axis_off()
+            lower.set_axis_off()  # work that is not counted in FLOP
         (lower if shares else upper).set_xlabel("batch, images")
     axes[0][0].set_ylabel("images/s")
     axes[1][0].set_ylabel("% of measured peak")
@@ -52,13 +52,18 @@ def plot(profile: Mapping[str, Any]) -> bytes:
 
 
 def _draw(axes: Axes, records: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> None:
-    """A line per engine."""
-    for engine in dict.fromkeys(record["engine"] for record in records):
-        mine = [record for record in records if record["engine"] == engine]
-        axes.plot([record["batch"] for record in mine], [value(record) for record in mine], marker="o", label=engine)
+    """Draw a line per engine."""
+    lines: dict[str, tuple[list[int], list[float]]] = {}
+    for record in records:
+        batches, values = lines.setdefault(record["engine"], ([], []))
+        batches.append(record["batch"])
+        values.append(value(record))
+    for engine, (batches, values) in lines.items():
+        axes.plot(batches, values, marker="o", label=engine)
     if records:
         axes.set_xscale("log", base=2)
-        axes.set_xticks([record["batch"] for record in records], [str(record["batch"]) for record in records])
-        axes.minorticks_off()
+        ticks = [record["batch"] for record in records]
+        axes.set_xticks(ticks, list(map(str, ticks)))
+        axes.minorticks_off()  # a logarithmic axis would label them between the batches
         axes.set_ylim(bottom=0)
         axes.legend()

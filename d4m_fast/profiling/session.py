@@ -1,4 +1,4 @@
-"""One profile: what is asked for is opened and checked, then measured row by row."""
+"""A profile: the requested engines are opened and checked, then measured row by row."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from d4m_fast.measure.memory import PeakMemory
 from d4m_fast.measure.peak import LONG_ENOUGH, Peak, measure_peak
 from d4m_fast.profiling.measure import Row, Task, measure
 from d4m_fast.profiling.stages import cluster_task, network_tasks, write_tasks
-from d4m_fast.profiling.whole import calls_per_image, whole_run, write_few
+from d4m_fast.profiling.whole_run import calls_per_image, time_run, write_class_folders
 from d4m_fast.storage import files
 
 LIBRARIES = ("torch", "diffusers", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu13")
@@ -34,7 +34,7 @@ LIBRARIES = ("torch", "diffusers", "numpy", "onnxruntime", "onnxruntime-gpu", "t
 
 @dataclass
 class Session:
-    """A checked request and, once `rows` has been run through, what was measured.
+    """A checked request and, once `run` has been run through, all rows of the profile.
 
     Attributes:
         jobs: one per engine.
@@ -67,6 +67,7 @@ class Session:
 
         def items() -> Iterator[Row]:
             watch = self._watch()
+            # Before and after the rows: the better one counts, as other work may have slowed either.
             self._measure_peak(watch)
             with tempfile.TemporaryDirectory(dir=files.make_directory(self.artifacts), prefix="profile-") as folder:
                 for row in self._rows(Path(folder), watch):
@@ -75,11 +76,16 @@ class Session:
             self._measure_peak(watch)
             self.events += watch.events
 
-        return Stream(self._count(), items())
+        return Stream(self._count_rows(), items())
 
     def to_json(self) -> dict[str, Any]:
-        """What `d4m-fast profile --json` prints, and `plan --calibrate` reads: GFLOP/s, seconds, bytes."""
+        """Return what `d4m-fast profile --json` prints and `plan --calibrate` reads: GFLOP/s, seconds, bytes."""
         job = self.jobs[0]
+        stages = {}
+        for stage in STAGES:
+            records = [row.to_json(self.peak.best) for row in self.rows if row.stage == stage]
+            if records:
+                stages[stage] = records
         return {
             "d4m-fast": __version__,
             "machine": machine(self.device),
@@ -91,11 +97,7 @@ class Session:
             "unet_calls_per_image": calls_per_image(job),
             "peak_bytes_of": self.memory.of,
             "peak": {"matrix_product_gflops": self.peak.matrix_product, "convolution_gflops": self.peak.convolution},
-            "stages": {
-                stage: found
-                for stage in STAGES
-                if (found := [row.to_json(self.peak.best) for row in self.rows if row.stage == stage])
-            },
+            "stages": stages,
         }
 
     def _watch(self) -> Stopwatch:
@@ -103,10 +105,10 @@ class Session:
 
     def _measure_peak(self, watch: Stopwatch) -> None:
         with watch("peak"):
-            found = measure_peak(self.device, self.jobs[0].dtype, min(LONG_ENOUGH, self.request.seconds))
-        self.peak = self.peak.or_better(found)
+            peak = measure_peak(self.device, self.jobs[0].dtype, min(LONG_ENOUGH, self.request.seconds))
+        self.peak = self.peak.or_better(peak)
 
-    def _count(self) -> int:
+    def _count_rows(self) -> int:
         stages, batches, engines = self.request.stages, len(self.request.batches), len(self.jobs)
         networks = engines * batches * len(NETWORK_STAGES & set(stages))
         return networks + ("kmeans" in stages) + batches * ("write" in stages) + engines * ("distill" in stages)
@@ -116,26 +118,27 @@ class Session:
         for task in self._tasks(folder):
             yield measure(task, self.device, self.memory, watch, least)
         if "distill" in self.request.stages:
-            ipc = write_few(self.jobs[0].source, self.request.images, folder / "data")
+            data = folder / "data"
+            ipc = write_class_folders(self.jobs[0].source, self.request.images, data)
             for job in self.jobs:
-                yield self._whole(job, folder, ipc)
+                yield self._distill(job, data, ipc, folder / f"run-{job.config.engine}")
 
     def _tasks(self, folder: Path) -> Iterator[Task]:
         stages, batches = self.request.stages, self.request.batches
         for job in self.jobs:
-            job.import_libraries()
+            job.import_libraries()  # so that no stage's time has it
             networks = job.open_networks()
             yield from network_tasks(job, networks, self.shapes, stages, batches)
+            # k-means runs on no engine: once, on latents of the last.
             if job is self.jobs[-1] and "kmeans" in stages:
                 yield cluster_task(job, networks, self.request.images)
         if "write" in stages:
             yield from write_tasks(self.jobs[0], batches, folder)
 
-    def _whole(self, job: Job, folder: Path, ipc: int) -> Row:
-        watch = self._watch()
-        config = dataclasses.replace(_config(self.request, job.config.engine), data=str(folder / "data"), ipc=ipc)
-        place = folder / f"run-{job.config.engine}"
-        row = whole_run(config, self.shapes, self.artifacts, place, self.memory, watch)
+    def _distill(self, job: Job, data: Path, ipc: int, folder: Path) -> Row:
+        watch = self._watch()  # of its own: the row has the seconds of this run's stages alone
+        config = dataclasses.replace(_config(self.request, job.config.engine), data=str(data), ipc=ipc)
+        row = time_run(config, self.shapes, self.artifacts, folder, self.memory, watch)
         self.events += watch.events
         return row
 
@@ -151,12 +154,12 @@ def open_session(request: ProfileConfig, artifacts: Path) -> Session:
     jobs: dict[str, Job] = {}
     for engine in request.engines:
         job = prepare(_config(request, engine), artifacts=artifacts)
-        jobs.setdefault(job.config.engine, job)
+        jobs.setdefault(job.config.engine, job)  # "auto" may be one that is named, too
     return Session(request, tuple(jobs.values()), artifacts)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on besides the program."""
+    """Machine and versions that the figures are true of."""
     return {
         "device": hardware(device),
         "threads": torch.get_num_threads(),
@@ -170,7 +173,7 @@ def _config(request: ProfileConfig, engine: Any) -> DistillConfig:
         allow_unknown_prompts=True,  # what an image shows changes no speed
         data=request.data,
         model=request.model,
-        ipc=1,
+        ipc=1,  # what any data has enough images for; `_distill` sets its own
         engine=engine,
         precision=request.precision,
         device=request.device,

@@ -1,4 +1,4 @@
-"""The stages as single calls, with inputs of their real shapes."""
+"""Stages of a run as single calls, with inputs of their real shapes."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ from d4m_fast.runs.records import Sample
 from d4m_fast.runs.run import RunDirectory
 from d4m_fast.sources.records import ClassInfo, Item, by_class
 
-POINTS_PER_PROTOTYPE = 10
+POINTS_PER_PROTOTYPE = 10  # of the k-means stage
 Call = Callable[[int], object]
 
 
 def network_tasks(
     job: Job, networks: Networks, shapes: Shapes, stages: Sequence[Stage], batches: Sequence[int]
 ) -> Iterator[Task]:
-    """Each network on each batch: from the host's memory and back where the pipeline goes there and back.
+    """Yield each network on each batch: from the host's memory and back where the pipeline goes there and back.
 
     The UNet's call is a guided one, two samples per image; a distilled image takes as many as its schedule has steps.
     """
     makers: dict[Stage, tuple[Callable[[Job, Networks, int], Call], int]] = {
-        "encode": (partial(_network, stage="encode"), shapes.parts["vae_encoder"].flops),
-        "text": (_text, shapes.parts["text_encoder"].flops),
-        "unet": (partial(_network, stage="unet"), 2 * shapes.parts["unet"].flops),
-        "decode": (partial(_network, stage="decode"), shapes.parts["vae_decoder"].flops),
+        "encode": (partial(_image_call, stage="encode"), shapes.parts["vae_encoder"].flops),
+        "text": (_text_call, shapes.parts["text_encoder"].flops),
+        # Guided: two samples per image.
+        "unet": (partial(_image_call, stage="unet"), 2 * shapes.parts["unet"].flops),
+        "decode": (partial(_image_call, stage="decode"), shapes.parts["vae_decoder"].flops),
     }
     for stage in stages:
         if stage in NETWORK_STAGES:
@@ -50,51 +51,55 @@ def network_tasks(
                 yield Task(stage, job.config.engine, batch, batch * flops, make(job, networks, batch))
 
 
-def _text(job: Job, networks: Networks, batch: int) -> Call:
-    prompts = list(islice(cycle([info.prompt for info in job.source.classes]), batch))
+def _text_call(job: Job, networks: Networks, batch: int) -> Call:
+    classes = islice(cycle(job.source.classes), batch)
+    prompts = [info.prompt for info in classes]
     return lambda _: networks.text_encoder(prompts)
 
 
-def _network(job: Job, networks: Networks, batch: int, stage: NetworkStage) -> Call:
-    """From the host's memory and back; the UNet's inputs and outputs stay on the device, as they do in a run."""
-    stays = stage == "unet"
+def _image_call(job: Job, networks: Networks, batch: int, stage: NetworkStage) -> Call:
+    """Return a call from the host's memory and back; the UNet's tensors stay on the device, as they do in a run."""
+    stays_on_device = stage == "unet"
     device = networks.runtime(NETWORK_OF[stage]).device if stage != "encode" else torch.device("cpu")
     sizes, guidance = job.model.sizes(job.resolution), job.config.guidance
     call = network_call(stage, networks, sizes, batch, guidance=guidance, inputs_on=device)
-    return lambda _: call() if stays else call().float().cpu()
+    return lambda _: call() if stays_on_device else call().float().cpu()
 
 
 def cluster_task(job: Job, networks: Networks, images: int) -> Task:
-    """k-means of up to `images` real latents of the first class; a prototype for every ten of them."""
+    """Return k-means of up to `images` real latents of the first class; a prototype for every ten of them."""
     info = job.source.classes[0]
     items = by_class(job.source.items)[info.id][:images]
-    starts = range(0, len(items), ENCODE_BATCH)
-    latents = torch.cat([_latents(job, networks, items[start : start + ENCODE_BATCH]) for start in starts])
-    points = latents.flatten(1).numpy().astype(np.float16)  # as they are kept
+    batches = []
+    for start in range(0, len(items), ENCODE_BATCH):
+        batches.append(_latents(job, networks, items[start : start + ENCODE_BATCH]))
+    points = torch.cat(batches).flatten(1).numpy().astype(np.float16)  # the type that a run stores them in
     k = max(1, len(points) // POINTS_PER_PROTOTYPE)
     return Task("kmeans", HOST, len(points), None, lambda _: kmeans([points], k, ids=[info.id], method="auto"))
 
 
 @torch.inference_mode()
 def _latents(job: Job, networks: Networks, items: Sequence[Item]) -> torch.Tensor:
-    """Means (N, C, h, w) on the host."""
+    """Return means (N, C, h, w) on the host."""
     pixels = torch.from_numpy(np.stack([_pixels(job, item, job.resolution) for item in items]))
     return networks.vae_encoder(pixels.permute(0, 3, 1, 2) / 127.5 - 1)[0].float().cpu()
 
 
 def write_tasks(job: Job, batches: Sequence[int], folder: Path) -> Iterator[Task]:
-    """Groups of `batch` images, written and committed as a run writes them, below `folder`."""
+    """Yield groups of images, written and committed as a run writes them, below `folder`."""
     for batch in sorted(batches):
         path = folder / f"write-{batch}"
         path.mkdir()
         run = RunDirectory(path, {})
         run.begin()
-        pixels = [_pixels(job, item, job.image_size) for item in islice(cycle(job.source.items), batch)]
-        yield Task("write", HOST, batch, None, _write(run, pixels))
+        items = islice(cycle(job.source.items), batch)
+        pixels = [_pixels(job, item, job.image_size) for item in items]
+        yield Task("write", HOST, batch, None, _write_call(run, pixels))
 
 
-def _write(run: RunDirectory, pixels: Sequence[np.ndarray]) -> Call:
+def _write_call(run: RunDirectory, pixels: Sequence[np.ndarray]) -> Call:
     def call(number: int) -> None:
+        # A class of its own for each call: a run commits a group once.
         info = ClassInfo(number, f"{number:05d}", "")
         samples = [Sample(info, i, i, 1, 0.0, "", image) for i, image in enumerate(pixels)]
         group = Group(number, (number,), len(samples), len(samples))
@@ -107,5 +112,5 @@ def _write(run: RunDirectory, pixels: Sequence[np.ndarray]) -> Call:
 
 
 def _pixels(job: Job, item: Item, side: int) -> np.ndarray:
-    """(side, side, 3) uint8."""
+    """Return an image as (side, side, 3) uint8."""
     return np.array(job.source.read(item).resize((side, side), Image.Resampling.BICUBIC))

@@ -16,13 +16,13 @@ COLUMNS = ("stage", "engine", "batch", "images/s", "p50 ms", "p90", "p99", "peak
 def table(profile: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
-    made = Table()
+    rendered = Table()
     for name in COLUMNS:
-        made.add_column(name, justify="left" if name in ("stage", "engine") else "right")
+        rendered.add_column(name, justify="left" if name in ("stage", "engine") else "right")
     for stage, records in profile["stages"].items():
         for record in records:
-            made.add_row(stage, record["engine"], str(record["batch"]), *_cells(record))
-    return made
+            rendered.add_row(stage, record["engine"], str(record["batch"]), *_cells(record))
+    return rendered
 
 
 def _cells(record: Mapping[str, Any]) -> Iterator[str]:
@@ -35,12 +35,12 @@ def _cells(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Format a number with three digits, or with all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def notes(profile: Mapping[str, Any]) -> list[str]:
-    """What the table leaves open."""
+    """Return notes below the table: machine, units, and the stages of runs from end to end."""
     machine, peak = profile["machine"], profile["peak"]
     lines = [
         f"{machine['device']}, {machine['threads']} threads, {profile['precision']}, {profile['resolution']} pixels",
@@ -56,12 +56,12 @@ def notes(profile: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _seconds(spent: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.2f}" for name, value in spent.items()) if spent else "no queues"
+def _seconds(times: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in times.items()) if times else "no queues"
 
 
 def compared(comparison: Comparison) -> Iterator[str]:
-    """One line for each thing worth knowing."""
+    """Yield a line for each difference, missing row and slower row, and one for all."""
     for difference in comparison.differences:
         yield f"not the same machine or job, the ratios say little: {difference}"
     for stage, engine, batch in comparison.missing:

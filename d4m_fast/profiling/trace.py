@@ -14,14 +14,19 @@ PROCESS = 1
 
 
 def chrome_trace(events: Sequence[Event]) -> dict[str, Any]:
-    """The trace; time starts at the first event."""
-    threads = {name: number for number, name in enumerate(dict.fromkeys(e.thread for e in events), 1)}
-    zero = min((e.start for e in events), default=0.0)
-    names = [_named("process_name", 0, "d4m-fast")] + [_named("thread_name", i, name) for name, i in threads.items()]
-    return {"displayTimeUnit": "ms", "traceEvents": names + [_complete(e, threads[e.thread], zero) for e in events]}
+    """Return the trace; time starts at the first event."""
+    zero = min((event.start for event in events), default=0.0)
+    threads: dict[str, int] = {}
+    complete_events = []
+    for event in events:
+        thread = threads.setdefault(event.thread, len(threads) + 1)
+        complete_events.append(_complete(event, thread, zero))
+    names = [_name_event("process_name", 0, "d4m-fast")]
+    names += [_name_event("thread_name", number, name) for name, number in threads.items()]
+    return {"displayTimeUnit": "ms", "traceEvents": names + complete_events}
 
 
-def _named(kind: str, thread: int, name: str) -> dict[str, Any]:
+def _name_event(kind: str, thread: int, name: str) -> dict[str, Any]:
     return {"ph": "M", "name": kind, "pid": PROCESS, "tid": thread, "args": {"name": name}}
 
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from mutants import (
     swapped_halves,
 )
 
-from d4m_fast.certification import engines, reference, request, speed, steps
+from d4m_fast.certification import engines, reference, speed, steps
 from d4m_fast.certification.agreement import agree
 from d4m_fast.certification.engines import Engine
 from d4m_fast.certification.reference import Memo, Reference, read_reference
@@ -39,7 +40,7 @@ from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Runtime
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.errors import DamageError, ModelError
-from d4m_fast.export import job
+from d4m_fast.export import workload
 from d4m_fast.measure.sweep import Point
 
 TORCH_HALF, COMPILED_HALF = Engine("torch", "fp16"), Engine("compiled", "fp16")
@@ -56,8 +57,7 @@ Certify = Callable[..., Ran]
 def _few_steps() -> Iterator[None]:
     """Eight UNet calls per image instead of 36."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (request, job):
-            patch.setattr(module, "STEPS", 10)
+        patch.setattr(workload, "REFERENCE", replace(workload.REFERENCE, steps=10))
         yield
 
 
@@ -400,9 +400,9 @@ def test_a_sweep_ends_at_the_second_batch_that_does_not_pay(
     """Or at the first that does not fit."""
     batches = tuple(2**i for i in range(len(rates)))
     seconds = {b: None if rate is None else b / rate for b, rate in zip(batches, rates, strict=True)}
-    monkeypatch.setattr(speed, "_batches", lambda *_: batches)
+    monkeypatch.setattr(speed, "_candidate_batches", lambda *_: batches)
     monkeypatch.setattr(speed, "make_call", lambda *_: None)
-    monkeypatch.setattr(speed, "_point", lambda _, batch, __: Point(batch, seconds[batch]))
+    monkeypatch.setattr(speed, "_time_batch", lambda _, batch, __: Point(batch, seconds[batch]))
     asked = types.SimpleNamespace(config=types.SimpleNamespace(sizes=None))
     points = speed.sweep_batches("unet", cast(Any, None), cast(Any, asked), compiled=False)
     assert [point.batch for point in points] == list(batches[:tried])

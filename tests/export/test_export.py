@@ -23,10 +23,11 @@ from d4m_fast.engine.model import open_model
 from d4m_fast.engine.ort import open_ort
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.errors import ModelError
+from d4m_fast.export import comparison
 from d4m_fast.export.job import exported as whole
 from d4m_fast.export.job import prepare_export
+from d4m_fast.export.limits import HALF_RATIO, LARGEST_ACTIVATION, LIMITS, Limits
 from d4m_fast.export.to_onnx import export_onnx
-from d4m_fast.measure import parity
 from d4m_fast.storage.state import CERTIFICATE, require_state, write_state
 
 Change = Callable[[Callable[[dict[str, Any]], object]], None]
@@ -80,11 +81,11 @@ def test_the_certificate_says_what_was_compared(exported: Path) -> None:
     found = certificate_of(exported)
     assert (found["status"], found["reasons"]) == ("certified", [])
     assert found["images"]["count"] == 32
-    assert found["images"]["psnr_worst"] >= parity.LIMITS["fp32"].psnr
+    assert found["images"]["psnr_worst"] >= LIMITS["fp32"].psnr
     for component in COMPONENTS:
         calls = found["components"][component]["parity"]
         assert {1, 2, 7} < {call["batch"] for call in calls}
-        assert 0 < max(call["relative_l2"] for call in calls) <= parity.LIMITS["fp32"].relative_l2
+        assert 0 < max(call["relative_l2"] for call in calls) <= LIMITS["fp32"].relative_l2
     steps = {call["timestep"] for call in found["components"]["unet"]["parity"]}
     assert steps == set(range(1, 702, 20))
     assert max(call["batch"] for call in found["components"]["unet"]["parity"]) == 50
@@ -128,7 +129,7 @@ def test_a_static_batch_is_in_the_graph(tmp_path: Path, tiny_model: Path) -> Non
 def test_weights_above_the_limit_go_to_a_file_of_their_own(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d4m_fast.export.to_onnx.EXTERNAL_BYTES", 1000)
+    monkeypatch.setattr("d4m_fast.export.onnx_files.EXTERNAL_BYTES", 1000)
     sizes = open_model(str(tiny_model)).sizes(16)
     file = tmp_path / "decoder.onnx"
     export_onnx(tiny_model, "vae_decoder", file, sizes=sizes, opset=20, metadata={})
@@ -238,7 +239,7 @@ def test_list(exported: Path, tmp_path: Path) -> None:
 def test_an_export_that_is_too_far_off_is_kept_as_rejected(
     tmp_path: Path, tiny_model: Path, many: Path, monkeypatch: pytest.MonkeyPatch, distill: Callable[..., Ran]
 ) -> None:
-    monkeypatch.setattr(parity, "LIMITS", {"fp32": parity.Limits(0.0, 1e-12, 1.0, 0.0)})
+    monkeypatch.setattr(comparison, "LIMITS", {"fp32": Limits(0.0, 1e-12, 1.0, 0.0)})
     art = tmp_path / "art"
     ran = run_cli("export", "--model", tiny_model, "--data", many, "--artifacts", art, "--quiet", "--static-batch", 4)
     refused(ran, 1, ".rejected", "relative L2", "the limit is 1e-12")
@@ -258,7 +259,7 @@ def test_a_missing_extra_names_the_install(
     assert not (tmp_path / "art").exists()
 
 
-def test_fp16_is_compared_by_its_twin_and_unverified(tmp_path: Path, tiny_model: Path, many: Path) -> None:
+def test_fp16_is_compared_by_its_rounded_graph_and_unverified(tmp_path: Path, tiny_model: Path, many: Path) -> None:
     art = tmp_path / "art"
     args = ("--model", tiny_model, "--data", many, "--artifacts", art, "--threads", 1, "--quiet")
     ran = run_cli("export", *args, "--precision", "fp16")
@@ -269,9 +270,9 @@ def test_fp16_is_compared_by_its_twin_and_unverified(tmp_path: Path, tiny_model:
     for component in COMPONENTS:
         part = found["components"][component]
         assert 1e-5 < max(call["relative_l2"] for call in part["parity"]) <= 3e-3
-        assert found["half"][component]["ours"] <= parity.HALF_RATIO * found["half"][component]["pytorch"]
-        assert 0 < part["mixed"]["largest_fp16_activation"] < parity.LARGEST_ACTIVATION
-    assert not [file for file in art.rglob("*") if file.name.startswith((".fp32", ".twin"))]
+        assert found["half"][component]["ours"] <= HALF_RATIO * found["half"][component]["pytorch"]
+        assert 0 < part["mixed"]["largest_fp16_activation"] < LARGEST_ACTIVATION
+    assert not [file for file in art.rglob("*") if file.name.startswith((".fp32", ".rounded"))]
     again = run_cli("export", *args, "--precision", "fp16", "--certify")
     assert (again.code, "unverified" in again.out) == (0, True)
     (artifact,) = catalogue(art)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ from safetensors.torch import load_file, save_file
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.networks import open_networks
 from d4m_fast.engine.signature import COMPONENTS, Component
-from d4m_fast.export import export, job
+from d4m_fast.export import export, workload
+from d4m_fast.export.comparison import HALF_IMAGES, Candidate
 from d4m_fast.export.job import ExportJob
-from d4m_fast.export.judge import HALF_IMAGES, Candidate
-from d4m_fast.measure import parity
+from d4m_fast.export.limits import HALF_RATIO, LIMITS
 
 OLD_LIMIT = 3e-3  # fixed, and below what PyTorch's own half precision has of these models
 DEEP: list[dict[str, Any]] = [
@@ -46,7 +47,7 @@ DEEP: list[dict[str, Any]] = [
 def _few_steps() -> Iterator[None]:
     """Eight UNet calls per image instead of 36."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "STEPS", 10)
+        patch.setattr(workload, "REFERENCE", replace(workload.REFERENCE, steps=10))
         yield
 
 
@@ -77,16 +78,16 @@ def test_a_sound_export_beyond_the_old_limit_is_not_rejected(tmp_path: Path, few
     assert ran.code == 0, ran.err
     certificate = certificate_of(tmp_path / "art")
     assert (certificate["status"], certificate["reasons"]) == ("unverified", [])
-    assert OLD_LIMIT < worst(certificate, "vae_encoder") < parity.LIMITS["fp16"].relative_l2 / 5
+    assert OLD_LIMIT < worst(certificate, "vae_encoder") < LIMITS["fp16"].relative_l2 / 5
     assert certificate["half"]["vae_encoder"]["pytorch"] > OLD_LIMIT
-    assert certificate["limits"]["half_ratio"] == parity.HALF_RATIO
+    assert certificate["limits"]["half_ratio"] == HALF_RATIO
 
 
 def test_the_certificate_has_the_half_precision_of_every_network(exported: Path) -> None:
     half = certificate_of(exported)["half"]
     assert set(half) == set(COMPONENTS)
     for component, errors in half.items():
-        assert 0 < errors["ours"] <= parity.HALF_RATIO * errors["pytorch"]
+        assert 0 < errors["ours"] <= HALF_RATIO * errors["pytorch"]
         assert (errors["ours_guided"] is None) == (errors["pytorch_guided"] is None) == (component != "unet")
     assert half["unet"]["pytorch"] < half["unet"]["pytorch_guided"]
     assert {component: (e["rows"], e["calls"]) for component, e in half.items()} == {
@@ -131,10 +132,10 @@ def put_in(monkeypatch: pytest.MonkeyPatch, component: Component, fault: Fault) 
     """Let what is compared be PyTorch, rounded to fp16, with a fault in one network."""
 
     @contextmanager
-    def candidate(job: ExportJob, _: Artifact) -> Iterator[Candidate]:
+    def open_candidate(job: ExportJob, _: Artifact) -> Iterator[Candidate]:
         yield mutate(open_networks(job.model.path, job.device, torch.float32), component, fault, torch.float16), "it"
 
-    monkeypatch.setattr(export, "candidate", candidate)
+    monkeypatch.setattr(export, "open_candidate", open_candidate)
 
 
 def fp32_for_fp16(runtime: Any, inputs: Any, last: object) -> Any:

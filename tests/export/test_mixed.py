@@ -19,8 +19,9 @@ from onnx import parser
 
 from d4m_fast.engine.modules import load_module
 from d4m_fast.errors import ModelError
-from d4m_fast.export.mixed import MixedReport, activation_maxima, to_mixed_precision
-from d4m_fast.export.twin import write_twin
+from d4m_fast.export.calibration import activation_maxima
+from d4m_fast.export.mixed import MixedReport, to_mixed_precision
+from d4m_fast.export.rounded_fp16 import write_rounded
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 NORMALISATIONS = {"InstanceNormalization", "GroupNormalization", "LayerNormalization"}
@@ -129,10 +130,10 @@ def inferred(model: onnx.ModelProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def rounding_twin(mixed: Path) -> Path:
-    twin = mixed.with_name("twin.onnx")
-    write_twin(mixed, twin)
-    return twin
+def write_rounded_graph(mixed: Path) -> Path:
+    path = mixed.with_name("rounded.onnx")
+    write_rounded(mixed, path)
+    return path
 
 
 def test_close_to_fp32(converted: Converted) -> None:
@@ -144,19 +145,20 @@ def test_close_to_fp32(converted: Converted) -> None:
 
 def test_close_to_fp32_with_every_fp16_value_rounded(converted: Converted) -> None:
     (expected,) = run(converted.source, converted.feed)
-    (found,) = run(rounding_twin(converted.target), halves(converted.feed))
+    (found,) = run(write_rounded_graph(converted.target), halves(converted.feed))
     assert 1e-5 < distance(found, expected) < 3e-3
 
 
 def test_onnxruntime_drops_the_rounding_between_fp16_nodes(tmp_path: Path) -> None:
-    """Why the twin is needed: in fp16, 1.3 + 2048 - 2048 is 2 and 300 * 300 / 300 infinite."""
+    """Why the rounded graph is needed: in fp16, 1.3 + 2048 - 2048 is 2 and 300 * 300 / 300 infinite."""
     body = """g (float[2] x) => (float[2] y, float[2] z) <float k = {2048}>
         { a = Add(x, k) y = Sub(a, k) b = Mul(x, x) z = Div(b, x) }"""
     source, feed = write(tmp_path / "s.onnx", body), {"x": np.array([1.3, 300], np.float32)}
     convert(source, dict.fromkeys("xyzab", 1.0))
-    plain, twin = (run(m, halves(feed)) for m in (tmp_path / "target.onnx", rounding_twin(tmp_path / "target.onnx")))
+    target = tmp_path / "target.onnx"
+    plain, rounded = (run(m, halves(feed)) for m in (target, write_rounded_graph(target)))
     assert [plain[0][0], plain[1][1]] == [np.float16(1.3), 300]
-    assert [twin[0][0], twin[1][1]] == [2, np.inf]
+    assert [rounded[0][0], rounded[1][1]] == [2, np.inf]
 
 
 def test_valid_with_the_stated_types(converted: Converted) -> None:

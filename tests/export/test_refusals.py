@@ -21,7 +21,7 @@ from d4m_fast.engine.ort import open_ort, require_ort
 from d4m_fast.engine.trt_api import Api, load_trt
 from d4m_fast.errors import ModelError, PreflightError
 from d4m_fast.export import export, to_onnx, to_trt
-from d4m_fast.export.job import ExportJob, _of_other_options, prepare_export
+from d4m_fast.export.job import ExportJob, _has_other_options, prepare_export
 from d4m_fast.export.to_onnx import export_onnx
 from d4m_fast.export.to_trt import BuildOptions, Range
 
@@ -63,10 +63,10 @@ def test_a_graph_that_is_not_what_was_asked_for(name: str, shape: tuple[Any, ...
     pixels = ir.Value(name="pixels", shape=ir.Shape(("n", 3, 16, 16)))
     graph = ir.Graph([ir.Value(name=name, shape=ir.Shape(shape))], [pixels], nodes=[])
     if said is None:
-        to_onnx._check(graph, "vae_decoder", SIZES, None, Path("x.onnx"))
+        to_onnx._require_shapes(graph, "vae_decoder", SIZES, None, Path("x.onnx"))
     else:
         with pytest.raises(ModelError, match=said):
-            to_onnx._check(graph, "vae_decoder", SIZES, None, Path("x.onnx"))
+            to_onnx._require_shapes(graph, "vae_decoder", SIZES, None, Path("x.onnx"))
 
 
 def test_no_provider_for_the_device() -> None:
@@ -117,7 +117,7 @@ def test_a_target_or_a_profile_that_the_builder_refuses(monkeypatch: pytest.Monk
     profile = SimpleNamespace(set_shape=lambda *_: None)
     builder: Any = SimpleNamespace(create_builder_config=Refusing, create_optimization_profile=lambda: profile)
     with pytest.raises(PreflightError, match="--target sm89: tensorrt-rtx refuses it"):
-        to_trt._config(api, builder, BuildOptions("fp16", ("sm89",)), lambda _: None)
+        to_trt._builder_config(api, builder, BuildOptions("fp16", ("sm89",)), lambda _: None)
     network: Any = SimpleNamespace(name="unet", num_inputs=0)
     with pytest.raises(ModelError, match="no profile for 1 to 8 rows can be added"):
         config: Any = Refusing()
@@ -139,7 +139,7 @@ def test_a_fixed_batch_beyond_32_bit_indices(tiny_model: Path, tmp_path: Path) -
 def test_no_version_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "versions", lambda *names: dict.fromkeys(names, "not installed"))
     with pytest.raises(PreflightError, match="no version of tensorrt on record: install it from tensorrt-cu13"):
-        export._run_with("tensorrt")
+        export._require_versions("tensorrt")
 
 
 def test_a_set_compared_on_more_images_serves(tiny_model: Path, tmp_path: Path) -> None:
@@ -147,4 +147,4 @@ def test_a_set_compared_on_more_images_serves(tiny_model: Path, tmp_path: Path) 
     asked = job(tiny_model, tmp_path, images=8)
     for changed, anew in (({}, False), ({"images": 32}, False), ({"images": 7}, True), ({"level": 5}, True)):
         made = Artifact(tmp_path, {"options": {**asdict(asked.config), **changed}})
-        assert _of_other_options(made, asked.config) == anew
+        assert _has_other_options(made, asked.config) == anew

@@ -19,7 +19,8 @@ from models import write_model
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.trt_api import load_trt
 from d4m_fast.errors import ModelError
-from d4m_fast.export.mixed import activation_maxima, to_mixed_precision
+from d4m_fast.export.calibration import activation_maxima
+from d4m_fast.export.mixed import to_mixed_precision
 from d4m_fast.export.to_onnx import export_onnx
 from d4m_fast.export.to_trt import BuildOptions, Range, build_engine, check_engine, ranges
 from d4m_fast.storage import files

@@ -13,22 +13,17 @@ from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.model import open_model
 from d4m_fast.engine.runtime import InPieces, Runtime, Tensors
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
+from d4m_fast.export.limits import HALF_RATIO, LIMITS, Limits, activation_verdict, half_verdict, verdict
 from d4m_fast.measure.parity import (
-    HALF_RATIO,
     IDENTICAL_PSNR,
-    LIMITS,
     HalfErrors,
-    Limits,
     Parity,
-    activation_verdict,
     compare,
-    few,
+    first_images,
     half_errors,
-    half_verdict,
     psnr,
     resized,
     unguided,
-    verdict,
 )
 
 Fault = Callable[[Runtime, Tensors, Tensors], Tensors]
@@ -157,7 +152,7 @@ def test_guidance_multiplies_the_error(unet: Runtime, tiny_model: Path) -> None:
 
 def test_some_images_of_both_halves(tiny_model: Path) -> None:
     (whole, *_) = calls(tiny_model)
-    part = few("unet", whole, 1)
+    part = first_images("unet", whole, 1)
     assert torch.equal(part["sample"], whole["sample"][[0]])
     assert torch.equal(part["hidden_states"], whole["hidden_states"][[0, 2]])
     assert torch.equal(part["timestep"], whole["timestep"])
@@ -165,7 +160,7 @@ def test_some_images_of_both_halves(tiny_model: Path) -> None:
 
 def test_some_images_of_a_call_with_fewer() -> None:
     pixels = {"pixels": torch.rand(1, 3, 16, 16)}
-    assert torch.equal(few("vae_encoder", pixels, 2)["pixels"], pixels["pixels"])
+    assert torch.equal(first_images("vae_encoder", pixels, 2)["pixels"], pixels["pixels"])
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

@@ -14,7 +14,7 @@ from d4m_fast import pipeline
 from d4m_fast.errors import OutOfMemoryError
 from d4m_fast.measure.flops import most_activations, trace_model
 from d4m_fast.planning import batches
-from d4m_fast.planning.batches import CALLS, LEVEL, PART, Stage, affordable, fastest
+from d4m_fast.planning.batches import CALLS, LEVEL, PROBE_SHARE, Stage, affordable, fastest
 
 Distill = Callable[..., Ran]
 
@@ -36,7 +36,7 @@ def test_a_short_run_is_not_probed(images: int, calls: int) -> None:
 
 @pytest.mark.parametrize("images", [400, 1000, 5000, 10**6])
 def test_a_probe_costs_little_of_the_run(images: int) -> None:
-    assert CALLS * sum(affordable(stage(images=images))) <= PART * images * 36
+    assert CALLS * sum(affordable(stage(images=images))) <= PROBE_SHARE * images * 36
 
 
 def test_nothing_fits_nothing_is_tried() -> None:
@@ -72,7 +72,7 @@ def seconds_of(speeds: dict[int, float], asked: list[int]) -> Callable[[Any, int
 def test_probing(monkeypatch: pytest.MonkeyPatch, speeds: dict[int, float], chosen: int, tried: list[int]) -> None:
     asked: list[int] = []
     monkeypatch.setattr(batches, "_seconds", seconds_of(speeds, asked))
-    found, why = batches._chosen(stage())
+    found, why = batches._choose(stage())
     assert (found, sorted(set(asked))) == (chosen, tried)
     assert why["by"] == "probe"
     assert why["images_per_second"] == {str(b): pytest.approx(speeds[b]) for b in tried if b in speeds}
@@ -80,7 +80,7 @@ def test_probing(monkeypatch: pytest.MonkeyPatch, speeds: dict[int, float], chos
 
 @pytest.mark.parametrize(("fits", "want"), [(1000, (50, "default")), (30, (30, "memory")), (0, (1, "memory"))])
 def test_without_a_probe_memory_decides(fits: int, want: tuple[int, str]) -> None:
-    found, why = batches._chosen(stage(images=10, fits=fits))
+    found, why = batches._choose(stage(images=10, fits=fits))
     assert (found, why) == (want[0], {"by": want[1]})
 
 
@@ -88,7 +88,7 @@ def test_what_surely_fits_is_not_traced() -> None:
     def traced() -> int:
         raise AssertionError
 
-    found, why = batches._chosen(Stage(10, 1, 50, traced, 50, lambda _: None))
+    found, why = batches._choose(Stage(10, 1, 50, traced, 50, lambda _: None))
     assert (found, why) == (50, {"by": "default"})
 
 
@@ -110,7 +110,7 @@ def test_a_run_is_probed_once_and_its_plan_says_what_was_found(
     """Real calls of all three networks; the run is made to look long, is broken off, and goes on."""
     flags = ("--ipc", 4)
     with monkeypatch.context() as patch:
-        patch.setattr(batches, "PART", 1000.0)
+        patch.setattr(batches, "PROBE_SHARE", 1000.0)
         patch.setattr(batches, "SMALLEST", 2)
         patch.setattr(batches, "HOPELESS", 0.0)
         patch.setattr(pipeline, "cluster", _stop)
@@ -131,7 +131,7 @@ def _stop(*_: object, **__: object) -> None:
 
 
 def test_a_batch_size_that_is_given_wins(distill: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "PART", 1000.0)
+    monkeypatch.setattr(batches, "PROBE_SHARE", 1000.0)
     assert distill("--batch-size", 3).code == 0
     plan = plan_of(tmp_path / "run")
     assert {g["batch_size"] for g in plan["groups"]} == {3}
