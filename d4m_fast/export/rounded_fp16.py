@@ -31,7 +31,7 @@ def write_rounded(mixed: Path, target: Path) -> None:
     values: list[ir.Value] = []
     for node in model.graph:
         values += node.outputs
-    values += model.graph.inputs
+    values.extend(model.graph.inputs)  # which refuses +
     for value in [value for value in values if value.dtype == ir.DataType.FLOAT16]:
         _round(model.graph, value)
     for value in model.graph.initializers.values():
