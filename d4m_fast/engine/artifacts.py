@@ -1,17 +1,17 @@
-"""Exported networks on disk, each set with the certificate that says what it is and how near it is to PyTorch.
+"""Sets of exported networks on disk, each with the certificate that says how near its results are to PyTorch's.
 
 <artifacts>/engines/<model hash>/<engine>-<precision>-<resolution>[-batch<N>][-<compute capabilities>]/
     text_encoder.onnx  vae_encoder.onnx  unet.onnx  vae_decoder.onnx   and .data beside those that are large
     text_encoder.engine  ...                                           TensorRT's, and .engine.log of their builds
-    certificate.json                                                   written last
+    certificate.json                                                   written last, so that its presence means "whole"
 
-A set that failed its own check lies beside it under the same name with `.rejected` at the end.
+A set that failed the comparison lies beside it under the same name with `.rejected` at the end.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,22 +23,26 @@ from d4m_fast.fingerprints import fingerprint
 from d4m_fast.runs.exports import CERTIFICATE_FILE, digests, folder_of
 from d4m_fast.storage.state import CERTIFICATE, read_state
 
+# Ending of the folder of a set that is not near enough to PyTorch; its files stay there to be looked at.
 REJECTED = ".rejected"
+# A certificate without one of these is damaged.
 _FIELDS = {
     *("status", "reasons", "unverified", "files", "versions", "speed", "device"),
     *("model_sha256", "engine", "precision", "resolution", "static_batch", "targets"),
 }
+# Most elements of one activation: CUDA kernels count them in 32 bits.
 ELEMENTS = 2**31 - 1
+EXPORT_AGAIN = "run d4m-fast export again"
 Status = Literal["certified", "rejected", "unverified"]
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a set of exported networks is for.
+    """Model, engine, precision and sizes that a set of exported networks is for.
 
     Attributes:
-        static_batch: in images, None for any number.
-        targets: compute capabilities ("sm89") of TensorRT engines.
+        static_batch: number of images of every call; None for any number.
+        targets: compute capabilities ("sm89") of the GPUs that TensorRT engines were built for.
     """
 
     model_sha256: str
@@ -50,6 +54,7 @@ class Key:
 
     @property
     def folder(self) -> str:
+        """Name of the set's folder, below the model's."""
         batch = () if self.static_batch is None else (f"batch{self.static_batch}",)
         return "-".join((self.engine, self.precision, str(self.resolution), *batch, *self.targets))
 
@@ -76,16 +81,21 @@ class Artifact:
 
     @property
     def key(self) -> Key:
-        c = self.certificate
+        certificate = self.certificate
         return Key(
-            c["model_sha256"], c["engine"], c["precision"], c["resolution"], c["static_batch"], tuple(c["targets"])
+            certificate["model_sha256"],
+            certificate["engine"],
+            certificate["precision"],
+            certificate["resolution"],
+            certificate["static_batch"],
+            tuple(certificate["targets"]),
         )
 
     @property
     def speed(self) -> float | None:
         """Images per second over PyTorch's, measured when it was exported; None where it could not run."""
-        speed: float | None = None if self.certificate["speed"] is None else self.certificate["speed"]["ratio"]
-        return speed
+        speed = self.certificate["speed"]
+        return None if speed is None else float(speed["ratio"])
 
     @property
     def sha256(self) -> str:
@@ -99,11 +109,11 @@ class Artifact:
         return self.path / f"{component}.onnx"
 
     def most_rows(self, component: Component) -> int:
-        """Rows of one call, so that no activation has 2^31 elements: kernels count them in 32 bits."""
+        """Return the most rows of one call with which no activation has more than `ELEMENTS`."""
         return max(1, ELEMENTS // int(self.certificate["components"][component]["elements_per_row"]))
 
     def static_rows(self, component: Component) -> int | None:
-        """Rows the file takes, where it takes no other number."""
+        """Return the number of rows the file is fixed to; None where it takes any."""
         rows: int | None = self.certificate["components"][component]["static_rows"]
         return rows
 
@@ -111,76 +121,90 @@ class Artifact:
         """Refuse to run anything but what was certified, on the device and under the versions it was certified with.
 
         Args:
-            device: as `runtime.device_name` has it.
+            device: its name, from `runtime.device_name`.
 
         Raises:
             ModelError: rejected, unverified, of another model, other versions or another device.
             DamageError: a file's bytes changed.
         """
-        self.check_status(device)
+        self.check_status(device)  # first, because it is free, and to read all files takes seconds
         self.check_files(model_sha256)
 
     def check_status(self, device: str, *, unverified: bool = False) -> None:
-        """The part of `check` that reads no files; `unverified` lets that status pass."""
-        found, again = self.certificate, "run d4m-fast export again"
+        """Check only what needs no reading of the files; `unverified` lets that status pass."""
+        certificate = self.certificate
         if self.status == "unverified" and not unverified:
-            why, again = "; ".join(found["unverified"]), "run d4m-fast export --certify on the GPU it is for"
-            raise ModelError(f"{self.path}: unverified, so it is not run; {why}; {again}")
+            reasons = "; ".join(certificate["unverified"])
+            advice = "run d4m-fast export --certify on the GPU it is for"
+            raise ModelError(f"{self.path}: unverified, so it is not run; {reasons}; {advice}")
         if self.status == "rejected":
-            raise ModelError(f"{self.path}: rejected, so it is not run; {'; '.join(found['reasons'])}; {again}")
-        if found["device"] != device:
-            raise ModelError(f"{self.path}: certified on {found['device']}, this is {device}; {again} here")
+            reasons = "; ".join(certificate["reasons"])
+            raise ModelError(f"{self.path}: rejected, so it is not run; {reasons}; {EXPORT_AGAIN}")
+        if certificate["device"] != device:
+            raise ModelError(
+                f"{self.path}: certified on {certificate['device']}, this is {device}; {EXPORT_AGAIN} here"
+            )
 
     def check_files(self, model_sha256: str) -> None:
-        """The part of `check` that holds wherever the set was made.
+        """Check only what does not depend on the device: the model, the files and the libraries' versions.
 
         Raises:
             ModelError: made from another model, or under other versions.
             DamageError: a file's bytes changed.
         """
-        found, again = self.certificate, "run d4m-fast export again"
         self.check_bytes(model_sha256)
-        now = versions(*found["versions"])
-        for name, version in found["versions"].items():
-            if now[name] != version:
-                raise ModelError(f"{self.path}: certified with {name} {version}, this is {now[name]}; {again}")
+        for name, version in self.certificate["versions"].items():
+            installed = installed_version(name)
+            if installed != version:
+                raise ModelError(f"{self.path}: certified with {name} {version}, this is {installed}; {EXPORT_AGAIN}")
 
     def check_bytes(self, model_sha256: str) -> None:
-        """The part of `check_files` that holds under any versions."""
-        found, again = self.certificate, "run d4m-fast export again"
-        if found["model_sha256"] != model_sha256:
-            raise ModelError(f"{self.path}: made from another model; {again}")
-        if digests(self.path, found["files"]) != found["files"]:
-            raise DamageError(f"{self.path}: its files are not those that were certified; {again}")
+        """Check only the model and the files, under any versions of the libraries."""
+        certificate = self.certificate
+        if certificate["model_sha256"] != model_sha256:
+            raise ModelError(f"{self.path}: made from another model; {EXPORT_AGAIN}")
+        if digests(self.path, certificate["files"]) != certificate["files"]:
+            raise DamageError(f"{self.path}: its files are not those that were certified; {EXPORT_AGAIN}")
 
 
 def find(key: Key, artifacts: Path) -> Artifact | None:
-    """The set for a key, unchecked; None if none was exported."""
+    """Return the set for a key, unchecked; None if none was exported."""
     return _read(key.path(artifacts))
 
 
 def exports_of(model_sha256: str, precision: str, resolution: int, artifacts: Path) -> list[Artifact]:
-    """The sets of a model that `distill` may choose from, unchecked."""
-    folders = sorted(folder_of(artifacts, model_sha256).glob(f"*/{CERTIFICATE_FILE}"))
-    found = [_read(folder.parent) for folder in folders if not folder.parent.name.endswith(REJECTED)]
-    return [a for a in found if a is not None and (a.key.precision, a.key.resolution) == (precision, resolution)]
+    """Return the sets of a model that `distill` may choose from, unchecked."""
+    certificates = folder_of(artifacts, model_sha256).glob(f"*/{CERTIFICATE_FILE}")
+    accepted = (file for file in certificates if not file.parent.name.endswith(REJECTED))
+    exports = []
+    for artifact in _read_all(accepted):
+        if (artifact.key.precision, artifact.key.resolution) == (precision, resolution):
+            exports.append(artifact)
+    return exports
 
 
 def catalogue(artifacts: Path) -> list[Artifact]:
-    """All sets below an artifacts directory, rejected ones included."""
-    folders = sorted((artifacts / "engines").glob(f"*/*/{CERTIFICATE_FILE}"))
-    return [artifact for folder in folders if (artifact := _read(folder.parent)) is not None]
+    """Return all sets below an artifacts directory, rejected ones included."""
+    return list(_read_all((artifacts / "engines").glob(f"*/*/{CERTIFICATE_FILE}")))
 
 
 def versions(*packages: str) -> dict[str, str]:
-    return {name: _version(name) for name in packages}
+    return {name: installed_version(name) for name in packages}
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _read_all(certificates: Iterable[Path]) -> Iterator[Artifact]:
+    """Yield the sets of these certificates, in the order of their paths."""
+    for file in sorted(certificates):
+        artifact = _read(file.parent)
+        if artifact is not None:  # removed since it was listed
+            yield artifact
 
 
 def _read(path: Path) -> Artifact | None:

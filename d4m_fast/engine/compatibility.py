@@ -1,4 +1,4 @@
-"""What a model directory must be so that diffusers' image-to-image pipeline makes the same images of it as this engine.
+"""Requirements on a model directory with which diffusers' image-to-image pipeline makes the same images as this engine.
 
 Everything here is read off the configs, before a weight is loaded; `engine.trial` then runs the networks once.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,29 +24,31 @@ CONFIGS: Mapping[str, str] = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
 }
+# Those that diffusers' AutoPipelineForImage2Image opens as StableDiffusionImg2ImgPipeline, which ours is equal to.
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
-"""Those that diffusers' AutoPipelineForImage2Image opens as StableDiffusionImg2ImgPipeline, which ours is equal to."""
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "vae": ("AutoencoderKL",),
     "unet": ("UNet2DConditionModel",),
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
+# Either of these makes a whole tokenizer.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 LFS_POINTER = b"version https://git-lfs"
+# Models for other tasks, known by the number of channels their UNet takes; a refusal says which it is.
 _CHANNELS = {
     5: "a depth model, whose fifth channel is a depth map",
     7: "an upscaler, whose last three channels are a small image",
     8: "an editing model, whose last channels are the image to edit",
     9: "an inpainting model, whose last five channels are a mask and the masked image",
 }
+# Fields of a UNet's config and the values with which it needs nothing that the pipeline does not give it.
 _PLAIN_CONDITIONS = {
     "addition_embed_type": (None, "text"),
     "class_embed_type": (None,),
     "num_class_embeds": (None,),
     "encoder_hid_dim_type": (None, "text_proj"),
 }
-"""Fields of a UNet's config and the values with which it needs nothing that the pipeline does not give it."""
 Config = dict[str, Any]
 
 
@@ -73,7 +76,8 @@ class ModelConfigs:
     def resolution(self) -> int:
         """Side in pixels of the images the model was trained on."""
         side = int(self.unet["sample_size"])
-        # The pipeline's constructor: configs of before 0.9 say 32 where the model was trained on 64.
+        # diffusers' pipeline corrects this in its constructor: configs of before 0.9 say 32 where the model was
+        # trained on 64.
         outdated = _version(self.unet.get("_diffusers_version")) < (0, 9) and side < 64
         return (64 if outdated else side) * self.factor
 
@@ -103,15 +107,17 @@ def read_configs(path: Path) -> ModelConfigs:
     Raises:
         ModelError: a part is missing, is of another class, or does not fit the others; names the file and the field.
     """
-    names = [INDEX, *(f"{part}/{file}" for part, file in CONFIGS.items())]
-    index = _read(path, INDEX) if _present(path / INDEX) else {}
+    index = _read(path / INDEX) if _present(path / INDEX) else {}
+    # First of all, because it says best what a foreign model is: XL, PixArt and the like lack parts, too.
     _require_pipeline(path, index)
-    missing = [name for name in names if not _present(path / name)]
-    if missing:
-        raise ModelError(f"{path}: parts missing ({', '.join(missing)}); a Stable Diffusion 1.x directory has them all")
-    parts = {part: _read(path, f"{part}/{file}") for part, file in CONFIGS.items()}
-    _require_classes(path, index, parts)
-    configs = ModelConfigs(path, **parts)
+    config_files = {component: path / component / name for component, name in CONFIGS.items()}
+    missing_files = [file for file in (path / INDEX, *config_files.values()) if not _present(file)]
+    if missing_files:
+        names = ", ".join(file.relative_to(path).as_posix() for file in missing_files)
+        raise ModelError(f"{path}: parts missing ({names}); a Stable Diffusion 1.x directory has them all")
+    config_of = {component: _read(file) for component, file in config_files.items()}
+    _require_classes(path, index, config_of)
+    configs = ModelConfigs(path, **config_of)
     _require_vae(_Fields(path / "vae" / "config.json", configs.vae))
     _require_text(configs)
     _require_unet(_Fields(path / "unet" / "config.json", configs.unet), configs)
@@ -132,7 +138,7 @@ def require_vocabulary(folder: Path) -> None:
 
 
 def _present(file: Path) -> bool:
-    """Whether a regular file is there.
+    """Return whether a regular file is there.
 
     Raises:
         ModelError: a link leads nowhere, a git-lfs pointer stands in the file's place, or it cannot be read.
@@ -151,8 +157,7 @@ def _present(file: Path) -> bool:
     return True
 
 
-def _read(path: Path, name: str) -> Config:
-    file = path / name
+def _read(file: Path) -> Config:
     try:
         config = read_json(file)
     except ValueError as error:
@@ -163,7 +168,6 @@ def _read(path: Path, name: str) -> Config:
 
 
 def _require_pipeline(path: Path, index: Config) -> None:
-    """First of all, because it says best what a foreign model is: XL, PixArt and the like lack parts, too."""
     name = index.get("_class_name", PIPELINES[0])
     if name not in PIPELINES:
         raise ModelError(
@@ -172,23 +176,23 @@ def _require_pipeline(path: Path, index: Config) -> None:
         )
 
 
-def _require_classes(path: Path, index: Config, parts: Mapping[str, Config]) -> None:
-    """The index decides which class diffusers loads; a config of another class means that the two do not fit."""
+def _require_classes(path: Path, index: Config, config_of: Mapping[str, Config]) -> None:
+    """Refuse other classes than ours in the index, by which diffusers loads, and configs that contradict the index."""
     fields = _Fields(path / INDEX, index)
-    for part in CONFIGS:
-        entry = index.get(part)
+    for component, config in config_of.items():
+        entry = index.get(component)
         pair = isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
-        fields.require(part, pair, 'must be ["library", "class"]')
-        library, name = index[part]
-        expected = CLASSES.get(part)
-        if expected is None:
-            fields.require(part, library == "diffusers", "must be one of diffusers' schedulers")
+        fields.require(component, pair, 'must be ["library", "class"]')
+        library, name = index[component]
+        class_names = CLASSES.get(component)
+        if class_names is None:
+            fields.require(component, library == "diffusers", "must be one of diffusers' schedulers")
             continue
-        fields.require(part, name in expected, f"must be {' or '.join(expected)}")
-        class_field = "tokenizer_class" if part == "tokenizer" else "_class_name"
-        agrees = parts[part].get(class_field, name) in expected
-        config = _Fields(path / part / CONFIGS[part], parts[part])
-        config.require(class_field, agrees, f"{INDEX} says {name}; one of the two is wrong")
+        fields.require(component, name in class_names, f"must be {' or '.join(class_names)}")
+        class_field = "tokenizer_class" if component == "tokenizer" else "_class_name"
+        agrees = config.get(class_field, name) in class_names
+        own_fields = _Fields(path / component / CONFIGS[component], config)
+        own_fields.require(class_field, agrees, f"{INDEX} says {name}; one of the two is wrong")
 
 
 def _require_vae(vae: _Fields) -> None:
@@ -196,8 +200,9 @@ def _require_vae(vae: _Fields) -> None:
     vae.require_count("latent_channels")
     for name in ("in_channels", "out_channels"):
         vae.require(name, vae.config.get(name, 3) == 3, "must be 3: images are RGB")
-    factor = vae.config.get("scaling_factor", 0.18215)
-    positive = _is_number(factor) and math.isfinite(factor) and factor > 0
+    factor = vae.config.get("scaling_factor", 0.18215)  # diffusers' default
+    is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    positive = is_number and math.isfinite(factor) and factor > 0
     vae.require("scaling_factor", positive, "must be a number above 0")
     for name in ("shift_factor", "latents_mean", "latents_std"):
         advice = "must be null: diffusers' Stable Diffusion pipelines do not apply it, so the latents would be off"
@@ -208,8 +213,9 @@ def _require_text(configs: ModelConfigs) -> None:
     text = _Fields(configs.path / "text_encoder" / "config.json", configs.text_encoder)
     kind = configs.text_encoder.get("model_type", "clip_text_model")
     text.require("model_type", kind == "clip_text_model", "must be clip_text_model")
-    elsewhere = configs.text_encoder.get("transformers_weights")  # the library would load these in place of ours
-    text.require("transformers_weights", elsewhere is None, "must be null: it names other weights")
+    # transformers would load the weights that this field names, in place of those whose hash we record.
+    other_weights = configs.text_encoder.get("transformers_weights")
+    text.require("transformers_weights", other_weights is None, "must be null: it names other weights")
     for name in ("hidden_size", "max_position_embeddings", "vocab_size"):
         text.require_count(name)
     tokenizer = _Fields(configs.path / "tokenizer" / "tokenizer_config.json", configs.tokenizer)
@@ -223,8 +229,8 @@ def _require_unet(unet: _Fields, configs: ModelConfigs) -> None:
     unet.require_widths("block_out_channels")
     for name in ("sample_size", "in_channels"):
         unet.require_count(name, default=4 if name == "in_channels" else None)
+    advice = "the UNet needs more than prompt and timestep, which is all that diffusers' pipeline gives it"
     for name, values in _PLAIN_CONDITIONS.items():
-        advice = "the UNet needs more than prompt and timestep, which is all that diffusers' pipeline gives it"
         unet.require(name, unet.config.get(name) in values, advice)
     latent, channels = configs.vae["latent_channels"], unet.config.get("in_channels", 4)
     kind = f" (this is {_CHANNELS[channels]})" if latent == 4 and channels in _CHANNELS else ""
@@ -234,7 +240,8 @@ def _require_unet(unet: _Fields, configs: ModelConfigs) -> None:
     projected = unet.config.get("encoder_hid_dim") is not None
     name = "encoder_hid_dim" if projected else "cross_attention_dim"
     dims = unet.config.get(name, 1280)  # diffusers' default
-    fits = bool(dims) and all(dim == width for dim in (dims if isinstance(dims, list) else [dims]))
+    widths = dims if isinstance(dims, list) else [dims]  # one of all blocks, or one of each
+    fits = bool(dims) and all(dim == width for dim in widths)
     unet.require(name, fits, f"must be the text encoder's hidden_size, {width}")
 
 
@@ -267,11 +274,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _version(text: object) -> tuple[int, ...]:
-    """Major and minor of "0.8.1"; of what is no version, a version that is not outdated."""
-    words = str(text).split(".")[:2]
-    return tuple(int(word) for word in words) if len(words) == 2 and all(w.isdigit() for w in words) else (1, 0)
+    """Return major and minor of "0.8.1"; of what is no version, a version that is not outdated."""
+    numbers = re.match(r"(\d+)\.(\d+)(?:\.|$)", str(text))
+    return (1, 0) if numbers is None else (int(numbers[1]), int(numbers[2]))

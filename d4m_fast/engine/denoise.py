@@ -25,8 +25,8 @@ def denoise(
     """Run a schedule's steps on x_0 = `noised` (B, C, h, w); returns x_S, clean and scaled.
 
     Args:
-        states: those of a guided call; a step without guidance runs on their conditional half, `noised`'s size.
-        generators: of each image, as they are once x_0 is drawn; for schedulers that add noise of their own.
+        states: hidden states of the prompts for a guided call; a step without guidance runs on their conditional half.
+        generators: one for each image, in the state after x_0 was drawn, for schedulers that add noise of their own.
         check: gets what the UNet returns in every step.
     """
     predict = _Prediction(noised, states, unet, schedule, guidance, FiniteCheck() if check is None else check)
@@ -36,7 +36,7 @@ def denoise(
 
 
 class _Prediction:
-    """The guided UNet in step i of a schedule."""
+    """The noise that the guided UNet predicts in step i of a schedule."""
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class _Prediction:
         check: FiniteCheck,
     ) -> None:
         self._guided = states, guidance
-        self._conditional = states[-len(noised) :], 1.0
+        self._conditional = states[-len(noised) :], 1.0  # the negative prompts' half comes first
         self._unet, self._steps, self._check = unet, schedule.steps, check
-        # All at once, so that no step waits for a copy of its own.
+        # All timesteps are copied at once, so that no step waits for a copy of its own.
         timesteps = schedule.timesteps
         self._timesteps = to_device(
             host_empty(tuple(timesteps.shape), timesteps.dtype, noised.device).copy_(timesteps), noised.device
@@ -64,9 +64,11 @@ class _Prediction:
 
 
 def _by_table(noised: torch.Tensor, schedule: Schedule, predict: _Prediction) -> torch.Tensor:
+    """Take the steps as sums with the table's coefficients; what no later step reads is dropped."""
     samples, outputs = {0: noised}, dict[int, torch.Tensor]()
     sample_uses, output_uses = schedule.last_use()
     for i, step in enumerate(schedule.steps):
+        # Most schedules scale nothing, and then no copy is made.
         scaled = samples[i] if step.input_scale == 1 else samples[i] * step.input_scale
         outputs[i] = predict(scaled, i)
         samples[i + 1] = combine(step, samples, outputs)
@@ -78,6 +80,7 @@ def _by_table(noised: torch.Tensor, schedule: Schedule, predict: _Prediction) ->
 def _by_scheduler(
     noised: torch.Tensor, stepper: Stepper, generators: list[torch.Generator] | None, predict: _Prediction
 ) -> torch.Tensor:
+    """Take the steps with diffusers' scheduler itself."""
     stepping, sample = stepper.begin(generators), noised
     for i in range(len(stepper.timesteps)):
         output = predict(stepping.scale(sample, i), i)

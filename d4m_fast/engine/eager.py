@@ -1,4 +1,4 @@
-"""The PyTorch runtime: diffusers' and transformers' own modules, unchanged."""
+"""The PyTorch runtime: diffusers' and transformers' modules, the UNet with our forward pass where that is proven."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from d4m_fast.errors import PreflightError
 
 
 class CompiledRuntime:
-    """One network put through torch.compile as a whole, once for each shape."""
+    """A network put through torch.compile as a whole, once for each shape."""
 
     def __init__(self, runtime: EagerRuntime) -> None:
         self._runtime = runtime
@@ -36,7 +36,7 @@ class CompiledRuntime:
 
 
 class EagerRuntime:
-    """One network in inference mode."""
+    """A network as PyTorch runs it module by module, in inference mode."""
 
     def __init__(self, module: torch.nn.Module, component: Component, device: torch.device, dtype: torch.dtype) -> None:
         self._module = module
@@ -45,9 +45,9 @@ class EagerRuntime:
         self.dtype = dtype
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
-        placed = place(inputs, self._signature, self.device, self.dtype)
+        arguments = place(inputs, self._signature, self.device, self.dtype).values()
         with torch.inference_mode():
-            return dict(zip(self._signature.outputs, self._module(*placed.values()), strict=True))
+            return dict(zip(self._signature.outputs, self._module(*arguments), strict=True))
 
 
 def open_eager(
@@ -63,7 +63,7 @@ def open_eager(
 
     Args:
         compiled: put it through torch.compile, shape by shape.
-        reference: diffusers' own forward pass, whatever ours was proven on.
+        reference: run diffusers' own forward pass, even where ours is proven to equal it.
 
     Raises:
         ModelError: its weights do not fit its config, or our UNet does not equal diffusers'.
@@ -81,5 +81,6 @@ def open_eager(
     runtime = EagerRuntime(module, component, device, dtype)
     if not compiled:
         return runtime
-    module.compile(dynamic=False, fullgraph=True)  # whole, so that what cannot be compiled fails and does not fall back
+    # As a whole graph, so that what cannot be compiled fails instead of running uncompiled.
+    module.compile(dynamic=False, fullgraph=True)
     return CompiledRuntime(runtime)

@@ -1,4 +1,4 @@
-"""Real images to latents: one pass over the source in its own order, in batches the plan fixes.
+"""Real images to latents: one pass over the source in its own order, in batches of the size that the plan fixes.
 
 Threads read, decode and resize ahead of the encoder and write behind it; the encoder's thread only computes.
 """
@@ -24,61 +24,62 @@ from d4m_fast.runs.latents import EncodedBatch, Failure
 from d4m_fast.sources.decode import has_more_frames
 from d4m_fast.sources.records import Item, Source
 
-POSTERIOR_SEED = 0  # the draw from the posterior is the run seed's business no more than the choice of images is
+# Latents are kept and shared between runs, so the draw from the posterior may not depend on a run's seed.
+POSTERIOR_SEED = 0
+# Bounds the threads on machines with many cores, and so the batches that wait in memory.
 MOST_READERS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A batch on the host.
+class LoadedBatch:
+    """A batch of real images on the host.
 
     Attributes:
         pixels: (n, H, W, 3) uint8; zeros where an image is damaged.
-        noise: (n, C, h, w), or nothing where the posterior's mean is taken.
-        good: rows that are not damaged.
-        first_frames: how many of them are the first frame of an animated image.
+        noise: (n, C, h, w); None where the posterior's mean is taken.
+        readable: rows of the images that are not damaged.
+        first_frames: number of those that are the first frame of an animated image.
     """
 
     items: Sequence[Item]
     pixels: torch.Tensor
     noise: torch.Tensor | None
-    good: list[int]
+    readable: list[int]
     failures: list[Failure]
     first_frames: int
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Reads batches of a source, squeezed to squares of `resolution` as the official code does."""
+    """Reader of a source's batches, squeezed to squares of `resolution` as the official code does."""
 
     source: Source
     resolution: int
     draw: tuple[int, int, int] | None
     device: torch.device
 
-    def __call__(self, items: Sequence[Item]) -> Loaded:
-        pixels = host_empty((len(items), self.resolution, self.resolution, 3), torch.uint8, self.device)
-        good, failures, first_frames = [], [], 0
+    def __call__(self, items: Sequence[Item]) -> LoadedBatch:
+        side = (self.resolution, self.resolution)
+        pixels = host_empty((len(items), *side, 3), torch.uint8, self.device)
+        readable, failures, first_frames = [], [], 0
         for row, item in enumerate(items):
             try:
                 image = self.source.read(item)
-                pixels[row] = torch.from_numpy(self._square(image))
-                good.append(row)
+                square = image if image.size == side else image.resize(side, Image.Resampling.BILINEAR)
+                pixels[row] = torch.from_numpy(np.array(square))
+                readable.append(row)
                 first_frames += has_more_frames(image)
             except DataError as error:
                 pixels[row] = 0
                 failures.append(Failure(item, str(error)))
-        return Loaded(items, pixels, self._noise(items), good, failures, first_frames)
-
-    def _square(self, image: Image.Image) -> np.ndarray:
-        side = (self.resolution, self.resolution)
-        return np.array(image if image.size == side else image.resize(side, Image.Resampling.BILINEAR))
+        return LoadedBatch(items, pixels, self._noise(items), readable, failures, first_frames)
 
     def _noise(self, items: Sequence[Item]) -> torch.Tensor | None:
-        """One stream per image, so that no image's draw depends on its batch."""
+        """Return each image's noise, from a generator of its own, so that no draw depends on the batch."""
         if self.draw is None:
             return None
-        noise, generator = host_empty((len(items), *self.draw), torch.float32, self.device), torch.Generator()
+        noise = host_empty((len(items), *self.draw), torch.float32, self.device)
+        generator = torch.Generator()
         for row, item in zip(noise, items, strict=True):
             seed = derive_seed(POSTERIOR_SEED, item.class_id, item.rank, "encode")
             torch.randn(row.shape, generator=generator.manual_seed(seed), out=row)
@@ -95,7 +96,7 @@ def encode(
     workers: Workers,
     start: int = 0,
 ) -> Stream[EncodedBatch]:
-    """Scaled latents of `source.items[start:]`.
+    """Yield the scaled latents of `source.items[start:]`, batch by batch.
 
     An image that cannot be read is reported among its batch's failures and leaves the others' bytes as they are.
 
@@ -104,34 +105,37 @@ def encode(
 
     Raises (from the stream):
         OutOfMemoryError: a batch does not fit the device.
-        NonFiniteError: a latent is not finite; nothing of its batch comes.
-        ModelError: a latent leaves the range of fp16, in which it would be kept; likewise.
+        NonFiniteError: a latent is not finite; its batch is not yielded.
+        ModelError: a latent leaves the range of fp16, in which it would be kept; its batch is not yielded.
     """
     items, readers = source.items, readers_here()
     load = Loader(source, resolution, draw, vae.runtime.device)
-    pieces = Stream(-(-(len(items) - start) // batch), (items[i : i + batch] for i in range(start, len(items), batch)))
-    loaded = workers.map(load, pieces, threads=readers, depth=readers + 1, name="read")
-    encoded = Stream(len(pieces), ((piece, _latents(piece, vae)) for piece in loaded))
-    return workers.map(_landed, encoded, threads=1, depth=1, name="fetch")
+    starts = range(start, len(items), batch)
+    item_batches = Stream(len(starts), (items[first : first + batch] for first in starts))
+    loaded_batches = workers.map(load, item_batches, threads=readers, depth=readers + 1, name="read")
+    latents = Stream(len(starts), ((loaded_batch, _latents(loaded_batch, vae)) for loaded_batch in loaded_batches))
+    return workers.map(_encoded_batch, latents, threads=1, depth=1, name="fetch")
 
 
 def readers_here() -> int:
-    """Threads that read images."""
+    """Return the number of threads that read images on this machine."""
     count = os.cpu_count()
     return 1 if count is None else min(count, MOST_READERS)
 
 
-def _latents(loaded: Loaded, vae: VaeEncoder) -> Callable[[], torch.Tensor]:
+def _latents(batch: LoadedBatch, vae: VaeEncoder) -> Callable[[], torch.Tensor]:
+    """Encode a batch, and begin the copy to the host that the returned function waits for."""
     device = vae.runtime.device
     with fitting("encode"), torch.inference_mode():
-        pixels = to_device(loaded.pixels, device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        pixels = to_device(batch.pixels, device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         mean, std = vae(pixels)
-        drawn = mean if loaded.noise is None else mean + std * to_device(loaded.noise, device).to(std)
-        return to_host(drawn.float())
+        latents = mean if batch.noise is None else mean + std * to_device(batch.noise, device).to(std)
+        return to_host(latents.float())
 
 
-def _landed(encoded: tuple[Loaded, Callable[[], torch.Tensor]]) -> EncodedBatch:
-    loaded, wait = encoded
-    items, latents = [loaded.items[row] for row in loaded.good], wait().numpy()[loaded.good]
+def _encoded_batch(encoded: tuple[LoadedBatch, Callable[[], torch.Tensor]]) -> EncodedBatch:
+    """Wait for a batch's latents, and leave out the rows of damaged images."""
+    batch, wait = encoded
+    items, latents = [batch.items[row] for row in batch.readable], wait().numpy()[batch.readable]
     require_half_range(latents, [f"{item.origin} (class id {item.class_id})" for item in items])
-    return EncodedBatch(items, latents, loaded.failures, loaded.first_frames)
+    return EncodedBatch(items, latents, batch.failures, batch.first_frames)

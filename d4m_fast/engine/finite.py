@@ -1,4 +1,4 @@
-"""NaN and infinity: noticed on the device, read where the batch is read anyway, and never written as a black image."""
+"""Checks for NaN and infinity, made on the device and read with the batch, so that no black image is ever written."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from d4m_fast.engine.signature import Component
 from d4m_fast.errors import ModelError, NonFiniteError
 from d4m_fast.sources.records import ClassInfo
 
+# The largest number of fp16, in which latents are kept.
 HALF_MAX = 65504.0
-"""The largest number of fp16, in which latents are kept."""
+# The smallest number of fp16 that has all of its 11 bits.
 HALF_NORMAL = 2.0**-14
-"""The smallest number of fp16 that has all of its 11 bits."""
 
 
 class FiniteCheck:
-    """Sums of what the networks returned for the images of one batch, kept on the device until the batch is read.
+    """Sums over the networks' outputs for the images of one batch, which stay on the device until the batch is read.
 
     A row's sum is finite exactly where all of its numbers are: one kernel a call, and no waiting. (Numbers that
     overflow only as a sum are above 1e32, which is no image either.)
@@ -30,7 +30,8 @@ class FiniteCheck:
         self._calls: list[tuple[Component, float | None]] = []
 
     def add(self, network: Component, outputs: torch.Tensor, timestep: float | None = None) -> None:
-        """Note what a network returned for all images of the batch, (B, ...); the decoder may have them in parts."""
+        """Record a network's outputs (B, ...) for all images of the batch; the decoder may give them in parts."""
+        # In float32, because a sum of many halves would overflow where none of them does.
         sums = outputs.flatten(1).sum(1, dtype=torch.float32)
         if network == "vae_decoder" and self._calls[-1][0] == network:
             self._sums[-1] = torch.cat([self._sums[-1], sums])
@@ -42,18 +43,20 @@ class FiniteCheck:
         """Begin to copy the sums to the host.
 
         Returns:
-            a function of the class and index of each of the batch's images, padding left out, that waits for the copy
-            and raises NonFiniteError for the first number, in the order of `add`, that is NaN or infinite.
+            a function of the class and index of each of the batch's images, without the padding, that waits for the
+            copy and raises NonFiniteError for the first number, in the order of `add`, that is NaN or infinite.
         """
         wait, calls = to_host(torch.stack(self._sums)), list(self._calls)
 
         def verify(images: Sequence[tuple[ClassInfo, int]]) -> None:
             finite = wait().isfinite()[:, : len(images)]
             if not finite.all():
-                call, row = (int(n) for n in (~finite).nonzero()[0])
+                call, row = (~finite).nonzero()[0].tolist()
                 network, timestep = calls[call]
-                info, index = images[row]
-                raise NonFiniteError(network, f"class {info.folder} (id {info.id}), image {index}", timestep)
+                class_info, index = images[row]
+                raise NonFiniteError(
+                    network, f"class {class_info.folder} (id {class_info.id}), image {index}", timestep
+                )
 
         return verify
 
@@ -62,7 +65,7 @@ def require_half_range(latents: np.ndarray, images: Sequence[str]) -> None:
     """Refuse latents (N, C, h, w) that are not finite, or that fp16, in which they are kept, cannot hold.
 
     Args:
-        images: name of each.
+        images: name of each, for the error.
 
     Raises:
         NonFiniteError: a latent is NaN or infinite.

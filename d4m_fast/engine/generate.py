@@ -1,7 +1,7 @@
-"""Prototypes to distilled images: noise, guided denoising, decoding; batches cross class borders inside a group.
+"""Prototypes to distilled images: noise, guided denoising, decoding; a batch may hold several classes of its group.
 
-The networks run in the caller's thread, one stream of the device for all of them. A thread before it makes the next
-prototypes and their noise, and one behind it waits for the pixels and resizes them.
+The networks run in the caller's thread, on one stream of the device. One thread ahead of it makes the next prototypes
+and their noise, and one behind it waits for the pixels and resizes them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -31,12 +31,13 @@ from d4m_fast.runs.plan import Group
 from d4m_fast.runs.records import Prototypes, Sample
 from d4m_fast.sources.records import ClassInfo
 
-AHEAD = 2  # batches of noised prototypes made before they are asked for
+# Batches of noised prototypes that a thread makes ahead, while the device computes.
+AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One image to make: the `index`-th prototype of its class."""
+    """Place of an image to make: the `index`-th prototype of its class."""
 
     prototypes: Prototypes
     index: int
@@ -44,7 +45,7 @@ class Slot:
 
     @property
     def name(self) -> tuple[ClassInfo, int]:
-        """Its class, and its index in the class."""
+        """The image's class, and its index in the class."""
         return self.prototypes.info, self.index
 
 
@@ -55,16 +56,16 @@ class Batch:
     Attributes:
         slots: padded with the last one, so that every batch of a group has the same shape.
         noised: (B, C, h, w) float32 on the host.
-        generators: of each slot, after its noise was drawn.
-        real: how many are no padding.
-        decode: of them at most to decode together.
+        generators: each slot's, after its noise was drawn.
+        unpadded: number of slots without the padding.
+        decode_batch: most images to decode together.
     """
 
     slots: list[Slot]
     noised: torch.Tensor
     generators: list[torch.Generator]
-    real: int
-    decode: int
+    unpadded: int
+    decode_batch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,8 @@ class Pixels:
     """A batch's images on their way to the host.
 
     Attributes:
-        wait: gives them, (B, H, W, 3) uint8, once they are there.
-        verify: waits likewise, and refuses images whose networks returned NaN or infinity.
+        wait: waits for them and returns them, (B, H, W, 3) uint8.
+        verify: waits likewise, and refuses images for which a network returned NaN or infinity.
     """
 
     batch: Batch
@@ -82,7 +83,7 @@ class Pixels:
 
 
 class PromptTable:
-    """Text embeddings, each distinct prompt encoded once."""
+    """Text embeddings of prompts, each distinct one encoded once."""
 
     def __init__(self, networks: Networks, negative_prompt: str) -> None:
         self._networks = networks
@@ -90,13 +91,14 @@ class PromptTable:
         self._states: dict[str, torch.Tensor] = {}
 
     def __call__(self, images: Sequence[ClassInfo], guidance: float) -> torch.Tensor:
-        """Hidden states (2B, tokens, width), negative prompts first; (B, ...) without guidance.
+        """Return hidden states (2B, tokens, width), the negative prompts' first; (B, ...) without guidance.
 
         Raises:
             NonFiniteError: the states of a prompt are not finite. This alone waits for the device: once per prompt.
         """
-        negative = [self._negative] * len(images) * self._networks.unet.doubles(guidance)
-        prompts = [*negative, *(info.prompt for info in images)]
+        prompts = [class_info.prompt for class_info in images]
+        if self._networks.unet.doubles(guidance):
+            prompts = [self._negative] * len(images) + prompts
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._states:
                 self._states[prompt] = self._encode(prompt, images)
@@ -105,9 +107,9 @@ class PromptTable:
     def _encode(self, prompt: str, images: Sequence[ClassInfo]) -> torch.Tensor:
         states = self._networks.text_encoder([prompt])[0]
         if not bool(states.isfinite().all()):
-            folders = dict.fromkeys(info.folder for info in images if info.prompt == prompt)
-            whose = f"class {', '.join(folders)}" if folders else "the negative prompt"
-            raise NonFiniteError("text_encoder", f"{whose} ({prompt!r})")
+            folders = dict.fromkeys(class_info.folder for class_info in images if class_info.prompt == prompt)
+            owner = f"class {', '.join(folders)}" if folders else "the negative prompt"
+            raise NonFiniteError("text_encoder", f"{owner} ({prompt!r})")
         return states
 
 
@@ -122,24 +124,23 @@ def generate(
     workers: Workers,
     watch: Stopwatch,
 ) -> Stream[Sample]:
-    """One image per prototype, group by group, in the batches that each group names.
+    """Yield one image for each prototype, group by group, in batches of the size that each group names.
 
     Raises (from the stream):
         OutOfMemoryError: a batch does not fit the device; the samples of the batches before it come first.
-        NonFiniteError: a network returned NaN or infinity; none of that batch's samples comes.
+        NonFiniteError: a network returned NaN or infinity; no sample of that batch is yielded.
     """
     make = Maker(networks, PromptTable(networks, config.negative_prompt), schedule, config.guidance, watch)
-    total = config.ipc * len(prototypes)
     count = sum(math.ceil(len(group.classes) * config.ipc / group.batch_size) for group in groups)
-    noised = Stream(count, _batches(iter(prototypes), groups, schedule, config.seed, make.device))
-    made = Stream(count, (make(batch) for batch in workers.ahead(noised, AHEAD, "prepare")))
-    finished = workers.map(partial(_finish, image_size), made, threads=1, depth=1, name="resize")
-    return Stream(total, (sample for samples in finished for sample in samples))
+    batches = Stream(count, _batches(iter(prototypes), groups, schedule, config.seed, make.device))
+    pixels = Stream(count, map(make, workers.ahead(batches, AHEAD, "prepare")))
+    samples = workers.map(partial(_finish, image_size), pixels, threads=1, depth=1, name="resize")
+    return Stream(config.ipc * len(prototypes), chain.from_iterable(samples))
 
 
 @dataclass(frozen=True)
 class Maker:
-    """What the device does for a batch."""
+    """The device's part in making a batch of images."""
 
     networks: Networks
     prompts: PromptTable
@@ -167,54 +168,64 @@ class Maker:
                 check=check,
             )
         with fitting("decode"), self.watch("decode"):
-            parts = torch.split(latents, batch.decode)
-            pixels = torch.cat([_to_bytes(self.networks.vae_decoder(part, check)) for part in parts])
-            return Pixels(batch, to_host(pixels), check.read())
+            decoder = self.networks.vae_decoder
+            pixels = [_to_bytes(decoder(latent, check)) for latent in torch.split(latents, batch.decode_batch)]
+            return Pixels(batch, to_host(torch.cat(pixels)), check.read())
 
 
 def _batches(
     prototypes: Iterator[Prototypes], groups: Sequence[Group], schedule: Schedule, seed: int, device: torch.device
 ) -> Iterator[Batch]:
-    """A group's images in batches, and their noise; the next group's prototypes are made when they are asked for."""
+    """Yield a group's images in batches, with their noise; the next group's prototypes are made when it is its turn."""
     for group in groups:
-        slots = [slot for p in islice(prototypes, len(group.classes)) for slot in _slots(p, seed)]
+        slots = list[Slot]()
+        for of_class in islice(prototypes, len(group.classes)):
+            for index in range(len(of_class.centroids)):
+                slots.append(Slot(of_class, index, derive_seed(seed, of_class.info.id, index, "generate")))
         for start in range(0, len(slots), group.batch_size):
-            real = slots[start : start + group.batch_size]
-            padded = [*real, *[real[-1]] * (group.batch_size - len(real))]
-            noised, generators = _noised(padded, schedule, device)
-            yield Batch(padded, noised, generators, len(real), group.decode_batch)
+            unpadded = slots[start : start + group.batch_size]
+            padded = unpadded + [unpadded[-1]] * (group.batch_size - len(unpadded))
+            noised, generators = _add_noise(padded, schedule, device)
+            yield Batch(padded, noised, generators, len(unpadded), group.decode_batch)
 
 
-def _slots(p: Prototypes, seed: int) -> list[Slot]:
-    return [Slot(p, index, derive_seed(seed, p.info.id, index, "generate")) for index in range(len(p.centroids))]
-
-
-def _noised(
+def _add_noise(
     slots: Sequence[Slot], schedule: Schedule, device: torch.device
 ) -> tuple[torch.Tensor, list[torch.Generator]]:
-    """Prototypes sent up the noise schedule, each by its own random stream, and the streams as they are then."""
+    """Return x_0 of each prototype, drawn from a generator of its own, and the generators in their state after that."""
     clean = torch.from_numpy(np.stack([slot.prototypes.centroids[slot.index] for slot in slots]))
     noise = host_empty(tuple(clean.shape), torch.float32, device)
     generators = [torch.Generator().manual_seed(slot.seed) for slot in slots]
     for row, generator in zip(noise, generators, strict=True):
         torch.randn(row.shape, generator=generator, out=row)
+    # In place, because this memory is page-locked, and on the host, because its bits do not depend on the device then.
     return noise.mul_(schedule.noise).add_(schedule.signal * clean), generators
 
 
 def _to_bytes(pixels: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8."""
+    """Convert (B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8."""
     return (pixels.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).contiguous()
 
 
 def _finish(image_size: int, pixels: Pixels) -> list[Sample]:
-    slots = pixels.batch.slots[: pixels.batch.real]
+    """Wait for a batch's pixels, check them, and drop the padding."""
+    slots = pixels.batch.slots[: pixels.batch.unpadded]
     pixels.verify([slot.name for slot in slots])
-    return [_sample(slot, row, image_size) for slot, row in zip(slots, pixels.wait().numpy(), strict=False)]
+    images = pixels.wait().numpy()
+    return [_sample(slot, images[row], image_size) for row, slot in enumerate(slots)]
 
 
 def _sample(slot: Slot, pixels: np.ndarray, image_size: int) -> Sample:
     if pixels.shape[0] != image_size:
         image = Image.fromarray(pixels).resize((image_size, image_size), Image.Resampling.BICUBIC)
         pixels = np.asarray(image)
-    p, i = slot.prototypes, slot.index
-    return Sample(p.info, i, slot.seed, int(p.sizes[i]), float(p.inertia_share[i]), p.nearest[i], pixels)
+    of_class, index = slot.prototypes, slot.index
+    return Sample(
+        of_class.info,
+        index,
+        slot.seed,
+        int(of_class.sizes[index]),
+        float(of_class.inertia_share[index]),
+        of_class.nearest[index],
+        pixels,
+    )

@@ -1,4 +1,4 @@
-"""Models by their hub id: safetensors, configs and tokenizer of one commit, from the hub or from its local cache."""
+"""Download of models by their hub id: safetensors, configs and tokenizer of one commit, or the local cache's copy."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from d4m_fast.engine.weights import HALF, WEIGHTS, has_full_precision
 from d4m_fast.errors import ModelError
 
 DEFAULT_REVISION = "main"
+# The tokenizer's text files are its merges.
 CONFIG_FILES = ("model_index.json", "*/*.json", "tokenizer/*.txt")
-WEIGHT_FILES = tuple(f"{part}/*.safetensors" for part in WEIGHTS)
+WEIGHT_FILES = tuple(f"{component}/*.safetensors" for component in WEIGHTS)
+# Weights without the exponential moving average, and parts that img2img distillation does not use.
 NEVER = ("*.non_ema*", "safety_checker/*", "feature_extractor/*")
 HALF_FILES = (f"*.{HALF}.*", f"*.{HALF}-*")  # the latter are shards
 _ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -27,14 +29,14 @@ class Snapshot:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name that is no directory may be one on the hub: "organisation/model"."""
+    """Return whether a name that is no directory may be one on the hub: "organisation/model"."""
     return _ID.fullmatch(name) is not None
 
 
 def fetch(name: str, revision: str | None, *, weights: bool = True) -> Snapshot:
     """Download what is missing of a commit into huggingface_hub's cache; no pickles, no code.
 
-    Weights are of full precision; in half precision come the parts that have no others.
+    Weights of full precision are preferred; those in half precision are fetched for parts that have no others.
 
     Args:
         revision: a commit, tag or branch; None is "main" as it is now, or, without network, as the cache has it.
@@ -46,11 +48,14 @@ def fetch(name: str, revision: str | None, *, weights: bool = True) -> Snapshot:
     patterns = [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
     revision = DEFAULT_REVISION if revision is None else revision
     snapshot = _download(name, revision, patterns, [*NEVER, *HALF_FILES])
-    halves = [part for part, stem in WEIGHTS.items() if not has_full_precision(snapshot.path / part, stem)]
-    if weights and halves:
-        kinds = ("config.json", f"*.{HALF}*.safetensors", f"*.{HALF}*.json")  # huggingface_hub warns if nothing matches
-        patterns = [f"{part}/{kind}" for part in halves for kind in kinds]
-        snapshot = _download(name, snapshot.commit, patterns, list(NEVER))
+    half_patterns = []
+    for component, stem in WEIGHTS.items():
+        if not has_full_precision(snapshot.path / component, stem):
+            # The config is there already, but huggingface_hub warns if nothing matches.
+            half_patterns += [f"{component}/config.json"]
+            half_patterns += [f"{component}/*.{HALF}*.safetensors", f"{component}/*.{HALF}*.json"]
+    if weights and half_patterns:
+        snapshot = _download(name, snapshot.commit, half_patterns, list(NEVER))
     return snapshot
 
 
@@ -58,7 +63,8 @@ def _download(name: str, revision: str, patterns: list[str], ignored: list[str])
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    transport: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub uses
+    # The base error of whichever HTTP library this version of huggingface_hub uses.
+    transport: Any = HfHubHTTPError.__bases__[0]
     local = "or give a local directory in diffusers format"
     try:
         path = snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored)

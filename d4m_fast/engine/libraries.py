@@ -1,4 +1,4 @@
-"""diffusers and transformers as guests: their errors in one line, their advice kept off the user's terminal."""
+"""Treatment of diffusers' and transformers' messages: errors in one line, advice kept off the user's terminal."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from d4m_fast.errors import ModelError, wants_of_machine
 
 LONGEST_CAUSE = 400  # characters; PyTorch names every weight that does not fit, on a line each
+# What diffusers and transformers raise at what they cannot work with; their errors have no base of their own.
 LIBRARY_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError),
     *(OSError, RuntimeError, TypeError, ValueError),
     *(SafetensorError, StrictDataclassError),
 )
-"""What diffusers and transformers raise at what they cannot work with; their errors have no base of their own."""
 
 
 def one_line(error: BaseException) -> str:
@@ -40,7 +40,7 @@ def first_cause(error: BaseException) -> BaseException:
 def refusing(subject: str) -> Iterator[None]:
     """Turn what a library raises into one line, `subject` and the cause in brackets, and keep its advice quiet.
 
-    Our own errors and a want of memory, threads or open files pass.
+    Our own errors pass, and so do those of a machine that lacks memory, threads or open files.
 
     Raises:
         ModelError: the library raised something.
@@ -63,21 +63,21 @@ def refusing(subject: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' loading bars, deprecations and advice off the terminal: our one line is all that is said."""
+    """Keep the libraries' loading bars, deprecations and advice off the terminal, so that only our own line shows."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    levels = [(library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)]
+    levels = {library: library.get_verbosity() for library in (diffusers_logging, transformers_logging)}
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
-    for library, _ in levels:
+    for library in levels:
         library.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for library, level in levels:
+        for library, level in levels.items():
             library.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()

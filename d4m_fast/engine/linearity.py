@@ -1,4 +1,4 @@
-"""Does a table equal the scheduler it was read off: step by step on random tensors, and over a whole run."""
+"""Comparison of a table with the scheduler it was read off: step by step on random tensors, and over a whole run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 
 from d4m_fast.engine.stepping import Step, Stepper, combine
 
+# Parts of the largest number in a step's result, float32: what another order of a sum's terms may change.
 STEP_TOLERANCE = 1e-6
-"""Of the largest number in a step's result, float32: what another order of a sum's terms may change."""
-ADDS_NOISE = "it adds noise of its own"
-GAINS = (1.0, 3.0, -3.0)
-"""Steepness of the stand-ins for the UNet: guidance makes it steep in either direction."""
+# Parts of the largest number in a run's result: the rounding of up to 50 steps, of more by the square root of their
+# number. Stable Diffusion 1.5's PNDM has 6e-7, sigmas of 80 have up to 2e-5.
 RUN_TOLERANCE = 2e-6
-"""Of the largest number in a run's result: rounding of up to 50 steps, of more by the square root of their number.
-Stable Diffusion 1.5's PNDM has 6e-7, sigmas of 80 have up to 2e-5."""
+# Steepness of the stand-ins for the UNet: guidance makes it steep in either direction.
+GAINS = (1.0, 3.0, -3.0)
+# Sizes of the random tensors: a latent's, and one so large that whatever clips, clips.
 SCALES = (1.0, 1e6)
-"""Of the random tensors: of a latent's size, and so large that whatever clips, clips."""
+ADDS_NOISE = "it adds noise of its own"
 
 
 def difference(steps: Sequence[Step], stepper: Stepper, signal: float, noise: float) -> str | None:
@@ -34,7 +34,7 @@ def difference(steps: Sequence[Step], stepper: Stepper, signal: float, noise: fl
 
 
 def _nonlinearity(steps: Sequence[Step], stepper: Stepper) -> str | None:
-    """Step the real scheduler beside the table, on random tensors; returns where they part, None if nowhere.
+    """Step the scheduler beside the table, on random tensors; returns at which step they differ, None if at none.
 
     Raises:
         ValueError: the scheduler's own result is not finite.
@@ -50,8 +50,8 @@ def _nonlinearity(steps: Sequence[Step], stepper: Stepper) -> str | None:
             samples.append(stepping.step(outputs[i], i, samples[i]))
             if not is_finite(scaled, samples[-1]):
                 raise ValueError(f"its step at timestep {step.timestep:g} is not finite")
-            if any(j > i for j, _ in (*step.samples, *step.outputs)):  # a probe saw what is not there yet: noise
-                return ADDS_NOISE
+            if any(j > i for j, _ in (*step.samples, *step.outputs)):
+                return ADDS_NOISE  # the probe met a number that no earlier sample or output accounts for
             same_input = near(step.input_scale * samples[i], scaled)
             if not same_input or not near(combine(step, samples, outputs), samples[-1]):
                 return f"its step at timestep {step.timestep:g} is no fixed sum of samples and predictions"
@@ -59,7 +59,7 @@ def _nonlinearity(steps: Sequence[Step], stepper: Stepper) -> str | None:
 
 
 def _rounding(steps: Sequence[Step], stepper: Stepper, signal: float, noise: float) -> str | None:
-    """Run table and scheduler with stand-ins for the UNet; returns why they end apart, None if they do not.
+    """Run table and scheduler with stand-ins for the UNet; returns why their ends differ, None if they do not.
 
     Two kinds amplify what no stand-in shows but steep networks do: inversions, which go up the noise levels, and
     networks that predict the sample, whose small differences are divided by small noise levels.
@@ -75,13 +75,13 @@ def _rounding(steps: Sequence[Step], stepper: Stepper, signal: float, noise: flo
 
 
 def _run_difference(steps: Sequence[Step], stepper: Stepper, start: torch.Tensor, gain: float) -> float:
-    """Largest difference between the ends of two runs from one start, in parts of the largest number or of 1."""
+    """Return how far the two runs' ends differ at most, in parts of the largest number there or of 1."""
 
     def predict(scaled: torch.Tensor, step: Step) -> torch.Tensor:
         return torch.tanh(gain * scaled.roll(1, -1) * (1 + step.timestep / 1000))
 
-    samples, outputs = [start], list[torch.Tensor]()
-    stepping, sample = stepper.begin([torch.Generator()]), start
+    samples, outputs = [start], list[torch.Tensor]()  # the table's
+    stepping, sample = stepper.begin([torch.Generator()]), start  # the scheduler's own
     for i, step in enumerate(steps):
         sample = stepping.step(predict(stepping.scale(sample, i), step), i, sample)
         outputs.append(predict(step.input_scale * samples[i], step))
@@ -98,7 +98,7 @@ def require_reproducible(stepper: Stepper) -> None:
     passes = []
     for seed in range(2):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed)  # so that noise of PyTorch's own generator differs between the passes
             stepping = stepper.begin([torch.Generator().manual_seed(5)])
             sample = torch.ones(1, 4, 4, 4)
             for i in range(len(stepper.timesteps)):
@@ -109,10 +109,10 @@ def require_reproducible(stepper: Stepper) -> None:
 
 
 def near(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Whether two results of one step differ by no more than another order of its sums changes."""
+    """Return whether two results of one step differ by no more than another order of its sums changes."""
     return bool((ours - theirs).abs().max() <= STEP_TOLERANCE * theirs.abs().max())
 
 
 def is_finite(*tensors: torch.Tensor) -> bool:
-    """Whether no number of these tensors is NaN or infinite."""
+    """Return whether no number of these tensors is NaN or infinite."""
     return all(bool(x.isfinite().all()) for x in tensors)

@@ -1,4 +1,4 @@
-"""Memory of the device: how much is free, what failed for want of it, and copies that do not stop the device."""
+"""Memory of the device: how much is free, which errors mean that it ran out, and copies that do not stop the device."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def is_exhaustion(error: BaseException) -> bool:
-    """Whether a library failed because it got no memory."""
+    """Return whether a library failed because it got no memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or EXHAUSTED.search(str(error)) is not None
 
 
 @contextlib.contextmanager
 def fitting(stage: str) -> Iterator[None]:
-    """A stage's call of a network.
+    """Turn a want of memory inside a stage's call of a network into our own error, whichever library raised it.
 
     Raises:
-        OutOfMemoryError: it did not fit.
+        OutOfMemoryError: the call did not fit.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_exhaustion(error):
             raise
-        first = str(error).strip().splitlines()
-        raise OutOfMemoryError(stage, first[0] if first else type(error).__name__) from error
+        lines = str(error).strip().splitlines()
+        raise OutOfMemoryError(stage, lines[0] if lines else type(error).__name__) from error
 
 
 def release(device: torch.device) -> None:
@@ -43,21 +43,21 @@ def release(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on the device, or on the machine for the CPU, under its control group's limit."""
+    """Return the free bytes of the device; for the CPU the machine's, or what its control group still allows."""
     if device.type != "cpu":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(_of_machine(), _of_group(_CGROUP))
+    return min(_free_of_machine(), _free_of_group(_CGROUP))
 
 
-def _of_machine() -> int:
-    if not _MEMINFO.is_file():  # not Linux: what is built in, for want of a better figure
+def _free_of_machine() -> int:
+    if not _MEMINFO.is_file():  # not Linux: all memory there is, as no better figure is at hand
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
     return 1024 * int(fields["MemAvailable"].split()[0])
 
 
-def _of_group(group: Path) -> int:
-    """A container's limit, less what is not page cache; no limit is a very large one."""
+def _free_of_group(group: Path) -> int:
+    """Return a container's limit less its anonymous memory, as page cache can be given back; 2^62 without a limit."""
     limit = group / "memory.max"
     value = limit.read_text().strip() if limit.is_file() else "max"
     if value == "max":
@@ -67,25 +67,25 @@ def _of_group(group: Path) -> int:
 
 
 def host_empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor on the host that can be copied to the device without stopping it: page-locked for GPUs."""
+    """Return a tensor on the host that can be copied to the device without stopping it: page-locked for GPUs."""
     return torch.empty(shape, dtype=dtype, pin_memory=device.type != "cpu")
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of `host_empty`, where the device computes; the copy is in its stream's order."""
+    """Copy a tensor of `host_empty` to the device, in the order of its current stream."""
     return x.to(device, non_blocking=True)
 
 
 def to_host(x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Begin a copy to the host; what is returned waits for it, in any thread, and gives it."""
+    """Begin a copy to the host, and return a function that waits for it, in any thread, and returns it."""
     if x.device.type == "cpu":
         return lambda: x
     copy = x.to("cpu", non_blocking=True)  # page-locked by PyTorch
-    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    done.record(torch.cuda.current_stream(x.device))
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record(torch.cuda.current_stream(x.device))
 
     def wait() -> torch.Tensor:
-        done.synchronize()
+        copied.synchronize()
         return copy
 
     return wait

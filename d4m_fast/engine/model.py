@@ -1,8 +1,9 @@
-"""A Stable-Diffusion-1.x-shaped model on disk: what must be there, its hash and its geometry."""
+"""A model directory of the shape of Stable Diffusion 1.x: its parts, its hash and its geometry."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -52,11 +53,11 @@ class Model:
 
     @property
     def weights_line(self) -> str:
-        """What a log says of the weight files; empty where nothing but full precision is there."""
-        return "; ".join(part.line for part in self.weights if part.line)
+        """The log's line on the weight files; empty where nothing but full precision is there."""
+        return "; ".join(weights.line for weights in self.weights if weights.line)
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(C, h, w) of an image's latent.
+        """Return (C, h, w) of an image's latent.
 
         Raises:
             UsageError: the resolution does not fit the networks.
@@ -66,7 +67,7 @@ class Model:
         return self.channels, resolution // self.factor, resolution // self.factor
 
     def sizes(self, resolution: int) -> dict[str, int]:
-        """Length of every axis of `signature.SIGNATURES` but the batch's."""
+        """Return the length of every axis of `signature.SIGNATURES` but the batch's."""
         channels, h, w = self.latent_shape(resolution)
         pixels = {"3": 3, "height": resolution, "width": resolution}
         return {"channels": channels, "h": h, "w": w, "tokens": self.tokens, "width_text": self.width_text, **pixels}
@@ -74,7 +75,12 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a model lies, and under which name it is found again; `revision` is a commit."""
+    """Location of a model, and the name by which it is found again.
+
+    Attributes:
+        name: "bundled", the absolute directory, or the hub id.
+        revision: the commit, of a model from the hub.
+    """
 
     name: str
     revision: str | None
@@ -86,10 +92,10 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> P
 
     Args:
         revision: of a model from the hub; None is what its `main` is.
-        weights: False where configs will do.
+        weights: False where the configs are enough.
 
     Raises:
-        ModelError: it is none of these, or cannot be had.
+        ModelError: it is none of these, or cannot be downloaded.
         UsageError: a revision of something that has none.
     """
     if name != BUNDLED and not Path(name).is_dir() and is_hub_id(name):
@@ -119,14 +125,12 @@ def open_model(name: str, revision: str | None = None) -> Model:
     path = place.path
     configs = read_configs(path)
     require_vocabulary(path / "tokenizer")
-    weights = tuple(choose_weights(path / part, stem) for part, stem in WEIGHTS.items())
-    files = {path / part / file for part, file in CONFIGS.items()} | {file for part in weights for file in part.tensors}
-    files |= {file for file in (path / "tokenizer").iterdir() if file.is_file()} | {path / INDEX}
+    weights = tuple(choose_weights(path / component, stem) for component, stem in WEIGHTS.items())
     return Model(
         name=place.name,
         revision=place.revision,
         path=path,
-        sha256=_digest(path, files),
+        sha256=_sha256(path, weights),
         factor=configs.factor,
         channels=configs.vae["latent_channels"],
         resolution=configs.resolution,
@@ -141,9 +145,16 @@ def open_model(name: str, revision: str | None = None) -> Model:
     )
 
 
-def _digest(root: Path, files: set[Path]) -> str:
-    whole = hashlib.sha256()
+def _sha256(path: Path, weights: Sequence[WeightFiles]) -> str:
+    """Hash all that decides a model's results: its configs, its tokenizer, and the weights that are loaded."""
+    files = {path / INDEX, *(path / component / name for component, name in CONFIGS.items())}
+    # Any of the tokenizer's files may change the tokens.
+    files.update(file for file in (path / "tokenizer").iterdir() if file.is_file())
+    for of_component in weights:
+        files.update(of_component.tensors)
+    model_hash = hashlib.sha256()
     for file in sorted(files):
-        with open_regular(file) as opened:
-            whole.update(f"{file.relative_to(root)}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()
+        with open_regular(file) as stream:
+            file_hash = hashlib.file_digest(stream, "sha256").hexdigest()
+        model_hash.update(f"{file.relative_to(path)}\0{file_hash}\n".encode())
+    return model_hash.hexdigest()

@@ -1,6 +1,6 @@
 """The four networks as modules with flat, named tensors, which PyTorch runs and exports alike.
 
-They are diffusers' and transformers' own; what is here loads them and hides their calling conventions.
+The modules are diffusers' and transformers' own; this file loads them and hides their calling conventions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _NETWORKS = (
 
 
 def import_libraries(*, networks: bool) -> None:
-    """diffusers and transformers as far as they are needed: schedules and tokenizer, and the networks if they are."""
+    """Import as much of diffusers and transformers as is needed: schedules, tokenizer and, if asked for, the networks.
+
+    All at once and early, so that their seconds are not counted among those of the stage that first uses them.
+    """
     for name in (*_ALWAYS, *(_NETWORKS if networks else ())):
         importlib.import_module(name)
 
@@ -40,7 +43,7 @@ class TextEncoderModule(torch.nn.Module):
 
 
 class VaeEncoderModule(torch.nn.Module):
-    """Mean and log-variance as they leave the network; the one consumer clips neither."""
+    """The VAE's encoder; mean and log-variance are returned unclipped."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -55,7 +58,7 @@ class VaeEncoderModule(torch.nn.Module):
 class VaeDecoderModule(torch.nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
-        del vae.encoder
+        del vae.encoder  # as the decoder above
         self.vae = vae
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -63,12 +66,12 @@ class VaeDecoderModule(torch.nn.Module):
 
 
 def load_module(path: Path, component: Component, dtype: torch.dtype, *, reference: bool = False) -> torch.nn.Module:
-    """One network of a checked model directory, on the CPU, for inference.
+    """Load one network of a checked model directory on the CPU, for inference.
 
     Its arguments and its results are the tensors of `SIGNATURES[component]`, in that order.
 
     Args:
-        reference: diffusers' own forward pass, whatever ours was proven on: what others are compared with.
+        reference: run diffusers' own forward pass, even where ours is proven to equal it, to compare others with it.
 
     Raises:
         ModelError: its weights do not fit its config.
@@ -94,7 +97,7 @@ def _load(path: Path, component: Component, dtype: torch.dtype, reference: bool)
 
 
 def _from_pretrained(loader: Any, folder: Path, stem: str, dtype: torch.dtype) -> Any:
-    """A diffusers or transformers module from the weight files that `choose_weights` names."""
+    """Load a diffusers or transformers module from the weight files that `choose_weights` names."""
     module, report = loader.from_pretrained(
         folder,
         use_safetensors=True,
@@ -104,8 +107,8 @@ def _from_pretrained(loader: Any, folder: Path, stem: str, dtype: torch.dtype) -
         ignore_mismatched_sizes=True,  # else transformers names them in a table of its own, and not in its error
         output_loading_info=True,
     )
+    # The libraries would go on with random numbers in place of weights that are missing or of another size.
     missing, mismatched = report["missing_keys"], report["mismatched_keys"]
-    # The libraries would go on with random numbers in place of either.
     if missing:
         raise ValueError(f"{len(missing)} weights missing, {min(missing)} among them")
     if mismatched:

@@ -1,4 +1,4 @@
-"""The four networks as typed calls, whatever runtime computes them."""
+"""The four networks as typed calls, the same on every engine."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from d4m_fast.storage.state import read_json
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Prompts to hidden states.
+    """The text encoder: prompts to hidden states.
 
     Attributes:
         tokenizer: transformers' CLIP tokenizer of the model.
-        masked: whether padding is kept out of the attention, which a config asks for by `use_attention_mask`.
+        masked: whether attention leaves out the padding, which a config asks for by `use_attention_mask`.
     """
 
     runtime: Runtime
@@ -35,27 +35,31 @@ class TextEncoder:
     masked: bool = False
 
     def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
-        """(N, tokens, width): padded and cut to the tokenizer's length, as diffusers' pipelines do."""
-        encoded = self._tokenized(prompts)
-        mask = {"attention_mask": encoded.attention_mask} if self.masked else {}
-        return self.runtime({"input_ids": encoded.input_ids, **mask})["hidden_states"]
+        """Return (N, tokens, width), of prompts padded and cut to the tokenizer's length as diffusers' pipelines do."""
+        tokens = self._tokenize(prompts)
+        inputs = {"input_ids": tokens.input_ids}
+        if self.masked:
+            inputs["attention_mask"] = tokens.attention_mask
+        return self.runtime(inputs)["hidden_states"]
 
     def token_ids(self, prompts: Sequence[str]) -> torch.Tensor:
-        """(N, tokens) int64, padded and cut."""
-        ids: torch.Tensor = self._tokenized(prompts).input_ids
+        """Return (N, tokens) int64, padded and cut."""
+        ids: torch.Tensor = self._tokenize(prompts).input_ids
         return ids
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of a prompt, its start and end included, before it is cut."""
+        """Most tokens of a prompt that is not cut, its start and end included."""
         length: int = self.tokenizer.model_max_length
         return length
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each prompt, whole, its start and end included."""
-        return [len(ids) for ids in self.tokenizer(list(prompts), verbose=False).input_ids] if prompts else []
+        """Return the number of tokens of each uncut prompt, its start and end included."""
+        if not prompts:
+            return []
+        return [len(ids) for ids in self.tokenizer(list(prompts), verbose=False).input_ids]
 
-    def _tokenized(self, prompts: Sequence[str]) -> Any:
+    def _tokenize(self, prompts: Sequence[str]) -> Any:
         length = self.tokenizer.model_max_length
         return self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
@@ -64,26 +68,26 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class VaeEncoder:
-    """Pixels to the posterior of scaled latents."""
+    """The VAE's encoder: pixels to the posterior of scaled latents."""
 
     runtime: Runtime
     scaling_factor: float
 
     def __call__(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation, both (N, C, h, w), of RGB pixels (N, 3, H, W) in [-1, 1]."""
-        out = self.runtime({"pixels": pixels})
-        return out["mean"] * self.scaling_factor, torch.exp(0.5 * out["logvar"]) * self.scaling_factor
+        """Return mean and standard deviation, both (N, C, h, w), of RGB pixels (N, 3, H, W) in [-1, 1]."""
+        posterior = self.runtime({"pixels": pixels})
+        return posterior["mean"] * self.scaling_factor, torch.exp(0.5 * posterior["logvar"]) * self.scaling_factor
 
 
 @dataclass(frozen=True)
 class VaeDecoder:
-    """Scaled latents to pixels."""
+    """The VAE's decoder: scaled latents to pixels."""
 
     runtime: Runtime
     scaling_factor: float
 
     def __call__(self, latents: torch.Tensor, check: FiniteCheck | None = None) -> torch.Tensor:
-        """RGB (N, 3, H, W) in [0, 1], clipped; `check` gets it unclipped, with what clipping would hide."""
+        """Return RGB (N, 3, H, W) clipped to [0, 1]; `check` sees it before clipping, which would hide infinity."""
         pixels = self.runtime({"latents": latents / self.scaling_factor})["pixels"]
         if check is not None:
             check.add("vae_decoder", pixels)
@@ -92,10 +96,10 @@ class VaeDecoder:
 
 @dataclass(frozen=True)
 class Unet:
-    """The noise in a sample, with or without classifier-free guidance.
+    """The UNet: the noise in a sample, with or without classifier-free guidance.
 
     Attributes:
-        embedding: values of the guidance scale's embedding, of a distilled UNet that is told the scale instead of
+        embedding: width of the guidance scale's embedding, for a distilled UNet that is told the scale instead of
             being run on both halves (`time_cond_proj_dim`); None for all others.
     """
 
@@ -103,13 +107,13 @@ class Unet:
     embedding: int | None = None
 
     def doubles(self, guidance: float) -> bool:
-        """Whether a call at this scale takes two rows for each sample, the negative prompts' first."""
+        """Return whether a call at this scale takes two rows for each sample, the negative prompts' first."""
         return guidance > 1 and self.embedding is None
 
     def __call__(
         self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, guidance: float
     ) -> torch.Tensor:
-        """Predicted noise, shape of `sample` (B, C, h, w), float32 whatever the runtime's dtype.
+        """Return the predicted noise in the shape of `sample` (B, C, h, w), float32 whatever the runtime's dtype.
 
         Where guidance doubles the batch, `states` are (2B, tokens, width), the negative prompts' first, and both halves
         go through the network as one batch (Ho & Salimans, 2022).
@@ -125,10 +129,11 @@ class Unet:
 
 
 def _guidance_embedding(guidance: float, rows: int, dimensions: int) -> torch.Tensor:
-    """diffusers' own, (rows, dimensions), of a scale less one as its pipeline gives it; the method reads no `self`."""
+    """Return diffusers' embedding of the guidance scale, (rows, dimensions)."""
     from diffusers import StableDiffusionImg2ImgPipeline
 
-    scales = torch.tensor(guidance - 1).repeat(rows)
+    scales = torch.tensor(guidance - 1).repeat(rows)  # less one, as diffusers' pipeline gives it
+    # The method reads nothing of the pipeline, so None can stand for it.
     embedding: torch.Tensor = StableDiffusionImg2ImgPipeline.get_guidance_scale_embedding(None, scales, dimensions)
     return embedding
 
@@ -142,13 +147,13 @@ class Networks:
 
     def __init__(self, path: Path, open_runtime: OpenRuntime) -> None:
         self._path = path
-        self._open = cache(open_runtime)
+        self._open = cache(open_runtime)  # each network is opened once, whoever asks for it
 
     def runtime(self, component: Component) -> Runtime:
         return self._open(component)
 
     def with_runtimes(self, open_runtime: OpenRuntime) -> Networks:
-        """The same model, its tokenizer and its factors, on other runtimes."""
+        """Return the same model, its tokenizer and its factors, on other runtimes."""
         return Networks(self._path, open_runtime)
 
     @cached_property
@@ -170,27 +175,27 @@ class Networks:
 
     @cached_property
     def _scaling_factor(self) -> float:
-        factor: float = self._config("vae").get("scaling_factor", 0.18215)
+        factor: float = self._config("vae").get("scaling_factor", 0.18215)  # diffusers' default
         return factor
 
-    def _config(self, part: str) -> dict[str, Any]:
-        config: dict[str, Any] = read_json(self._path / part / "config.json")
+    def _config(self, folder: str) -> dict[str, Any]:
+        config: dict[str, Any] = read_json(self._path / folder / "config.json")
         return config
 
 
 def open_networks(
     path: Path, device: torch.device, dtype: torch.dtype, *, compiled: bool = False, reference: bool = False
 ) -> Networks:
-    """The networks of a checked model directory on the PyTorch runtime.
+    """Return the networks of a checked model directory on the PyTorch runtime.
 
     Args:
-        compiled: by torch.compile, but for the text encoder, which is called once for each prompt.
-        reference: diffusers' own forward pass of each, to compare others with.
+        compiled: run them through torch.compile, all but the text encoder, which is called once for each prompt.
+        reference: run diffusers' own forward pass of each, to compare others with it.
     """
 
     def open_runtime(component: Component) -> Runtime:
-        inlined = compiled and component != "text_encoder"
-        return open_eager(path, component, device, dtype, compiled=inlined, reference=reference)
+        worth_compiling = component != "text_encoder"
+        return open_eager(path, component, device, dtype, compiled=compiled and worth_compiling, reference=reference)
 
     return Networks(path, open_runtime)
 

@@ -1,4 +1,4 @@
-"""The ONNX Runtime runtime: one session, on the CPU or on a GPU, and never on another device than the one asked for."""
+"""The ONNX Runtime runtime: sessions on the CPU or on a GPU, and never on another device than the one asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
 from d4m_fast.engine.artifacts import Artifact
@@ -18,25 +19,29 @@ from d4m_fast.engine.runtime import InPieces, OpenRuntime, Runtime, Tensors, cut
 from d4m_fast.engine.signature import SIGNATURES, Component
 from d4m_fast.errors import ModelError, PreflightError
 
+# Networks that are called back to back, whose threads wait by spinning. Threads of the others would take the cores from
+# the threads that read images.
 SPINNING: frozenset[Component] = frozenset({"unet"})
-"""Networks called back to back, whose threads wait spinning; the others' would take the cores from reading images."""
+# Samples per thread from which a network is faster when each thread has samples of its own; 1 for networks that are not
+# listed. Threads that share a layer wait for one another, which costs most where other threads want the cores, as the
+# readers do beside the encoder.
 FEWEST: Mapping[Component, int] = MappingProxyType({"unet": 3})
-"""Samples per thread from which a network is faster when each thread has its own, where that is not one: threads of one
-layer wait for one another, which costs most beside others, as the encoder runs beside readers."""
+# Samples per thread from which an uneven share of them costs less than threads that wait for one another.
 MANY = 4
-"""Samples per thread from which an uneven share of them costs less than threads that wait for one another."""
 PROMPTS = "hidden_states"
 INSTALL = {"cpu": "pip install 'd4m-fast[cpu]'"}
 INSTALL_GPU = "pip install 'd4m-fast[gpu]'"
+# Values that the network computes from its prompts alone, ONNX Runtime's own, by name.
 Context = Mapping[str, Any]
-"""What the network makes of its prompts alone, as ONNX Runtime's values by name."""
+# ONNX Runtime is told the type of a buffer by NumPy's.
+_NUMPY_TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
 
 
 class OrtRuntime:
     """An exported network on a CPU or a GPU; outputs belong to the caller.
 
-    On a CPU the samples of a large call are shared out to the threads, which run one session side by side, each on its
-    own: nothing in a network is serial then. Few samples run one after the other, each layer on all threads.
+    On a CPU the samples of a large call are shared out to the threads. These run one session side by side, each alone,
+    so that no part of the network is serial. Few samples run together, and all threads share each layer.
     """
 
     def __init__(
@@ -49,105 +54,111 @@ class OrtRuntime:
         self._shared = shared and self._threads > 1
         self._least = FEWEST.get(component, 1) * self._threads
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=component)
-        self._prompts: list[torch.Tensor] = []
-        self._made: list[Context] = []
+        self._context_prompts: list[torch.Tensor] = []
+        self._context_values: list[Context] = []
         self.device, self.dtype = file.device, file.dtype
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
-        placed = place(inputs, self._signature, self.device, self.dtype)
-        samples = self._signature.samples(placed)
+        inputs = place(inputs, self._signature, self.device, self.dtype)
+        samples = self._signature.samples(inputs)
         uneven = samples % self._threads and samples < MANY * self._threads
         if not self._shared or samples < self._least or uneven:
-            return self._run(placed, self._contexts([placed], self._threads)[0], self._threads)
+            return self._run(inputs, self._contexts([inputs], self._threads)[0], self._threads)
         shares = torch.arange(samples).tensor_split(self._threads)
-        pieces = [cut(placed, self._signature, share) for share in shares]
-        runs = self._pool.map(partial(self._run, threads=1), pieces, self._contexts(pieces, 1))
-        return join(list(runs), self._signature.rows(placed) // samples)
+        pieces = [cut(inputs, self._signature, share) for share in shares]
+        outputs = self._pool.map(partial(self._run, threads=1), pieces, self._contexts(pieces, 1))
+        return join(list(outputs), self._signature.rows(inputs) // samples)
 
     def _run(self, inputs: Tensors, context: Context, threads: int) -> Tensors:
         rows = self._signature.rows(inputs)
-        outputs = {name: self._signature.shape(name, self._sizes, rows) for name in self._signature.outputs}
-        own = {name: x for name, x in inputs.items() if not (context and name == PROMPTS)}
-        return self._file.run(own, context, outputs, threads)
+        shapes = {name: self._signature.shape(name, self._sizes, rows) for name in self._signature.outputs}
+        if context:  # stands for the prompts, which the file then does not take
+            inputs = {name: x for name, x in inputs.items() if name != PROMPTS}
+        return self._file.run(inputs, context, shapes, threads)
 
     def _contexts(self, pieces: Sequence[Tensors], threads: int) -> list[Context]:
-        """Of each piece: kept while its prompts stay the same, as they do through all steps of a schedule."""
+        """Return each piece's context; it is computed anew only where the prompts change, so once for a schedule."""
         if self._file.context is None:
             return [{}] * len(pieces)
         prompts = [piece[PROMPTS] for piece in pieces]
-        if len(prompts) != len(self._prompts) or not all(map(torch.equal, prompts, self._prompts)):
-            self._prompts = [x.clone() for x in prompts]
-            self._made = list(self._pool.map(partial(self._file.run_context, threads=threads), prompts))
-        return self._made
+        same_number = len(prompts) == len(self._context_prompts)
+        if not same_number or not all(map(torch.equal, prompts, self._context_prompts)):
+            self._context_prompts = [states.clone() for states in prompts]
+            self._context_values = list(self._pool.map(partial(self._file.run_context, threads=threads), prompts))
+        return self._context_values
 
 
 class OrtFile:
-    """One exported file, its tensors torch's own memory, bound by address; a session for each number of threads.
+    """An exported file, with a session for each number of threads; torch's own memory is bound to it by address.
 
     Attributes:
-        context: the file beside a UNet's that makes of the prompts what every step reads; None where there is none.
+        context: the file beside a UNet's that computes from the prompts what every step reads; None without one.
     """
 
     def __init__(
         self, path: Path, component: Component, device: torch.device, *, threads: int, captured: bool = False
     ) -> None:
-        beside = path.with_name(f"{path.stem}.context.onnx")
+        context = path.with_name(f"{path.stem}.context.onnx")
         self.device = device
-        self.context = beside if beside.is_file() else None
+        self.context = context if context.is_file() else None
         self._path = path
         self._component: Component = component
         self._captured = captured and self.context is None
-        self._fixed: tuple[Any, Tensors, Tensors] | None = None
+        self._captured_buffers: tuple[Any, Tensors, Tensors] | None = None
         self._sessions: dict[tuple[Path, int], Any] = {}
         self._check(threads)
         self.dtype = _dtype_of(self._session(path, threads), component)
 
-    def run(self, inputs: Tensors, context: Context, outputs: Mapping[str, tuple[int, ...]], threads: int) -> Tensors:
-        """Outputs of these shapes."""
+    def run(self, inputs: Tensors, context: Context, shapes: Mapping[str, tuple[int, ...]], threads: int) -> Tensors:
+        """Compute the outputs, of these shapes."""
         session = self._session(self._path, threads)
         if self._captured:
-            return self._replay(session, inputs, outputs)
-        binding, made = session.io_binding(), self._empty(outputs)
-        kept = self._bind(binding, inputs, made)
+            return self._replay(session, inputs, shapes)
+        binding, outputs = session.io_binding(), self._empty(shapes)
+        bound_inputs = self._bind(binding, inputs, outputs)
         for name, value in context.items():
             binding.bind_ortvalue_input(name, value)
         self._launch(session, binding)
-        del kept  # bound by address: alive until here
-        return made
+        del bound_inputs  # their addresses had to stay valid until here
+        return outputs
 
     def run_context(self, prompts: torch.Tensor, threads: int) -> Context:
+        """Compute the context of a call's prompts."""
         assert self.context is not None
         session = self._session(self.context, threads)
         binding = session.io_binding()
-        kept = self._bind(binding, {PROMPTS: prompts}, {})
+        bound_inputs = self._bind(binding, {PROMPTS: prompts}, {})
         names = [output.name for output in session.get_outputs()]
         for name in names:
             binding.bind_output(name, self.device.type, _index(self.device))
         self._launch(session, binding)
-        del kept
+        del bound_inputs
         return dict(zip(names, binding.get_outputs(), strict=True))
 
-    def _replay(self, session: Any, inputs: Tensors, outputs: Mapping[str, tuple[int, ...]]) -> Tensors:
-        """On the same memory each time, as a captured CUDA graph needs it."""
-        if self._fixed is None:
-            binding, fixed, made = session.io_binding(), {n: x.clone() for n, x in inputs.items()}, self._empty(outputs)
-            self._fixed = binding, self._bind(binding, fixed, made), made
-        binding, fixed, made = self._fixed
+    def _replay(self, session: Any, inputs: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+        """Compute on the same memory each time, as a captured CUDA graph needs it."""
+        if self._captured_buffers is None:
+            binding, outputs = session.io_binding(), self._empty(shapes)
+            # Clones, because the buffers are written to, and the caller's tensors must not be.
+            buffers = self._bind(binding, {name: x.clone() for name, x in inputs.items()}, outputs)
+            self._captured_buffers = binding, buffers, outputs
+        binding, buffers, outputs = self._captured_buffers
         for name, x in inputs.items():
-            fixed[name].copy_(x)
+            buffers[name].copy_(x)
         self._launch(session, binding)
-        return {name: x.clone() for name, x in made.items()}
+        return {name: x.clone() for name, x in outputs.items()}
 
     def _bind(self, binding: Any, inputs: Tensors, outputs: Tensors) -> Tensors:
-        """Returns the inputs as they are bound, for the caller to keep."""
+        """Bind tensors by their addresses, and return the inputs that were bound, which the caller must keep alive."""
         contiguous = {name: x.contiguous() for name, x in inputs.items()}
         for bind, tensors in ((binding.bind_input, contiguous), (binding.bind_output, outputs)):
             for name, x in tensors.items():
-                bind(name, self.device.type, _index(self.device), _element(x), list(x.shape), x.data_ptr())
+                bind(name, self.device.type, _index(self.device), _NUMPY_TYPES[x.dtype], list(x.shape), x.data_ptr())
         return contiguous
 
     def _launch(self, session: Any, binding: Any) -> None:
         if self.device.type != "cpu":
+            # The session has a stream of its own, which does not wait for what PyTorch has queued on the inputs.
             torch.cuda.current_stream(self.device).synchronize()
         try:
             session.run_with_iobinding(binding)
@@ -157,7 +168,8 @@ class OrtFile:
             raise
 
     def _empty(self, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
-        return {name: torch.empty(shape, dtype=self.dtype, device=self.device) for name, shape in shapes.items()}
+        empty = partial(torch.empty, dtype=self.dtype, device=self.device)
+        return {name: empty(shape) for name, shape in shapes.items()}
 
     def _session(self, path: Path, threads: int) -> Any:
         if (path, threads) not in self._sessions:
@@ -166,14 +178,16 @@ class OrtFile:
         return self._sessions[path, threads]
 
     def _check(self, threads: int) -> None:
-        """Of the tensors' names; what a context makes, the network reads in place of the prompts."""
+        """Refuse a file whose tensors have other names than the component's."""
         signature = SIGNATURES[self._component]
-        made = [] if self.context is None else [x.name for x in self._session(self.context, threads).get_outputs()]
-        wanted = [n for n in signature.inputs if not (made and n == PROMPTS)] + made
+        expected_inputs = list(signature.inputs)
+        if self.context is not None:  # the network then reads what the context returns in place of the prompts
+            expected_inputs.remove(PROMPTS)
+            expected_inputs += _names(self._session(self.context, threads).get_outputs())
         session = self._session(self._path, threads)
-        found = ([x.name for x in session.get_inputs()], [x.name for x in session.get_outputs()])
-        if (sorted(found[0]), found[1]) != (sorted(wanted), list(signature.outputs)):
-            raise ModelError(f"{self._path}: its tensors {found} are not a {self._component}'s; export it again")
+        names = _names(session.get_inputs()), _names(session.get_outputs())
+        if (sorted(names[0]), names[1]) != (sorted(expected_inputs), list(signature.outputs)):
+            raise ModelError(f"{self._path}: its tensors {names} are not a {self._component}'s; export it again")
 
 
 def open_ort(
@@ -199,6 +213,7 @@ def open_ort(
     """
     static, shared = static_batch is not None, static_batch is None and device.type == "cpu"
     captured = static and device.type != "cpu"
+    # A shared session is run by all threads at once, so each of its runs has one.
     file = OrtFile(path, component, device, threads=1 if shared else threads, captured=captured)
     runtime = OrtRuntime(file, component, sizes, threads=threads, shared=shared)
     rows = static_batch if static else most_rows
@@ -206,7 +221,7 @@ def open_ort(
 
 
 def ort_opener(artifact: Artifact, sizes: Mapping[str, int], device: torch.device) -> OpenRuntime:
-    """Return what opens each network of an exported set, with as many threads as PyTorch is set to."""
+    """Return the function that opens each network of an exported set, with as many threads as PyTorch is set to."""
     threads = torch.get_num_threads()
 
     def open_runtime(component: Component) -> Runtime:
@@ -228,7 +243,7 @@ def provider_of(device: torch.device) -> str:
 
 
 def require_ort(device: torch.device) -> Any:
-    """ONNX Runtime's module.
+    """Import and return ONNX Runtime.
 
     Raises:
         PreflightError: not installed, or installed without a provider for the device.
@@ -260,24 +275,26 @@ def _open(path: Path, device: torch.device, threads: int, *, spin: bool, capture
     ort = require_ort(device)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # its warnings are about its own optimiser
+    options.log_severity_level = 3  # errors only: its warnings are about its own optimiser
+    # CPUs compute with denormal numbers many times slower than with others.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     # A free batch's shapes are computed on the CPU by design (onnxruntime #17930); a graph may have no such part.
     if captured and device.type != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    wanted = provider_of(device)
+    provider = provider_of(device)
     try:
-        session = ort.InferenceSession(str(path), options, providers=[(wanted, _provider_options(device, captured))])
+        session = ort.InferenceSession(str(path), options, providers=[(provider, _provider_options(device, captured))])
     except _errors() as error:
         raise ModelError(f"{path}: ONNX Runtime cannot open it ({one_line(error)})") from error
-    if session.get_providers()[0] != wanted:
-        raise PreflightError(f"{path}: ONNX Runtime fell back to {session.get_providers()[0]}; {wanted} did not load")
+    # ONNX Runtime falls back to the CPU with no more than a warning.
+    if session.get_providers()[0] != provider:
+        raise PreflightError(f"{path}: ONNX Runtime fell back to {session.get_providers()[0]}; {provider} did not load")
     return session
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises at a file it cannot open; its errors have no base of their own."""
+    """Return the errors that ONNX Runtime raises at a file it cannot open; they have no base class of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
@@ -290,22 +307,20 @@ def _provider_options(device: torch.device, captured: bool) -> dict[str, str]:
     return {
         "device_id": str(_index(device)),
         "cudnn_conv_algo_search": "EXHAUSTIVE",
-        "use_tf32": "0",
+        "use_tf32": "0",  # as `runtime.full_fp32` has it for PyTorch
         "enable_cuda_graph": str(int(captured)),
     }
 
 
 def _dtype_of(session: Any, component: Component) -> torch.dtype:
-    (name, *_) = SIGNATURES[component].outputs
-    kind = next(x.type for x in session.get_outputs() if x.name == name)
-    return {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}[kind]
+    output = next(iter(SIGNATURES[component].outputs))
+    type_name = next(tensor.type for tensor in session.get_outputs() if tensor.name == output)
+    return {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}[type_name]
 
 
 def _index(device: torch.device) -> int:
     return 0 if device.index is None else device.index
 
 
-def _element(x: torch.Tensor) -> Any:
-    import numpy as np
-
-    return {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}[x.dtype]
+def _names(tensors: Sequence[Any]) -> list[str]:
+    return [tensor.name for tensor in tensors]

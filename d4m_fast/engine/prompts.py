@@ -1,4 +1,4 @@
-"""Prompts against what a model's text encoder takes and knows."""
+"""Checks of the prompts against what a model's text encoder takes and knows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from d4m_fast.sources.records import ClassInfo
 from d4m_fast.storage.state import read_json
 from d4m_fast.wording import some
 
+# A file in a model's directory that lists the prompts it was trained on, where these are all it knows. It is no part of
+# the model's hash, because it does not change the images.
 KNOWN_PROMPTS = "prompts.json"
-"""In a model's directory: the prompts it was trained on, where these are all it knows. No part of the model's hash."""
 
 
 def require_known_prompts(model: Model, classes: Sequence[ClassInfo]) -> None:
@@ -27,18 +28,21 @@ def require_known_prompts(model: Model, classes: Sequence[ClassInfo]) -> None:
     file = model.path / KNOWN_PROMPTS
     if not os.path.lexists(file):
         return
-    known = {_normalized(prompt): prompt for prompt in _listed_prompts(file)}
-    strangers = [info for info in classes if _normalized(info.prompt) not in known]
-    if strangers:
-        first, listed = strangers[0], ", ".join(known.values())
+    listed_prompts = {_normalized(prompt): prompt for prompt in _read_prompts(file)}
+    unlisted = list[ClassInfo]()
+    for class_info in classes:
+        if _normalized(class_info.prompt) not in listed_prompts:
+            unlisted.append(class_info)
+    if unlisted:
+        first, names = unlisted[0], ", ".join(listed_prompts.values())
         raise UsageError(
-            f"--model {model.name}: knows {len(known)} prompts ({listed}), and not {first.prompt!r} of class"
-            f" {first.folder} ({len(strangers):,} of {len(classes):,} classes): its images would show what it knows;"
+            f"--model {model.name}: knows {len(listed_prompts)} prompts ({names}), and not {first.prompt!r} of class"
+            f" {first.folder} ({len(unlisted):,} of {len(classes):,} classes): its images would show what it knows;"
             " take another --model, or give --allow-unknown-prompts"
         )
 
 
-def _listed_prompts(file: Path) -> list[str]:
+def _read_prompts(file: Path) -> list[str]:
     try:
         value = read_json(file)
     except (OSError, ValueError) as error:
@@ -58,8 +62,10 @@ def require_whole_prompts(encoder: TextEncoder, classes: Sequence[ClassInfo], ne
     Raises:
         UsageError: one is longer than the text encoder takes, or two classes become the same to it.
     """
-    prompts = list(dict.fromkeys(info.prompt for info in classes))
-    folders = {info.prompt: info.folder for info in reversed(classes)}
+    folders: dict[str, str] = {}  # of the first class with each prompt
+    for class_info in classes:
+        folders.setdefault(class_info.prompt, class_info.folder)
+    prompts = list(folders)
     most = encoder.most_tokens
     for prompt, count in zip(prompts, encoder.count_tokens(prompts), strict=True):
         if count > most:
@@ -69,12 +75,12 @@ def require_whole_prompts(encoder: TextEncoder, classes: Sequence[ClassInfo], ne
             )
     if negative_prompt is not None and (count := encoder.count_tokens([negative_prompt])[0]) > most:
         raise UsageError(f"--negative-prompt: has {count} tokens, the text encoder takes {most}; shorten it")
-    seen: dict[tuple[int, ...], str] = {}
+    prompt_of: dict[tuple[int, ...], str] = {}
     for prompt, ids in zip(prompts, encoder.token_ids(prompts).tolist() if prompts else [], strict=True):
-        twin = seen.setdefault(tuple(ids), prompt)
-        if _normalized(twin) != _normalized(prompt):
-            both = some([folders[twin], folders[prompt]])
-            raise UsageError(f"classes {both}: {twin!r} and {prompt!r} are the same to the tokenizer; reword one")
+        earlier = prompt_of.setdefault(tuple(ids), prompt)
+        if _normalized(earlier) != _normalized(prompt):
+            names = some([folders[earlier], folders[prompt]])
+            raise UsageError(f"classes {names}: {earlier!r} and {prompt!r} are the same to the tokenizer; reword one")
 
 
 def _normalized(prompt: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,51 +16,59 @@ from d4m_fast.runs.latents import LatentStore
 from d4m_fast.runs.records import Prototypes
 from d4m_fast.sources.records import ClassInfo, Source, by_class
 
+# Most bytes of fp16 latents that are clustered in one call: 6 classes of 1,300 images of 512 pixels.
 GROUP_BYTES = 1 << 28
-"""Float16 latents of the classes that are clustered in one call: 6 classes of 1,300 images of 512 pixels."""
 
 
 def cluster(
     classes: Sequence[ClassInfo], latents: LatentStore, source: Source, config: DistillConfig
 ) -> Stream[Prototypes]:
-    """The `config.ipc` prototypes of each class, in the order given.
+    """Yield the `config.ipc` prototypes of each class, in the order of `classes`.
 
     `config.prototype` "mean" takes the cluster means as D4M does, "medoid" the real latent nearest to each. Classes are
-    loaded and clustered in groups of `GROUP_BYTES`, and a group's latents are gone before its first class is yielded.
+    loaded and clustered in groups of `GROUP_BYTES`, and a group's latents are freed before its first class is yielded.
 
     Raises:
-        DataError: a class has fewer usable images than `config.ipc`; before anything is clustered.
-        BadProblems: a class cannot be clustered; after those before it were yielded.
+        DataError: a class has fewer usable images than `config.ipc`; raised before anything is clustered.
+        BadProblems: a class cannot be clustered; raised after the classes before it were yielded.
     """
-    for info in classes:
-        _require_enough(info, latents.usable(info.id), config.ipc)
-    origins = {class_id: [item.origin for item in items] for class_id, items in by_class(source.items).items()}
+    for class_info in classes:
+        count = latents.usable(class_info.id)
+        if count < config.ipc:
+            raise DataError(
+                f"class {class_info.folder}: {count} usable images, fewer than --ipc {config.ipc}; lower it or add"
+                " images"
+            )
+    origins = dict[int, list[str]]()  # by an image's rank in its class
+    for class_id, class_items in by_class(source.items).items():
+        origins[class_id] = [item.origin for item in class_items]
 
     def items() -> Iterator[Prototypes]:
         for group in _groups(classes, latents):
-            yield from _cluster(group, latents, origins, config)
+            yield from _of_group(group, latents, origins, config)
 
     return Stream(len(classes), items())
 
 
 def _groups(classes: Sequence[ClassInfo], latents: LatentStore) -> Iterator[list[ClassInfo]]:
-    group, held = list[ClassInfo](), 0
-    for info in classes:
-        size = latents.bytes_of(info.id)
-        if group and held + size > GROUP_BYTES:
+    group, group_bytes = list[ClassInfo](), 0
+    for class_info in classes:
+        class_bytes = latents.bytes_of(class_info.id)
+        if group and group_bytes + class_bytes > GROUP_BYTES:
             yield group
-            group, held = [], 0
-        group.append(info)
-        held += size
+            group, group_bytes = [], 0
+        group.append(class_info)
+        group_bytes += class_bytes
     if group:
         yield group
 
 
-def _cluster(
+def _of_group(
     group: Sequence[ClassInfo], latents: LatentStore, origins: dict[int, list[str]], config: DistillConfig
 ) -> Iterator[Prototypes]:
-    made, failure = _prototypes(group, latents, origins, config)
-    yield from made
+    # A generator of its own, so that no prototype is held while the next group is clustered.
+    prototypes, failure = _prototypes(group, latents, origins, config)
+    yield from prototypes
     if failure is not None:
         raise failure
 
@@ -67,38 +76,39 @@ def _cluster(
 def _prototypes(
     group: Sequence[ClassInfo], latents: LatentStore, origins: dict[int, list[str]], config: DistillConfig
 ) -> tuple[list[Prototypes], BadProblems | None]:
-    """Of the classes up to the first that cannot be clustered, and why that one cannot. Latents end with the call."""
-    loaded = [latents.load(info.id) for info in group]
-    flat = [rows.reshape(len(rows), -1) for _, rows in loaded]
-    results, failure = _kmeans(flat, [info.id for info in group], config)
-    made = []
-    for info, (ranks, rows), points, result in zip(group, loaded, flat, results, strict=True):
+    """Return the prototypes of the classes before the first that cannot be clustered, and why that one cannot.
+
+    A function of its own, so that the latents are freed when it returns.
+    """
+    stored = [latents.load(class_info.id) for class_info in group]
+    flat = [rows.reshape(len(rows), -1) for _, rows in stored]
+    results, failure = _kmeans(flat, [class_info.id for class_info in group], config)
+    prototypes = []
+    for class_info, (ranks, rows), points, result in zip(group, stored, flat, results, strict=True):
         if result is None:
             break
-        chosen = result.centroids if config.prototype == "mean" else points[result.medoids].astype(np.float32)
-        nearest = tuple(origins[info.id][rank] for rank in ranks[result.medoids])
-        made.append(
-            Prototypes(info, chosen.reshape(config.ipc, *rows.shape[1:]), result.sizes, _shares(result), nearest)
-        )
-    return made, failure
+        centroids = result.centroids if config.prototype == "mean" else points[result.medoids].astype(np.float32)
+        centroids = centroids.reshape(config.ipc, *rows.shape[1:])
+        nearest = tuple(origins[class_info.id][rank] for rank in ranks[result.medoids])
+        prototypes.append(Prototypes(class_info, centroids, result.sizes, _inertia_shares(result), nearest))
+    return prototypes, failure
 
 
 def _kmeans(
     points: Sequence[np.ndarray], ids: Sequence[int], config: DistillConfig
 ) -> tuple[Sequence[KMeansResult | None], BadProblems | None]:
-    placed = [torch.tensor(x, device=config.device) for x in points] if config.kmeans_on == "gpu" else points
+    """Cluster the classes' points; where some cannot be, return the others' results and the error."""
+    if config.kmeans_on == "gpu":
+        arrays: Sequence[Any] = [torch.tensor(x, device=config.device) for x in points]
+    else:
+        arrays = points
     try:
-        return kmeans(placed, config.ipc, ids=ids, method=config.kmeans, seed=config.seed, threads=config.threads), None
+        return kmeans(arrays, config.ipc, ids=ids, method=config.kmeans, seed=config.seed, threads=config.threads), None
     except BadProblems as error:
         return error.results, error
 
 
-def _require_enough(info: ClassInfo, count: int, ipc: int) -> None:
-    if count < ipc:
-        raise DataError(f"class {info.folder}: {count} usable images, fewer than --ipc {ipc}; lower it or add images")
-
-
-def _shares(result: KMeansResult) -> np.ndarray:
+def _inertia_shares(result: KMeansResult) -> np.ndarray:
     total = result.inertia_per_cluster.sum()
     shares: np.ndarray = result.inertia_per_cluster / total if total > 0 else result.inertia_per_cluster
     return shares

@@ -1,4 +1,7 @@
-"""The one seam round everything that computes: a dictionary of tensors in, a dictionary of tensors out."""
+"""The interface of everything that computes a network: a dictionary of tensors in, a dictionary of tensors out.
+
+Devices and precisions are resolved here, too.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Runtime(Protocol):
-    """One network, opened and ready.
+    """A network, opened and ready to run.
 
     Names and axes are those of `signature.SIGNATURES`. Tensors live on `device`; floating-point ones have `dtype`.
     """
@@ -40,8 +43,8 @@ OpenRuntime = Callable[[Component], Runtime]
 class InPieces:
     """A runtime that takes any batch, from one that takes at most, or exactly, `rows` of them.
 
-    Where they must be exact, the last piece is padded with its last row, and what is computed for the padding dropped.
-    An exact UNet takes half as many samples; without guidance, the second half of its rows is padding.
+    Where they must be exact, the last piece is padded with its last row, and the padding's outputs are dropped. A UNet
+    of exactly `rows` takes half as many samples; without guidance, the second half of its rows is padding.
     """
 
     def __init__(self, runtime: Runtime, signature: Signature, rows: int, *, exact: bool) -> None:
@@ -55,6 +58,7 @@ class InPieces:
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
         samples = self._signature.samples(inputs)
         halves = self._signature.rows(inputs) // samples
+        # In samples. A call of exactly `rows` has all halves, whether or not this one does.
         length = max(1, self._rows // (self._signature.halves if self._exact else halves))
         if samples <= length and not self._exact:
             return self._runtime(inputs)
@@ -63,56 +67,68 @@ class InPieces:
         return join([run(cut(inputs, self._signature, piece)) for piece in pieces], halves)
 
     def _padded(self, samples: int, piece: Tensors) -> Tensors:
-        signature, real = self._signature, self._signature.samples(piece)
-        halves, filled = signature.rows(piece) // real, torch.arange(samples).clamp(max=real - 1)
-        of_row = torch.cat([filled + real * min(half, halves - 1) for half in range(signature.halves)])
-        kept = torch.cat([torch.arange(real) + half * samples for half in range(halves)])
-        outputs = self._runtime(_indexed(piece, signature, filled, of_row))
-        return {name: x[kept.to(x.device)] for name, x in outputs.items()}
+        signature, unpadded = self._signature, self._signature.samples(piece)
+        halves = signature.rows(piece) // unpadded
+        padded_samples = torch.arange(samples).clamp(max=unpadded - 1)
+        # A half that the call does not have is padded with the rows of the half before it.
+        padded_rows = [padded_samples + unpadded * min(half, halves - 1) for half in range(signature.halves)]
+        unpadded_rows = [torch.arange(unpadded) + half * samples for half in range(halves)]
+        outputs = self._runtime(_indexed(piece, signature, padded_samples, torch.cat(padded_rows)))
+        rows = torch.cat(unpadded_rows)
+        return {name: x[rows.to(x.device)] for name, x in outputs.items()}
 
 
 def cut(inputs: Mapping[str, torch.Tensor], signature: Signature, samples: torch.Tensor) -> Tensors:
-    """The inputs of some samples, by index, in both halves of guidance where there are two."""
+    """Return the inputs of some samples, by index, in both halves of guidance where there are two."""
     total = signature.samples(inputs)
     halves = range(signature.rows(inputs) // total)
     return _indexed(inputs, signature, samples, torch.cat([samples + half * total for half in halves]))
 
 
 def join(pieces: Sequence[Mapping[str, torch.Tensor]], halves: int) -> Tensors:
-    """The outputs of pieces that were cut, each half of all of them together."""
+    """Return the outputs of pieces that were cut as those of one call: each half of all pieces together."""
     if len(pieces) == 1:
         return dict(pieces[0])
-    names = pieces[0]
-    return {n: torch.cat([p[n].chunk(halves)[half] for half in range(halves) for p in pieces]) for n in names}
+    outputs: Tensors = {}
+    for name in pieces[0]:
+        chunks = [piece[name].chunk(halves) for piece in pieces]
+        rows = list[torch.Tensor]()
+        for half in range(halves):
+            rows += [chunk[half] for chunk in chunks]
+        outputs[name] = torch.cat(rows)
+    return outputs
 
 
 def _indexed(
     inputs: Mapping[str, torch.Tensor], signature: Signature, samples: torch.Tensor, rows: torch.Tensor
 ) -> Tensors:
-    of = {SAMPLES: samples, BATCH: rows}
-    first_axes = {name: axes[0] for name, axes in signature.axes_of(inputs).items() if axes}
-    return {name: x[of[first_axes[name]].to(x.device)] if name in first_axes else x for name, x in inputs.items()}
+    """Return the inputs with these samples or rows, as their first axis is; those without axes stay."""
+    indices = {SAMPLES: samples, BATCH: rows}
+    selected: Tensors = {}
+    for name, axes in signature.axes_of(inputs).items():
+        x = inputs[name]
+        selected[name] = x[indices[axes[0]].to(x.device)] if axes else x
+    return selected
 
 
 def place(
     inputs: Mapping[str, torch.Tensor], signature: Signature, device: torch.device, dtype: torch.dtype
 ) -> Tensors:
-    """The inputs in the signature's order, where and as a runtime wants them."""
-    return {
-        name: inputs[name].to(device=device, dtype=_dtype(name, inputs[name], dtype))
-        for name in signature.axes_of(inputs)
-    }
+    """Return the inputs in the signature's order, on a runtime's device and in its dtype."""
+    ordered = {name: inputs[name] for name in signature.axes_of(inputs)}
+    return {name: x.to(device=device, dtype=_dtype(name, x, dtype)) for name, x in ordered.items()}
 
 
 def _dtype(name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The runtime's, or int64; a timestep between two noise levels has digits that half precision has not."""
+    """Return the dtype that a runtime of some `dtype` takes an input in."""
     if not x.is_floating_point():
         return torch.int64
+    # A timestep between two noise levels has more digits than half precision.
     return torch.float32 if name == "timestep" else dtype
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of `--device auto|cpu|cuda[:i]`.
+    """Return the device of `--device auto|cpu|cuda[:i]`.
 
     Raises:
         UsageError: not the name of a device.
@@ -125,7 +141,7 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UsageError(f"--device {name}: not a device; use auto, cpu or cuda") from error
     count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
-    if (device.index or 0) >= count:
+    if (0 if device.index is None else device.index) >= count:
         raise PreflightError(f"--device {name}: this machine has no such device for PyTorch; use --device cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)  # TensorRT and CuPy work on the current one
@@ -133,7 +149,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """fp16 on GPUs, fp32 on CPUs, unless asked for otherwise.
+    """Return the dtype of `--precision`: for "auto" fp16 on GPUs and fp32 on CPUs.
 
     Raises:
         UsageError: fp16 on a CPU, where half precision is slower than fp32.
@@ -146,42 +162,45 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given; a CPU has."""
+    """Wait until a GPU has finished its work; a CPU's calls return when they have."""
     if device.type != "cpu":
         torch.cuda.synchronize(device)
 
 
 def marks(device: torch.device) -> Mark:
-    """Named ranges for NVIDIA's profilers on GPUs, nothing on CPUs."""
+    """Return the context manager that names ranges for NVIDIA's profilers on GPUs, and does nothing on CPUs."""
     return contextlib.nullcontext if device.type == "cpu" else torch.cuda.nvtx.range
 
 
 def device_name(device: torch.device) -> str:
-    """ "cpu", or the GPU's name and compute capability: what a certificate is for."""
+    """Return "cpu", or the GPU's name and compute capability, for which certificates hold."""
     if device.type == "cpu":
         return "cpu"
     return f"{torch.cuda.get_device_name(device)} ({compute_capability(device)})"
 
 
 def processor_name() -> str:
-    """The CPU's model, where the system tells it; else its architecture."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    """Return the CPU's model, where the system tells it, or its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()
 
 
 def hardware(device: torch.device) -> str:
-    """The name of what computes: bytes and figures hold on this."""
+    """Return the name of what computes: runs with equal bytes, and figures, are of one hardware."""
     return processor_name() if device.type == "cpu" else device_name(device)
 
 
 def compute_capability(device: torch.device) -> str:
-    """ "sm90" of an H100."""
+    """Return the compute capability as TensorRT writes it: "sm90" for an H100."""
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm{major}{minor}"
 
 
 def full_fp32() -> None:
-    """fp32 on GPUs without TF32, whose 10 bits PyTorch lets convolutions use unless told not to."""
+    """Switch TF32 off, whose 10 bits PyTorch lets fp32 convolutions on GPUs use unless told not to."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

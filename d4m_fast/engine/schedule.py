@@ -2,8 +2,8 @@
 
 Most samplers are linear: each new sample is a fixed combination of earlier samples and of earlier noise predictions.
 Feeding a scheduler unit vectors instead of tensors reveals its coefficients, quirks included, and the denoising loop
-becomes arithmetic that never leaves the device. Beside the finished table the real scheduler takes every step on random
-tensors; where the two differ (it clips, thresholds or adds noise) the scheduler itself is stepped.
+becomes arithmetic that never leaves the device. Then table and scheduler take every step on the same random tensors;
+where they differ, because the scheduler clips, thresholds or adds noise, a run steps the scheduler itself.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from d4m_fast.engine.scheduler import open_scheduler, refusing_scheduler, train_
 from d4m_fast.engine.stepping import Step, Stepper, Terms, parameters
 from d4m_fast.errors import UsageError
 
+# The guidance interval that guides every step, even where timesteps are no noise levels (EDM's are logarithms of
+# sigmas).
 WHOLE = (0.0, 1.0)
-"""The guidance interval of every step, even where timesteps are no noise levels (EDM's are logarithms of sigmas)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How an image-to-image run starts and goes on; the start is `signal` * x + `noise` * N(0, I).
+    """Start and steps of an image-to-image run; the start is `signal` * x + `noise` * N(0, I).
 
     Attributes:
-        stepper: the scheduler to step where the table does not equal it.
+        stepper: the scheduler to step, where the table does not equal it.
     """
 
     signal: float
@@ -39,13 +40,17 @@ class Schedule:
     stepper: Stepper | None = None
 
     def guided_calls(self, guidance: float) -> int:
-        """Steps that run the UNet on two samples per image; all others run it on one."""
+        """Return the number of steps that run the UNet on two samples per image; all others run it on one."""
         return sum(step.guided for step in self.steps) * (guidance > 1)
 
     def last_use(self) -> tuple[dict[int, int], dict[int, int]]:
-        """The step after which sample x_j, and output e_j, is never read again: two maps from j."""
-        samples = {j: i for i, step in enumerate(self.steps) for j, _ in step.samples}
-        outputs = {j: i for i, step in enumerate(self.steps) for j, _ in step.outputs}
+        """Return the last step that reads sample x_j, and the last that reads output e_j: two maps from j."""
+        samples, outputs = dict[int, int](), dict[int, int]()
+        for i, step in enumerate(self.steps):
+            for j, _ in step.samples:
+                samples[j] = i
+            for j, _ in step.outputs:
+                outputs[j] = i
         return samples, outputs
 
     @property
@@ -55,12 +60,12 @@ class Schedule:
 
     @property
     def whole_timesteps(self) -> bool:
-        """Whether none lies between two noise levels."""
+        """Whether no timestep lies between two noise levels."""
         return all(isinstance(step.timestep, int) for step in self.steps)
 
     @property
     def timesteps(self) -> torch.Tensor:
-        """(S,) on the host: int64, or float32 where one lies between two noise levels."""
+        """All timesteps, (S,) on the host: int64, or float32 where one lies between two noise levels."""
         dtype = torch.int64 if self.whole_timesteps else torch.float32
         return torch.tensor([step.timestep for step in self.steps], dtype=dtype)
 
@@ -76,8 +81,8 @@ def open_schedule(
     """Return the schedule of a checked model directory, from noise level `strength` down.
 
     Args:
-        scheduler: "model" and "pndm" are cut to `strength` as diffusers' image-to-image pipeline cuts them; "dpmpp"
-            and "unipc" see `scheduler.even_steps`. All take the noise levels and the prediction type from the model.
+        scheduler: "model" and "pndm" are cut to `strength` as diffusers' image-to-image pipeline cuts them, "dpmpp"
+            and "unipc" as in `scheduler.even_steps`. All take the noise levels and the prediction type from the model.
         interval: the steps with low <= timestep / training timesteps <= high are guided, the others are not
             (Kynkaanniemi et al., 2024).
 
@@ -88,7 +93,8 @@ def open_schedule(
     """
     sampler = open_scheduler(model, scheduler, strength)
     where = f"{model / 'scheduler'}: {type(sampler).__name__}"
-    if scheduler in ("dpmpp", "unipc"):  # over the first `strength` of the levels only: all of their steps are run
+    if scheduler in ("dpmpp", "unipc"):
+        # These were opened over the first `strength` of the noise levels only, so all of their steps are run.
         schedule = tabulate(sampler, max(int(steps * strength), 1), 1.0, where=where)
     else:
         schedule = tabulate(sampler, steps, strength, where=where)
@@ -96,18 +102,21 @@ def open_schedule(
 
 
 def guided_in(schedule: Schedule, interval: tuple[float, float], levels: int) -> Schedule:
-    """Return the schedule with guidance only where the timestep lies in a closed interval of parts of all `levels`.
+    """Return the schedule with guidance only where timestep / `levels` lies in a closed interval.
 
     Raises:
         UsageError: no step does.
     """
     low, high = interval
-    steps = [dataclasses.replace(s, guided=low <= s.timestep / levels <= high) for s in schedule.steps]
-    if not any(step.guided for step in steps):
-        positions = ", ".join(f"{step.timestep / levels:.3g}" for step in steps)
+    positions = [step.timestep / levels for step in schedule.steps]
+    if not any(low <= position <= high for position in positions):
         raise UsageError(
-            f"--guidance-interval {low:g}:{high:g}: no step lies in it ({positions}); use --guidance 1 for none"
+            f"--guidance-interval {low:g}:{high:g}: no step lies in it"
+            f" ({', '.join(f'{position:.3g}' for position in positions)}); use --guidance 1 for none"
         )
+    steps = list[Step]()
+    for step, position in zip(schedule.steps, positions, strict=True):
+        steps.append(dataclasses.replace(step, guided=low <= position <= high))
     return dataclasses.replace(schedule, steps=tuple(steps))
 
 
@@ -134,14 +143,15 @@ def tabulate(scheduler: Any, steps: int, strength: float, *, where: str | None =
         if reason is None:
             return Schedule(signal, noise, table)
         require_reproducible(stepper)
-        timesteps = tuple(Step(step.timestep) for step in table)
+        steps_without_terms = tuple(Step(step.timestep) for step in table)
         stepper = dataclasses.replace(stepper, reason=reason, sensitive=reason != ADDS_NOISE)
-        return Schedule(signal, noise, timesteps, stepper)
+        return Schedule(signal, noise, steps_without_terms, stepper)
 
 
 def _cut(scheduler: Any, steps: int, strength: float) -> Stepper:
     """Set the timesteps as the pipeline's `retrieve_timesteps` and `get_timesteps` do."""
     scheduler.set_timesteps(steps, device="cpu")
+    # A scheduler of order 2 has two timesteps for each step.
     start = max(steps - min(int(steps * strength), steps), 0) * scheduler.order
     timesteps = scheduler.timesteps[start:]
     if hasattr(scheduler, "set_begin_index"):
@@ -152,36 +162,33 @@ def _cut(scheduler: Any, steps: int, strength: float) -> Stepper:
 
 
 def _start(stepper: Stepper) -> tuple[float, float]:
-    """Coefficients of the prototype and of the noise in x_0, proven on random tensors."""
-    first = stepper.timesteps[:1]
-    one, zero = torch.ones(1, 1), torch.zeros(1, 1)
-    signal, noise = (stepper.scheduler.add_noise(a, b, first).item() for a, b in ((one, zero), (zero, one)))
+    """Return the coefficients of the prototype and of the noise in x_0, proven on random tensors."""
+    first, add_noise = stepper.timesteps[:1], stepper.scheduler.add_noise
+    signal = add_noise(torch.ones(1, 1), torch.zeros(1, 1), first).item()
+    noise = add_noise(torch.zeros(1, 1), torch.ones(1, 1), first).item()
     generator = torch.Generator().manual_seed(0)
     clean, gaussian = torch.randn(2, 2, 4, 4, 4, generator=generator)
-    started = stepper.scheduler.add_noise(clean, gaussian, first.repeat(2))
-    if not is_finite(started) or not near(signal * clean + noise * gaussian, started):
+    noised = add_noise(clean, gaussian, first.repeat(2))
+    if not is_finite(noised) or not near(signal * clean + noise * gaussian, noised):
         raise ValueError(f"its start at timestep {first.item():g} is not a sum of prototype and noise")
     return signal, noise
 
 
 def _probe(stepper: Stepper) -> tuple[Step, ...]:
-    """Step with a fresh unit vector for each sample and each output; read the result's entries."""
+    """Step with a fresh unit vector for each sample and each output; the results' entries are the coefficients."""
     n = len(stepper.timesteps)
-    units = torch.eye(2 * n, dtype=torch.float64).view(2 * n, 1, 2 * n, 1, 1)  # each one a batch of one tiny image
+    units = torch.eye(2 * n, dtype=torch.float64).view(2 * n, 1, 2 * n, 1, 1)  # each is a batch of one tiny image
     stepping = stepper.begin([torch.Generator()])
     table = []
-    for i, t in enumerate(stepper.timesteps):
+    for i, timestep in enumerate(stepper.timesteps.tolist()):
         scale = float(stepping.scale(units[i], i).flatten()[i])
         row = stepping.step(units[n + i], i, units[i]).flatten()
-        table.append(Step(_number(t), _terms(row[:n]), _terms(row[n:]), input_scale=scale))
+        if timestep == int(timestep):
+            timestep = int(timestep)  # see `Schedule.whole_timesteps`
+        table.append(Step(timestep, _terms(row[:n]), _terms(row[n:]), input_scale=scale))
     return tuple(table)
 
 
-def _number(timestep: torch.Tensor) -> float:
-    """A timestep as an integer where it is one."""
-    value: float = timestep.item()
-    return int(value) if value == int(value) else value
-
-
 def _terms(row: torch.Tensor) -> Terms:
+    """Return index and value of a row's entries that are not zero."""
     return tuple((int(j), row[j].item()) for j in row.nonzero().flatten())

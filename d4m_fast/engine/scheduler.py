@@ -1,4 +1,4 @@
-"""A model's noise scheduler as diffusers' image-to-image pipeline has it: its class, its config, its corrections."""
+"""Opening of a model's noise scheduler as diffusers' image-to-image pipeline has it: class, config, corrections."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from d4m_fast.errors import PreflightError
 from d4m_fast.storage.state import read_json
 
 CONFIG = Path("scheduler", "scheduler_config.json")
+# Samplers that run over the noise levels of any model.
 _PRESETS: dict[Scheduler, str] = {"dpmpp": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler"}
 # StableDiffusionImg2ImgPipeline.__init__ puts these in place of a config's values where the scheduler has such a field
 # (diffusers 0.42.1, pipeline_stable_diffusion_img2img.py); clip_sample only where it is true, so that both are "set".
@@ -24,7 +25,7 @@ def open_scheduler(model: Path, name: Scheduler, strength: float) -> Any:
 
     Args:
         name: "model" is the class that `model_index.json` names, "pndm" is PNDM with the model's config, as
-            `PNDMScheduler.from_config(pipeline.scheduler.config)`; "dpmpp" and "unipc" see `even_steps`.
+            `PNDMScheduler.from_config(pipeline.scheduler.config)`; for "dpmpp" and "unipc" see `even_steps`.
         strength: for "dpmpp" and "unipc", the part of the noise levels they run over.
 
     Raises:
@@ -33,14 +34,14 @@ def open_scheduler(model: Path, name: Scheduler, strength: float) -> Any:
     """
     class_name = scheduler_class(model)
     with refusing_scheduler(f"{model / CONFIG}: {class_name}"):
-        own = corrected(_class(class_name).from_config(_config(model)))
+        own_scheduler = corrected(_class(class_name).from_config(_config(model)))
     if name == "model":
-        return own
+        return own_scheduler
     if name == "pndm":
         with refusing_scheduler(f"--scheduler pndm with {model / CONFIG}"):
-            return _class("PNDMScheduler").from_config(own.config)
+            return _class("PNDMScheduler").from_config(own_scheduler.config)
     with refusing_scheduler(f"--scheduler {name} with {model / CONFIG}"):
-        return even_steps(_class(_PRESETS[name]), own, strength)
+        return even_steps(_class(_PRESETS[name]), own_scheduler, strength)
 
 
 def scheduler_class(model: Path) -> str:
@@ -51,13 +52,17 @@ def scheduler_class(model: Path) -> str:
 
 def corrected(scheduler: Any) -> Any:
     """Make the corrections that diffusers' image-to-image pipeline makes to a scheduler it is given."""
-    fields = {name: value for name, value in _CORRECTIONS.items() if getattr(scheduler.config, name, value) != value}
+    fields = dict[str, Any]()
+    for name, value in _CORRECTIONS.items():
+        if getattr(scheduler.config, name, value) != value:
+            fields[name] = value
     if fields:
-        scheduler.register_to_config(**fields)  # the config alone, as the pipeline does: nothing is computed anew
+        # Changes the config alone, as the pipeline does: nothing that was computed from it is computed anew.
+        scheduler.register_to_config(**fields)
     return scheduler
 
 
-def even_steps(sampler: Any, own: Any, strength: float) -> Any:
+def even_steps(sampler: Any, own_scheduler: Any, strength: float) -> Any:
     """Return a diffusers scheduler over the first `strength` of a model's noise levels, evenly spaced from their end.
 
     Few steps would start at another level than asked for if the whole schedule were cut: 8 evenly spaced steps can
@@ -68,16 +73,18 @@ def even_steps(sampler: Any, own: Any, strength: float) -> Any:
 
     Args:
         sampler: class of the scheduler.
-        own: the model's scheduler.
+        own_scheduler: the model's.
     """
-    betas = getattr(own, "betas", None)
+    betas = getattr(own_scheduler, "betas", None)
     if betas is None:
-        raise ValueError(f"{type(own).__name__} has no betas to take the noise levels from; use --scheduler model")
+        raise ValueError(
+            f"{type(own_scheduler).__name__} has no betas to take the noise levels from; use --scheduler model"
+        )
     levels = max(round(len(betas) * strength), 1)
     return sampler(
         trained_betas=betas[:levels].tolist(),
         num_train_timesteps=levels,
-        prediction_type=own.config.get("prediction_type", "epsilon"),
+        prediction_type=own_scheduler.config.get("prediction_type", "epsilon"),
         timestep_spacing="trailing",
         # The model's betas are rescaled already. To rescale all of them again changes nothing, and lets diffusers put
         # 2^-24 in place of the last level's signal, which is zero; to rescale a part of them would end that at zero.

@@ -1,4 +1,4 @@
-"""The tensors of the four networks: the one table that export and runtimes share."""
+"""Names and axes of the four networks' tensors, in the one table that export and runtimes share."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ BATCH, SAMPLES = "batch", "samples"
 class Signature:
     """Names of a network's inputs and outputs and of their axes, of which `batch` and `samples` vary.
 
-    `batch` are the rows that are computed. `samples` is the UNet's: as many as rows, or half of them, and then the
-    second half of the rows is for the same samples again: both halves of guidance see the same noise.
+    `batch` counts the rows that are computed. `samples` is the UNet's: as many as rows, or half as many. In the latter
+    case the second half of the rows is for the same samples again, because both halves of guidance see the same noise.
 
-    `optional` are inputs of some models only, after the others; exported networks take none of them.
+    Floating-point tensors have the runtime's dtype, except the timestep. Integers are int64.
 
-    Floating-point tensors have the runtime's dtype, but for the timestep. Integers are int64.
+    Attributes:
+        inputs, outputs: axes of each tensor, by name.
+        integers: names of the inputs of integers.
+        optional: inputs of some models only, which follow the others; exported networks take none of them.
     """
 
     inputs: MappingProxyType[str, tuple[str, ...]]
@@ -33,7 +36,7 @@ class Signature:
     optional: MappingProxyType[str, tuple[str, ...]]
 
     def axes_of(self, inputs: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
-        """Axes of the inputs that a call has, by name, in the network's order."""
+        """Return the axes of the inputs that a call has, by name, in the network's order."""
         return {**self.inputs, **{name: axes for name, axes in self.optional.items() if name in inputs}}
 
     @property
@@ -43,21 +46,23 @@ class Signature:
 
     @property
     def halves(self) -> int:
-        """Rows per sample at most: 2, of guidance, for the UNet."""
+        """Most rows per sample: 2 for the UNet, which guidance calls for, and 1 for the others."""
         return 2 if any(SAMPLES in axes for axes in self.inputs.values()) else 1
 
     def rows(self, inputs: Mapping[str, torch.Tensor]) -> int:
+        """Return the number of rows of a call."""
         return next(inputs[name].shape[0] for name, axes in self.inputs.items() if BATCH in axes)
 
     def samples(self, inputs: Mapping[str, torch.Tensor]) -> int:
-        """As many as rows, but of a UNet with guidance."""
+        """Return the number of samples: that of the rows, or half of it in a UNet's call with guidance."""
         return inputs[self.batched[0]].shape[0]
 
     def shape(self, name: str, sizes: Mapping[str, int], batch: int, *, samples: int | None = None) -> tuple[int, ...]:
-        """Of an input or output.
+        """Return the shape of an input or output.
 
         Args:
-            sizes: of the axes, as `Model.sizes` has them.
+            sizes: length of each axis that does not vary (`Model.sizes`).
+            batch: number of rows.
             samples: None for as many as rows.
         """
         axes = self.inputs[name] if name in self.inputs else self.outputs[name]

@@ -1,4 +1,4 @@
-"""The steps of a noise schedule: as rows of a table, and as calls of diffusers' scheduler itself."""
+"""Steps of a noise schedule, either as rows of a table or as calls of diffusers' scheduler itself."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Tensors = Sequence[torch.Tensor] | Mapping[int, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call of the UNet and the update after it.
+    """A call of the UNet and the update after it.
 
     With x_0 the noised start, x_i the sample before step i and e_i the noise predicted in step i, the UNet sees
     `input_scale` * x_i, and this step's result is the sum of c * x_j over `samples` plus the sum of c * e_j over
-    `outputs`. A step that is not `guided` needs the conditional noise only. Of a scheduler that is stepped itself only
-    `timestep` and `guided` count.
+    `outputs`. A step that is not `guided` needs the conditional noise only. Where the scheduler itself is stepped, only
+    `timestep` and `guided` are used.
     """
 
     timestep: float
@@ -33,7 +33,9 @@ class Step:
 
 def combine(step: Step, samples: Tensors, outputs: Tensors) -> torch.Tensor:
     """Return a step's result from the samples x_j and the outputs e_j that it reads."""
-    terms = [(c, samples[j]) for j, c in step.samples] + [(c, outputs[j]) for j, c in step.outputs]
+    # The order of the terms and of the additions is part of the result's bits.
+    terms = [(coefficient, samples[j]) for j, coefficient in step.samples]
+    terms += [(coefficient, outputs[j]) for j, coefficient in step.outputs]
     total = torch.zeros_like(terms[0][1])
     for coefficient, tensor in terms:
         total = torch.add(total, tensor, alpha=coefficient)
@@ -46,9 +48,9 @@ class Stepper:
 
     Attributes:
         scheduler: after `set_timesteps` and `set_begin_index`; never stepped itself, each batch steps a copy.
-        timesteps: those of the run, as the scheduler has them.
+        timesteps: the run's, in the scheduler's own dtype.
         draws_noise: whether its step takes generators.
-        reason: why no table does it, in a few words.
+        reason: why no table equals it, in a few words.
         sensitive: whether it clips or amplifies rounding, so that only diffusers' own networks give diffusers' images.
     """
 
@@ -64,12 +66,11 @@ class Stepper:
 
     def begin(self, generators: list[torch.Generator] | None) -> Stepping:
         """Start a batch; `generators` has one for each row, where `draws_noise`."""
-        return Stepping(copy.deepcopy(self.scheduler), self.timesteps, self._options(generators))
-
-    def _options(self, generators: list[torch.Generator] | None) -> dict[str, Any]:
-        """What the pipeline's `prepare_extra_step_kwargs` gives: eta is its default, 0, whatever the scheduler's is."""
+        # As the pipeline's `prepare_extra_step_kwargs` does: eta is its default, 0, whatever the scheduler's is.
         options: dict[str, Any] = {"eta": 0.0} if "eta" in parameters(self.scheduler) else {}
-        return {**options, "generator": generators} if self.draws_noise else options
+        if self.draws_noise:
+            options["generator"] = generators
+        return Stepping(copy.deepcopy(self.scheduler), self.timesteps, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,5 +95,5 @@ class Stepping:
 
 
 def parameters(scheduler: Any) -> frozenset[str]:
-    """Names of what a scheduler's step takes."""
+    """Return the names of the parameters that a scheduler's step takes."""
     return frozenset(inspect.signature(scheduler.step).parameters)

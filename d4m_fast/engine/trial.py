@@ -1,4 +1,4 @@
-"""One tiny pass through all networks, before the first image is encoded: what cannot work is found in a second."""
+"""A tiny pass through all networks before the first image is encoded, which finds in a second what cannot work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from d4m_fast.engine.networks import Networks, TextEncoder
 from d4m_fast.engine.signature import SIGNATURES, Component
 from d4m_fast.errors import TRIAL, ModelError, NonFiniteError
 
-TIMESTEP = 1  # of any noise schedule
+TIMESTEP = 1  # a noise level that every schedule has
 GUIDANCE = PRESETS["reference"].guidance
 PROMPTS = ("a photo of a cat", "a photo of a dog")
 
@@ -24,8 +24,8 @@ def try_networks(model: Model, networks: Networks, resolution: int, *, compiled:
     """Open all networks and run each once, on random inputs of one image.
 
     Args:
-        resolution: side of the image; exported networks take no other than their own.
-        compiled: the networks are compiled for each shape, which is left out here.
+        resolution: side of the image; exported networks take their own only.
+        compiled: whether torch.compile would compile the networks for each shape; it does not for this pass.
 
     Raises:
         ModelError: a part cannot be loaded, does not run, or returns what does not fit the next one.
@@ -43,8 +43,8 @@ def trial_resolution(model: Model) -> int:
 
 @contextlib.contextmanager
 def _uncompiled(compiled: bool) -> Iterator[None]:
-    """Keep torch.compile from compiling; to ask for that imports its whole front end, so only where it is used."""
-    if not compiled:
+    """Keep torch.compile from compiling."""
+    if not compiled:  # setting the stance imports torch.compile's whole front end
         yield
         return
     with torch.compiler.set_stance("force_eager"):
@@ -52,12 +52,12 @@ def _uncompiled(compiled: bool) -> Iterator[None]:
 
 
 class _Trial:
-    """One image's way through the networks."""
+    """The way of one random image through the networks."""
 
     def __init__(self, model: Model, networks: Networks, resolution: int) -> None:
         self._model, self._networks = model, networks
         self._sizes = model.sizes(resolution)
-        self._random = torch.Generator().manual_seed(0)
+        self._generator = torch.Generator().manual_seed(0)
 
     def run(self) -> None:
         networks = self._networks
@@ -66,21 +66,23 @@ class _Trial:
             states = networks.text_encoder(PROMPTS[:1])
             self._require("text_encoder", {"hidden_states": states})
         with self._trying("vae_encoder"):
-            mean, deviation = networks.vae_encoder(self._drawn("vae_encoder", "pixels").tanh())
+            # Pixels lie between -1 and 1, as the values of tanh do.
+            mean, deviation = networks.vae_encoder(self._random_input("vae_encoder", "pixels").tanh())
             self._require("vae_encoder", {"mean": mean, "logvar": deviation})
         with self._trying("unet"):
             rows = states.repeat(2 if networks.unet.doubles(GUIDANCE) else 1, 1, 1)
-            noise = networks.unet(self._drawn("unet", "sample"), torch.tensor(TIMESTEP), rows, GUIDANCE)
+            noise = networks.unet(self._random_input("unet", "sample"), torch.tensor(TIMESTEP), rows, GUIDANCE)
             self._require("unet", {"noise": noise})
         with self._trying("vae_decoder"):
-            self._require("vae_decoder", {"pixels": networks.vae_decoder(self._drawn("vae_decoder", "latents"))})
+            pixels = networks.vae_decoder(self._random_input("vae_decoder", "latents"))
+            self._require("vae_decoder", {"pixels": pixels})
 
-    def _drawn(self, component: Component, name: str) -> torch.Tensor:
+    def _random_input(self, component: Component, name: str) -> torch.Tensor:
         shape = SIGNATURES[component].shape(name, self._sizes, 1)
-        drawn = torch.randn(shape, generator=self._random)
-        return drawn.to(self._networks.runtime(component).device)
+        return torch.randn(shape, generator=self._generator).to(self._networks.runtime(component).device)
 
     def _require(self, component: Component, outputs: Mapping[str, torch.Tensor]) -> None:
+        """Refuse outputs of another shape than the component's, and NaN and infinity in them."""
         for name, x in outputs.items():
             shape = SIGNATURES[component].shape(name, self._sizes, 1)
             if tuple(x.shape) != shape:

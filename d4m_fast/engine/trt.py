@@ -1,33 +1,33 @@
-"""The TensorRT runtime: engines on one stream, their activations in one shared block, each batch a CUDA graph."""
+"""The TensorRT runtime: engines on one stream, activations in one shared block, a CUDA graph for each batch size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.runtime import InPieces, OpenRuntime, Runtime, Tensors, place
-from d4m_fast.engine.signature import BATCH, SIGNATURES, Component
+from d4m_fast.engine.signature import BATCH, SIGNATURES, Component, Signature
 from d4m_fast.engine.trt_api import Api, ICudaEngine, IExecutionContext, load_trt
 from d4m_fast.errors import ModelError, PreflightError
 
+# Batch sizes per network whose buffers and graph are kept: the full one, its half without guidance, and tails.
 KEPT_GRAPHS = 4
-"""Batches per network whose buffers and graph are kept: the full one, its half without guidance, and tails."""
 Launch = Callable[[], None]
 
 
 class Device(Protocol):
-    """Where engines run: one stream for all of them, and the block they share for activations."""
+    """A GPU's stream, on which all engines run, and the block of memory they share for activations."""
 
     device: torch.device
     stream: int
 
     def block(self, size: int) -> tuple[int, int]:
-        """Address and generation of at least `size` bytes; the generation changes when the block moves."""
+        """Return address and generation of at least `size` bytes; the generation changes when the block moves."""
 
     def ordered(self, launch: Launch) -> None:
         """Launch on the stream, after what the caller has queued and before what the caller queues next."""
@@ -48,7 +48,7 @@ class TorchDevice:
 
     def block(self, size: int) -> tuple[int, int]:
         if self._memory.numel() < size:
-            self._stream.synchronize()
+            self._stream.synchronize()  # launches that are queued still use the old block
             self._memory = torch.empty(size, dtype=torch.uint8, device=self.device)
             self._generation += 1
         return self._memory.data_ptr(), self._generation
@@ -61,7 +61,7 @@ class TorchDevice:
 
     def capture(self, launch: Launch) -> Launch:
         graph = torch.cuda.CUDAGraph()
-        # Readers pin memory meanwhile, which a capture of the whole process would take for its own.
+        # Readers pin memory in other threads meanwhile, which a capture of the whole process would refuse.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             launch()
 
@@ -81,7 +81,6 @@ class _Bound:
     """
 
     context: IExecutionContext
-
     inputs: Tensors
     outputs: Tensors
     launch: Launch
@@ -89,7 +88,10 @@ class _Bound:
 
 
 class TrtRuntime:
-    """One engine; a batch size is bound, run once and captured when it is first seen. Outputs belong to the caller."""
+    """An engine whose buffers are bound, and its CUDA graph captured, at the first call with each batch size.
+
+    Outputs belong to the caller.
+    """
 
     def __init__(
         self, api: Api, engine: ICudaEngine, component: Component, sizes: Mapping[str, int], device: Device, path: Path
@@ -97,39 +99,41 @@ class TrtRuntime:
         self._api, self._engine, self._gpu, self._path = api, engine, device, path
         self._signature = SIGNATURES[component]
         self._sizes = sizes
-        self._bound: dict[tuple[int, int], _Bound] = {}
+        self._bound_sizes: dict[tuple[int, int], _Bound] = {}
         self.device = device.device
         self.dtype = _dtype(api, engine, component, path)
-        self.profiles = _profiles(engine, next(n for n, axes in self._signature.inputs.items() if BATCH in axes))
+        self.profiles = _profiles(engine, self._signature)
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
-        placed = place(inputs, self._signature, self.device, self.dtype)
-        bound = self._bind(self._signature.rows(placed), self._signature.samples(placed))
-        for name, x in placed.items():
+        inputs = place(inputs, self._signature, self.device, self.dtype)
+        bound = self._bind(self._signature.rows(inputs), self._signature.samples(inputs))
+        for name, x in inputs.items():
             bound.inputs[name].copy_(x)
         self._gpu.ordered(bound.launch)
+        # The next call writes to the same buffers.
         return {name: x.clone() for name, x in bound.outputs.items()}
 
     def _bind(self, rows: int, samples: int) -> _Bound:
         profile = self._profile(rows)
         size = self._engine.get_device_memory_size_for_profile_v2(profile)
         address, generation = self._gpu.block(size)
-        known = self._bound.pop((rows, samples), None)
-        if known is None or known.generation != generation:
-            known = self._capture(rows, samples, profile, address, size, generation)
-        self._bound[rows, samples] = known  # the last used comes last
-        while len(self._bound) > KEPT_GRAPHS:
-            del self._bound[next(iter(self._bound))]
-        return known
+        bound = self._bound_sizes.pop((rows, samples), None)
+        if bound is None or bound.generation != generation:
+            bound = self._capture(rows, samples, profile, address, size, generation)
+        self._bound_sizes[rows, samples] = bound  # the last used comes last
+        while len(self._bound_sizes) > KEPT_GRAPHS:
+            del self._bound_sizes[next(iter(self._bound_sizes))]
+        return bound
 
     def _profile(self, rows: int) -> int:
-        fitting = [i for i, (least, most) in enumerate(self.profiles) if least <= rows <= most]
-        if not fitting:
-            raise ModelError(f"{self._path}: built for {self.profiles} rows, not for {rows}; export it again")
-        return fitting[0]
+        """Return the first profile that takes this many rows."""
+        for index, (least, most) in enumerate(self.profiles):
+            if least <= rows <= most:
+                return index
+        raise ModelError(f"{self._path}: built for {self.profiles} rows, not for {rows}; export it again")
 
     def _capture(self, rows: int, samples: int, profile: int, address: int, size: int, generation: int) -> _Bound:
-        context = self._context(profile)
+        context = _open_context(self._api, self._engine, profile, self._gpu.stream, self._path)
         context.set_device_memory(address, size)
         inputs, outputs = self._buffers(rows, samples)
         for name, x in (inputs | outputs).items():
@@ -144,17 +148,12 @@ class TrtRuntime:
             if not context.execute_async_v3(self._gpu.stream):
                 raise ModelError(f"{self._path}: the engine failed at {rows} rows")
 
-        self._gpu.ordered(launch)  # uncaptured once: lazy allocations must not fall into the graph
+        # Once without a capture, because allocations at the first launch must not become part of the graph.
+        self._gpu.ordered(launch)
         return _Bound(context, inputs, outputs, self._gpu.capture(launch), generation)
 
-    def _context(self, profile: int) -> IExecutionContext:
-        context = self._engine.create_execution_context(_user_managed(self._api))
-        if not context.set_optimization_profile_async(profile, self._gpu.stream):
-            raise ModelError(f"{self._path}: profile {profile} cannot be set")
-        return context
-
     def _buffers(self, rows: int, samples: int) -> tuple[Tensors, Tensors]:
-        """Zeros: the run before the capture must not meet numbers that are none."""
+        """Return inputs and outputs of zeros, so that the run before the capture meets no NaN."""
         signature = self._signature
 
         def zeros(name: str) -> torch.Tensor:
@@ -162,7 +161,7 @@ class TrtRuntime:
             shape = signature.shape(name, self._sizes, rows, samples=samples)
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
-        return {n: zeros(n) for n in signature.inputs}, {n: zeros(n) for n in signature.outputs}
+        return {name: zeros(name) for name in signature.inputs}, {name: zeros(name) for name in signature.outputs}
 
 
 def open_trt(
@@ -184,14 +183,14 @@ def open_trt(
     """
     engine = _deserialize(api, path)
     runtime = TrtRuntime(api, engine, component, sizes, device, path)
-    most = max(most for _, most in runtime.profiles)
+    most = max(most for _, most in runtime.profiles)  # an engine has a profile for each range of batches
     rows = most if most_rows is None else min(most, most_rows)
     exact = all(least == most for least, most in runtime.profiles)
     return InPieces(runtime, SIGNATURES[component], rows, exact=exact)
 
 
 def trt_opener(artifact: Artifact, sizes: Mapping[str, int], device: torch.device) -> OpenRuntime:
-    """Return what opens each engine of an exported set, all on one stream, with one block for their activations.
+    """Return the function that opens each engine of an exported set, all on one stream, with one block of memory.
 
     Raises:
         PreflightError: not a GPU, or the library that built the set does not run here.
@@ -207,17 +206,16 @@ def trt_opener(artifact: Artifact, sizes: Mapping[str, int], device: torch.devic
 
 
 def inspect(api: Api, path: Path, component: Component, stream: int) -> str:
-    """The layers of an engine, as the inspector's JSON, for the batch its last profile is tuned for.
+    """Return the layers of an engine, as the inspector's JSON, for the batch size that its last profile is tuned for.
 
-    Without a context that has shapes, types and dimensions of a free batch are not told.
+    The inspector gives types and dimensions of a free batch only with a context that has shapes.
 
     Raises:
         ModelError: the file is no engine for this GPU.
     """
     engine = _deserialize(api, path)
-    context, last = engine.create_execution_context(_user_managed(api)), engine.num_optimization_profiles - 1
-    if not context.set_optimization_profile_async(last, stream):
-        raise ModelError(f"{path}: profile {last} cannot be set")
+    last = engine.num_optimization_profiles - 1
+    context = _open_context(api, engine, last, stream, path)
     for name in SIGNATURES[component].inputs:
         _, tuned, _ = engine.get_tensor_profile_shape(name, last)
         context.set_input_shape(name, tuple(tuned))
@@ -226,17 +224,20 @@ def inspect(api: Api, path: Path, component: Component, stream: int) -> str:
     return inspector.get_engine_information(api.member("LayerInformationFormat", "JSON"))
 
 
-def _user_managed(api: Api) -> Any:
-    """Contexts without memory of their own."""
-    return api.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
+def _open_context(api: Api, engine: ICudaEngine, profile: int, stream: int, path: Path) -> IExecutionContext:
+    """Create a context without memory of its own, and set its profile."""
+    context = engine.create_execution_context(api.member("ExecutionContextAllocationStrategy", "USER_MANAGED"))
+    if not context.set_optimization_profile_async(profile, stream):
+        raise ModelError(f"{path}: profile {profile} cannot be set")
+    return context
 
 
 def _deserialize(api: Api, path: Path) -> ICudaEngine:
-    said: list[str] = []
-    logger = api.logger(lambda severity, message: said.append(f"{severity} {message}"))
+    messages: list[str] = []
+    logger = api.logger(lambda severity, message: messages.append(f"{severity} {message}"))
     engine = api.runtime(logger).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        reason = next((line for line in said if "ERROR" in line), "no reason given")
+        reason = next((message for message in messages if "ERROR" in message), "no reason given")
         raise ModelError(f"{path}: {api.flavour} {api.version} cannot open it ({reason}); export it again on this GPU")
     return engine
 
@@ -265,14 +266,18 @@ def describe_trt(device: torch.device) -> str:
 
 def _dtype(api: Api, engine: ICudaEngine, component: Component, path: Path) -> torch.dtype:
     signature = SIGNATURES[component]
-    found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
-    if found != {*signature.inputs, *signature.outputs}:
-        raise ModelError(f"{path}: its tensors {sorted(found)} are not a {component}'s; export it again")
-    kinds = {api.member("DataType", "FLOAT"): torch.float32, api.member("DataType", "HALF"): torch.float16}
-    return kinds[engine.get_tensor_dtype(next(iter(signature.outputs)))]
+    names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+    if names != {*signature.inputs, *signature.outputs}:
+        raise ModelError(f"{path}: its tensors {sorted(names)} are not a {component}'s; export it again")
+    dtypes = {api.member("DataType", "FLOAT"): torch.float32, api.member("DataType", "HALF"): torch.float16}
+    return dtypes[engine.get_tensor_dtype(next(iter(signature.outputs)))]
 
 
-def _profiles(engine: ICudaEngine, name: str) -> list[tuple[int, int]]:
-    """Least and most rows of each profile."""
-    shapes = [engine.get_tensor_profile_shape(name, i) for i in range(engine.num_optimization_profiles)]
-    return [(least[0], most[0]) for least, _, most in shapes]
+def _profiles(engine: ICudaEngine, signature: Signature) -> list[tuple[int, int]]:
+    """Return least and most rows of each profile."""
+    name = next(name for name, axes in signature.inputs.items() if BATCH in axes)
+    profiles = []
+    for index in range(engine.num_optimization_profiles):
+        least, _, most = engine.get_tensor_profile_shape(name, index)
+        profiles.append((least[0], most[0]))
+    return profiles

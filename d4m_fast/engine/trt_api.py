@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT for RTX: which is here, and every name of theirs that this package uses.
+"""TensorRT and TensorRT for RTX: import of either, and every name of theirs that this package uses.
 
 Each protocol is called as the class it describes. `tests/export/test_trt_api.py` looks all of them up, with their
 arguments, in the bindings of both libraries; the type checker keeps other names out.
@@ -113,7 +113,7 @@ class IBuilderConfig(Protocol):
 
 
 class RtxBuilderConfig(IBuilderConfig, Protocol):
-    """What TensorRT for RTX has on top, to build for GPUs that are not here."""
+    """The builder's configuration of TensorRT for RTX, which can also build for GPUs that are not here."""
 
     num_compute_capabilities: int
 
@@ -174,6 +174,7 @@ class Runtime(Protocol):
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None: ...
 
 
+# Members of enumerations, and callbacks, that this package uses.
 ENUMS: dict[str, tuple[str, ...]] = {
     "BuilderFlag": ("TF32",),
     "DataType": ("FLOAT", "HALF", "INT64"),
@@ -190,7 +191,7 @@ CALLBACKS: dict[str, tuple[str, ...]] = {
 
 
 class Api:
-    """One of the two libraries; enumeration members are given by name and must be in `ENUMS`."""
+    """Access to either library; enumeration members are given by name and must be in `ENUMS`."""
 
     def __init__(self, module: Any, flavour: Flavour) -> None:
         self.module = module
@@ -203,11 +204,11 @@ class Api:
         return getattr(getattr(self.module, enumeration), name)
 
     def capability(self, target: str) -> Any:
-        """ComputeCapability of "sm89", which only TensorRT for RTX has; None if it does not build for it."""
+        """Return the ComputeCapability of "sm89", which only TensorRT for RTX has; None if it does not build for it."""
         return getattr(self.module.ComputeCapability, target.upper(), None)
 
     def logger(self, write: Any) -> Any:
-        """An ILogger that hands every (severity, message) to `write`."""
+        """Return an ILogger that hands every (severity, message) to `write`."""
 
         base: Any = self.module.ILogger
 
@@ -221,19 +222,19 @@ class Api:
         return Logger()
 
     def builder(self, logger: Any) -> Builder:
-        made: Builder = self.module.Builder(logger)
-        return made
+        builder: Builder = self.module.Builder(logger)
+        return builder
 
     def parser(self, network: INetworkDefinition, logger: Any) -> OnnxParser:
-        made: OnnxParser = self.module.OnnxParser(network, logger)
-        return made
+        parser: OnnxParser = self.module.OnnxParser(network, logger)
+        return parser
 
     def runtime(self, logger: Any) -> Runtime:
-        made: Runtime = self.module.Runtime(logger)
-        return made
+        runtime: Runtime = self.module.Runtime(logger)
+        return runtime
 
     def monitor(self, start: Any, finish: Any) -> Any:
-        """An IProgressMonitor that reports the phases of a build."""
+        """Return an IProgressMonitor that calls `start` and `finish` at each phase of a build."""
 
         base: Any = self.module.IProgressMonitor
 
@@ -254,10 +255,10 @@ class Api:
 
 
 def load_trt(flavour: Flavour) -> Api:
-    """The library, imported.
+    """Import a library.
 
     Raises:
-        PreflightError: it is not installed, or its shared libraries do not load; names the extra.
+        PreflightError: it is not installed, or its shared libraries do not load; the error names the extra to install.
     """
     for name in MODULES[flavour]:
         try:

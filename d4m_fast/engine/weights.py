@@ -1,10 +1,10 @@
-"""Weight files of a model's parts: those that diffusers' and transformers' `from_pretrained` would load.
+"""Choice of a model's weight files: those that diffusers' and transformers' `from_pretrained` would load.
 
     STEM.safetensors                  STEM.fp16.safetensors                 in one file
     STEM.safetensors.index.json       STEM.safetensors.index.fp16.json      or in the shards that an index names:
     STEM-00001-of-00002.safetensors   STEM.fp16-00001-of-00002.safetensors  called so, or otherwise
 
-Full precision goes before half. Weights that may be meant as well must agree with those that are loaded.
+Full precision is preferred to half. Where other files could be meant as well, they must agree with those loaded.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", 
 HALF = "fp16"
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 _POINTER = b"version https://git-lfs.github.com/spec/"
-_SAMPLE = 64
+_SAMPLE = 64  # values of a tensor that are compared: enough to tell two models apart without reading them whole
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """The files that one part of a model is loaded from.
+    """The files that a component of a model is loaded from.
 
     Attributes:
-        variant: as `from_pretrained` takes it; None is full precision.
+        variant: the argument of `from_pretrained`; None is full precision.
         files: all that is read, an index included, sorted.
-        unread: weights of this part that lie beside them, sorted.
+        unread: weights of this component that lie beside them, sorted.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class WeightFiles:
 
     @property
     def line(self) -> str:
-        """What a log says of them; empty where they are of full precision and nothing lies beside them."""
+        """The log's line on them; empty where they are of full precision and nothing lies beside them."""
         if self.variant is None and not self.unread:
             return ""
         kind = "full-precision" if self.variant is None else self.variant
@@ -64,22 +64,22 @@ class WeightFiles:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """Weights that are whole: `name` is the one file or the index, `tensors` the one file or the shards."""
+    """A complete set of weights: `name` is the single file or the index, `tensors` the single file or the shards."""
 
     name: Path
     tensors: tuple[Path, ...]
 
 
 class _PointerError(ModelError):
-    """A file's content has not been fetched."""
+    """The error at a file whose content git-lfs has not fetched."""
 
 
 def choose_weights(folder: Path, stem: str) -> WeightFiles:
-    """Return the files that a part of a model is loaded from.
+    """Return the files that a component of a model is loaded from.
 
     Args:
-        folder: of the part, below the model's.
-        stem: of the files' names, as in `WEIGHTS`.
+        folder: the component's, below the model's.
+        stem: beginning of the files' names (`WEIGHTS`).
 
     Raises:
         ModelError: there are none, they are damaged or incomplete, or there are two sets that differ.
@@ -113,7 +113,8 @@ def _candidate(folder: Path, stem: str, variant: str | None) -> _Candidate | Non
     if single is None or sharded is None:
         return sharded if single is None else single
     _require_agreement(single, sharded, rounded=False)
-    return single if stem == WEIGHTS["text_encoder"] else sharded  # transformers and diffusers differ in this
+    # Where both are there, transformers loads the single file and diffusers the shards.
+    return single if stem == WEIGHTS["text_encoder"] else sharded
 
 
 def _single(folder: Path, stem: str, variant: str | None) -> _Candidate | None:
@@ -134,8 +135,9 @@ def _sharded(folder: Path, stem: str, variant: str | None) -> _Candidate | None:
     for shard in shards:
         if not os.path.lexists(shard):
             raise ModelError(f"{index}: names {shard.name}, which is not there; add it or save the model again")
-        with _open(shard) as opened:
-            differing = {name for name, place in places.items() if place == shard.name} ^ set(opened.keys())
+        indexed_names = {name for name, place in places.items() if place == shard.name}
+        with _open(shard) as tensors:
+            differing = indexed_names ^ set(tensors.keys())
         if differing:
             raise ModelError(
                 f"{index}: does not fit {shard.name} ({min(differing)} is in one of them only); save the model again"
@@ -153,13 +155,17 @@ def _index(stem: str, variant: str | None) -> str:
 
 def _shards(folder: Path, stem: str, variant: str | None) -> list[Path]:
     """Return a variant's shards by their names, those of old versions of diffusers included."""
-    part, stem = r"-\d+-of-\d+", re.escape(stem)
-    names = f"{stem}{part}" if variant is None else f"{stem}(\\.{variant}{part}|{part}\\.{variant})"
-    return sorted(f for f in folder.glob("*.safetensors") if re.fullmatch(rf"{names}\.safetensors", f.name))
+    number, stem = r"-\d+-of-\d+", re.escape(stem)
+    names = f"{stem}{number}" if variant is None else f"{stem}(\\.{variant}{number}|{number}\\.{variant})"
+    pattern = re.compile(rf"{names}\.safetensors")
+    return sorted(file for file in folder.glob("*.safetensors") if pattern.fullmatch(file.name))
 
 
 def _refuse_strays(folder: Path, stem: str, variant: str | None) -> None:
-    """Refuse what `from_pretrained` would pass over, or find or not by the dots in a path, where there is no index."""
+    """Refuse shards, and an index under an old name, where the index that belongs there is missing.
+
+    `from_pretrained` would pass over some of them, and find others or not by the dots in the path.
+    """
     index = _index(stem, variant)
     for name in (f"{stem}.safetensors.{variant}.index.json", f"{stem}.{variant}.safetensors.index.json"):
         if os.path.lexists(folder / name):
@@ -180,14 +186,14 @@ def _read_index(file: Path) -> dict[str, str]:
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise ModelError(f"{file}: not an index (no metadata, or no weight_map of file names); save the model again")
     for name in places.values():
-        # Anything else would be looked for elsewhere, or opened as a pickle.
+        # A name with a folder would be looked for elsewhere, and one with another ending be opened as a pickle.
         if Path(name).name != name or "\0" in name or not name.endswith(".safetensors"):
             raise ModelError(f"{file}: names {name!r}, which is no safetensors file beside it; save the model again")
     return places
 
 
 def _open(file: Path) -> safe_open:
-    """Return a file whose header has been read, and fits its length."""
+    """Open a safetensors file, which checks that its header fits its length."""
     _require_content(file)
     try:
         return safe_open(file, framework="pt")
@@ -198,12 +204,12 @@ def _open(file: Path) -> safe_open:
 
 
 def _require_content(file: Path) -> None:
-    """Refuse what is no file that can be read; a pipe is never opened."""
+    """Refuse what is no file that can be read."""
     try:
-        if not stat.S_ISREG(file.stat().st_mode):
+        if not stat.S_ISREG(file.stat().st_mode):  # tested first: to open a pipe would wait for ever
             raise ModelError(f"{file}: not a regular file; put the weights in its place")
-        with file.open("rb") as opened:
-            start = opened.read(len(_POINTER))
+        with file.open("rb") as stream:
+            start = stream.read(len(_POINTER))
     except FileNotFoundError as error:
         raise ModelError(f"{file}: a link to nothing; put the weights in its place") from error
     except OSError as error:
@@ -212,34 +218,41 @@ def _require_content(file: Path) -> None:
         raise _PointerError(f"{file}: is a git-lfs pointer, not weights: run git lfs pull")
 
 
-def _require_agreement(one: _Candidate, other: _Candidate, *, rounded: bool) -> None:
-    difference = _difference(one, other, rounded)
+def _require_agreement(first: _Candidate, second: _Candidate, *, rounded: bool) -> None:
+    difference = _difference(first, second, rounded)
     if difference is not None:
         raise ModelError(
-            f"{one.name} and {other.name.name}: either may be meant, and {difference}; remove the one that is not"
+            f"{first.name} and {second.name.name}: either may be meant, and {difference}; remove the one that is not"
         )
 
 
-def _difference(one: _Candidate, other: _Candidate, rounded: bool) -> str | None:
-    """Say how the first tensor differs that does, by names, shapes and the first values of each.
+def _difference(first: _Candidate, second: _Candidate, rounded: bool) -> str | None:
+    """Say how two sets of weights differ, by names, shapes and the first values of each tensor; None if they agree.
 
     Args:
         rounded: whether one of them may be the other in half precision.
     """
-    with _slices(one) as ones, _slices(other) as others:
-        for name in sorted(ones.keys() | others.keys()):
-            if name not in ones or name not in others:
+    with _slices(first) as first_slices, _slices(second) as second_slices:
+        for name in sorted(first_slices.keys() | second_slices.keys()):
+            if name not in first_slices or name not in second_slices:
                 return f"{name} is in one of them only"
-            if ones[name].get_shape() != others[name].get_shape():
-                return f"{name} has another shape"
-            kinds = {ones[name].get_dtype(), others[name].get_dtype()}
-            if len(kinds) > 1 and not rounded:
-                return f"{name} is of another type"
-            first, second = _sample(ones[name]), _sample(others[name])
-            if len(kinds) > 1:
-                first, second = first.half(), second.half()
-            if not first.float().allclose(second.float(), rtol=0, atol=0, equal_nan=True):
-                return f"{name} has other values"
+            difference = _difference_of_tensors(first_slices[name], second_slices[name], rounded)
+            if difference is not None:
+                return f"{name} {difference}"
+    return None
+
+
+def _difference_of_tensors(first: Any, second: Any, rounded: bool) -> str | None:
+    if first.get_shape() != second.get_shape():
+        return "has another shape"
+    same_type = first.get_dtype() == second.get_dtype()
+    if not same_type and not rounded:
+        return "is of another type"
+    first_values, second_values = _first_values(first), _first_values(second)
+    if not same_type:
+        first_values, second_values = first_values.half(), second_values.half()
+    if not first_values.float().allclose(second_values.float(), rtol=0, atol=0, equal_nan=True):
+        return "has other values"
     return None
 
 
@@ -249,13 +262,18 @@ def _slices(candidate: _Candidate) -> Iterator[dict[str, Any]]:
 
     Others are no weights: old text encoders were saved with the numbers of their positions, new ones are not.
     """
+    slices = dict[str, Any]()
     with ExitStack() as stack:
-        opened = [stack.enter_context(_open(file)) for file in candidate.tensors]
-        slices = {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118
-        yield {name: tensor for name, tensor in slices.items() if "F" in tensor.get_dtype()}
+        for file in candidate.tensors:
+            tensors = stack.enter_context(_open(file))
+            for name in tensors.keys():  # noqa: SIM118
+                tensor = tensors.get_slice(name)
+                if "F" in tensor.get_dtype():  # F32, F16, BF16
+                    slices[name] = tensor
+        yield slices
 
 
-def _sample(tensor: Any) -> Any:
+def _first_values(tensor: Any) -> Any:
     """Return the first elements, read with the rows that hold them."""
     shape = tensor.get_shape()
     rows = slice(1 + _SAMPLE // max(1, math.prod(shape[1:])))
@@ -263,12 +281,13 @@ def _sample(tensor: Any) -> Any:
 
 
 def _absence(folder: Path, stem: str) -> ModelError:
-    others = sorted(folder.glob(f"{stem}*.safetensors"))
-    if not others and any(file for pattern in _PICKLES for file in folder.glob(pattern)):
+    """Return the error at a folder without weights of either precision, which names the other weights there."""
+    variants = sorted(folder.glob(f"{stem}*.safetensors"))
+    if not variants and any(any(folder.glob(pattern)) for pattern in _PICKLES):
         return ModelError(
             f"{folder}: only pickled weights, which can run code when opened; save the model with safetensors"
         )
-    beside = f"; {_names(others)} is another variant" if others else ""
+    beside = f"; {_names(variants)} is another variant" if variants else ""
     return ModelError(
         f"{folder.parent}: parts missing ({folder.name}/{_file(stem, None)}); a Stable Diffusion 1.x directory has them"
         f" all{beside}"
@@ -276,6 +295,6 @@ def _absence(folder: Path, stem: str) -> ModelError:
 
 
 def _names(files: tuple[Path, ...] | list[Path]) -> str:
-    """Return the name of the one file, or of the index or the first, and how many there are besides."""
+    """Return a file's name; of several files that of the index or the first, and how many more there are."""
     first = min(files, key=lambda file: (file.suffix, file.name))
     return first.name if len(files) == 1 else f"{first.name} and {len(files) - 1} more"
