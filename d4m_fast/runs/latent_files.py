@@ -33,7 +33,7 @@ class LatentFiles:
         self._shape = shape
         self._headers = {class_id: _npy_header((count, *shape)) for class_id, count in counts.items()}
         self._row_bytes = 2 * int(np.prod(shape))
-        self._unwritten = _checksum(bytes(self._row_bytes))
+        self._unwritten = _checksum(bytes(self._row_bytes))  # of a row of zeros
         self._unsynced: set[int] = set()
         self.checksums = {class_id: np.full(count, self._unwritten, _CHECKSUM) for class_id, count in counts.items()}
 
@@ -55,11 +55,13 @@ class LatentFiles:
             for class_id, header in self._headers.items():
                 with self.file(class_id).open("wb") as file:
                     file.write(header)
+                    # Where the file system can leave holes, these zeros take no room until rows are written.
                     file.truncate(len(header) + self.bytes_of(class_id))
 
     def write(self, class_id: int, first: int, rows: np.ndarray) -> None:
         """Put rows (n, C, h, w) float16 in their places, the ranks from `first` on; durable after `sync`."""
         self._unsynced.add(class_id)
+        # Of the rows in memory, so that a disk that stores something else is noticed when they are read.
         self.checksums[class_id][first : first + len(rows)] = [_checksum(row.tobytes()) for row in rows]
         with files.refusing(self._root), self.file(class_id).open("r+b") as file:
             file.seek(len(self._headers[class_id]) + first * self._row_bytes)

@@ -21,7 +21,7 @@ from d4m_fast.storage import files
 from d4m_fast.storage.state import LATENTS, read_state, write_state
 
 INDEX, PROGRESS = "index.json", "progress.json"
-CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_SECONDS = 10.0  # so much work an interruption costs; a checkpoint syncs every file written to since the last
 _MISPLACED = "made by something else than its name says"
 
 
@@ -65,6 +65,7 @@ class LatentStore:
         files.sweep(root)
         self.made_by = made_by
         self._saved = time.monotonic()
+        # The index is written last, so where it is there the store is complete and the progress does not count.
         index = _read(root / INDEX, made_by)
         progress = _read(root / PROGRESS, made_by) if index is None else None
         self.complete = index is not None
@@ -208,6 +209,7 @@ class LatentStore:
         self.complete = True
 
     def _write_state(self, name: str) -> None:
+        # Position and checksums in one file, so that they cannot be of different moments.
         write_state(self.path / name, LATENTS, {**self._state, **self._files.to_json(), "made_by": self.made_by})
 
 

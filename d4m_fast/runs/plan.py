@@ -61,7 +61,7 @@ class Plan:
         Raises:
             OutOfMemoryError: that batch was one image.
         """
-        first = self.without(committed)[0]
+        first = self.without(committed)[0]  # the group that was worked on when memory ran out
         name = "decode_batch" if error.stage == "decode" else "batch_size"
         size = getattr(first, name)
         if size == 1:

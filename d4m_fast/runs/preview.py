@@ -20,6 +20,7 @@ def contact_sheet(images: Iterable[tuple[Path, str]]) -> Image.Image:
     Pairs of one class stand together; a new row starts where the file's directory changes. The iterable is not read
     beyond the last row.
     """
+    # Rows are read one by one, so that a run of thousands of classes is not listed for a sheet of twenty.
     groups = groupby(images, key=lambda pair: pair[0].parent)
     rows = [list(group) for _, group in islice(groups, ROWS)]
     sheet = Image.new("RGB", (_LABEL + COLUMNS * _TILE, max(len(rows), 1) * _TILE), "white")

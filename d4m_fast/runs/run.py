@@ -82,6 +82,7 @@ class RunDirectory:
         not be used for the same model after it is repaired.
         """
         config = self.path / "config.json"
+        # First, because a directory that has other files but no config is refused as not a run.
         if not config.exists():
             write_state(config, CONFIG, self._identity)
         files.sweep(self.path)
@@ -151,6 +152,7 @@ class RunDirectory:
 
         `samples` come group by group, in the order of `groups`, as many per class. Returns their rows of the manifest.
         """
+        # No groups are left where a finished run is gone on with; then there are no samples either.
         samples_per_class = len(samples) // max(sum(len(group.classes) for group in groups), 1)
 
         def items() -> Iterator[dict[str, Any]]:
@@ -188,6 +190,7 @@ class RunDirectory:
                 "preview.png": self._write_preview(plan),
             },
         }
+        # Last, because a run with a summary counts as finished.
         write_of_run(self.path / "summary.json", SUMMARY, self.fingerprint, summary)
         return self._with_place(summary)
 

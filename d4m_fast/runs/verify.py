@@ -149,7 +149,7 @@ class _Check:
         except DamageError as error:
             yield _to_finish(name, "damaged", error.reason, name)
             return
-        if record is None:
+        if record is None:  # a run that is not finished has groups that are not made yet
             if self._finished:
                 yield _to_finish(name, "missing", "the run is marked finished")
             return
@@ -282,6 +282,7 @@ def _undecodable(data: bytes, suffix: str, side: int) -> str | None:
         with Image.open(io.BytesIO(data), formats=[PILLOW_OF[suffix]]) as image:
             image.load()
             size = image.size
+    # What Pillow raises on damaged files of the formats that runs are written in.
     except (OSError, ValueError, SyntaxError) as error:
         return f"cannot be decoded ({error})"
     return None if size == (side, side) else f"{size[0]} x {size[1]} pixels, not {side} x {side}"
