@@ -83,6 +83,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def _timed(self, book: dict[str, float], name: str) -> Iterator[None]:
+        # What is timed inside adds itself to `nested`, which is taken off afterwards.
         outer_nested, self._thread.nested = self._thread.nested, 0.0
         start = time.perf_counter()
         try:

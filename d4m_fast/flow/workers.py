@@ -13,7 +13,7 @@ from d4m_fast.flow.stream import Stream
 
 T = TypeVar("T")
 R = TypeVar("R")
-_END: Any = object()
+_END: Any = object()  # an item of no stream, not even None
 
 
 class Workers:
@@ -60,6 +60,7 @@ class Workers:
         pending: deque[Future[R]] = deque()
         for future in self._submitted(function, items, threads, name):
             pending.append(future)
+            # A result that is ready goes on at once, because the next item may take long to make.
             while pending and (len(pending) > depth or pending[0].done()):
                 yield self._wait(pending.popleft(), name)
         for future in pending:

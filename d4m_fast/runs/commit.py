@@ -1,4 +1,4 @@
-"""The state files of one run, and of them the record of a committed group: its files, checksums, what made them."""
+"""State files that belong to one run, and among them the records of committed groups: their files and checksums."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_of_run(path: Path, schema: Schema, config: str, fields: Mapping[str, A
 
 
 def read_of_run(path: Path, schema: Schema, config: str) -> dict[str, Any] | None:
-    """What `write_of_run` wrote; None if there is none.
+    """Return the fields that `write_of_run` wrote; None if there is no file.
 
     Raises:
         DamageError: it is not what was written, or belongs to another run.
@@ -32,16 +32,17 @@ def read_of_run(path: Path, schema: Schema, config: str) -> dict[str, Any] | Non
 
 
 def record_file(run: Path, group: int) -> Path:
+    """Return the path of a group's record."""
     return run / "groups" / f"{group:05d}.json"
 
 
 def write_record(run: Path, config: str, record: Mapping[str, Any]) -> None:
-    """Commit a group: its files must be durable before."""
+    """Commit a group, whose files must be durable before."""
     write_of_run(record_file(run, record["group"]), GROUP, config, record)
 
 
 def read_record(run: Path, group: int, config: str) -> dict[str, Any] | None:
-    """The record of a group; None if it is not committed.
+    """Return the record of a group; None if it is not committed.
 
     Args:
         config: the run's fingerprint.
@@ -55,16 +56,19 @@ def read_record(run: Path, group: int, config: str) -> dict[str, Any] | None:
         return None
     if record["group"] != group:
         raise GROUP.damage(file, "it is the record of another group")
-    if any(PurePosixPath(row["file"]).is_absolute() or ".." in row["file"].split("/") for row in files_of(record)):
-        raise GROUP.damage(file, "it names files outside the run")
+    for row in files_of(record):
+        path = PurePosixPath(row["file"])
+        if path.is_absolute() or ".." in path.parts:
+            raise GROUP.damage(file, "it names files outside the run")
     return record
 
 
 def files_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each file of a group: "file" below the run, "bytes" and "sha256"."""
+    """Return a row for each file of a group: "file" below the run, "bytes" and "sha256"."""
     return [*record["images"], *record["prototypes"]]
 
 
 def is_of(record: Mapping[str, Any], group: Group) -> bool:
-    """Whether a record has the classes of a planned group; it has not where the plan was made anew."""
-    return tuple(dict.fromkeys(row["class_id"] for row in record["images"])) == group.classes
+    """Return whether a record has the classes of a planned group; it has not where the plan was made anew."""
+    class_ids = dict.fromkeys(row["class_id"] for row in record["images"])  # each once, in order
+    return tuple(class_ids) == group.classes

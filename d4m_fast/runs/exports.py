@@ -1,4 +1,4 @@
-"""Sets of exported networks on the disk: where they lie, and whether their files still are what was certified."""
+"""Sets of exported networks on the disk: their places, and checks that their files are as they were certified."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ CERTIFICATE_FILE = "certificate.json"
 
 
 def folder_of(artifacts: Path, model_sha256: str) -> Path:
-    """Where a model's sets lie, a folder each."""
+    """Return the folder of a model's sets, each of which is a folder in it."""
     return artifacts / "engines" / model_sha256[:16]
 
 
 def digests(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of files in a set; one that is missing, or no regular file, has size -1.
+    """Return size and SHA-256 of files in a set; one that is missing, or no regular file, has size -1.
 
     Raises:
         PreflightError: one may not be read, or not now.
@@ -30,7 +30,7 @@ def digests(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def damaged_files(artifacts: Path, model_sha256: str, set_sha256: str) -> Iterator[tuple[Path, str]]:
-    """The files of a model's set that are not as they were certified, and its damaged certificates; with the reason.
+    """Yield the files of a model's set that are not as certified, and its damaged certificates, with the reason.
 
     Args:
         set_sha256: fingerprint of the files that the certificate lists.
@@ -44,15 +44,16 @@ def damaged_files(artifacts: Path, model_sha256: str, set_sha256: str) -> Iterat
             continue
         certified = {} if certificate is None else certificate["files"]
         if fingerprint(certified) == set_sha256:
-            changed = (name for name, entry in digests(path.parent, certified).items() if entry != certified[name])
-            yield from ((path.parent / name, "not what was certified") for name in changed)
+            for name, digest in digests(folder, certified).items():
+                if digest != certified[name]:
+                    yield folder / name, "not what was certified"
 
 
 def _digest(file: Path) -> dict[str, Any]:
     try:
-        with files.open_regular(file) as opened:
-            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-            return {"bytes": opened.tell(), "sha256": sha256}
+        with files.open_regular(file) as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            return {"bytes": stream.tell(), "sha256": sha256}
     except OSError as error:
         files.refuse_machine_error(file, error)
         return {"bytes": -1, "sha256": ""}

@@ -1,8 +1,9 @@
-"""The formats that distilled images are written in."""
+"""Formats that distilled images are written in."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,7 +21,7 @@ BLOCK = 4096  # bytes in which a file system gives out room
 
 @dataclass(frozen=True, slots=True)
 class FileFormat:
-    """How Pillow writes it."""
+    """A format with Pillow's name and options for it."""
 
     pillow: str
     suffix: str
@@ -39,15 +40,16 @@ _CODECS: Mapping[ImageFormat, str] = {"png": "zlib", "jpeg": "jpg", "webp": "web
 
 
 def to_bytes(pixels: np.ndarray, form: ImageFormat) -> bytes:
-    """The file of an image (H, W, 3) uint8."""
+    """Return the bytes of the file of an image (H, W, 3) uint8."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, FORMATS[form].pillow, **FORMATS[form].options)
     return buffer.getvalue()
 
 
 def most_bytes(side: int) -> int:
-    """Room that the file of an image of this side takes on a disk, at most."""
-    return -(-((3 * side + 1) * side + HEADERS) // BLOCK) * BLOCK
+    """Return the bytes that the file of an image of this side takes on a disk, at most."""
+    blocks = math.ceil(((3 * side + 1) * side + HEADERS) / BLOCK)  # PNG adds a byte to each row
+    return blocks * BLOCK
 
 
 def require_format(form: ImageFormat) -> None:

@@ -1,4 +1,4 @@
-"""Latents on the disk: one NumPy file per class, and a checksum of every row."""
+"""Files of latents: one NumPy file per class, and a checksum of every row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHECKSUM = "<u8"  # BLAKE2b of 64 bits: a changed row passes once in 2^64
 
 
 class LatentFiles:
-    """`<class id>.npy`, each (n, C, h, w) float16, row = rank in the class; rows not yet written are zeros.
+    """Files `<class id>.npy`, each (n, C, h, w) float16, row = rank in the class; rows not yet written are zeros.
 
     Attributes:
         counts: rows of each class.
@@ -31,20 +31,22 @@ class LatentFiles:
         self._root = root
         self.counts = counts
         self._shape = shape
-        self._headers = {c: _npy_header((n, *shape)) for c, n in counts.items()}
+        self._headers = {class_id: _npy_header((count, *shape)) for class_id, count in counts.items()}
         self._row_bytes = 2 * int(np.prod(shape))
-        self._empty = _checksum(bytes(self._row_bytes))
-        self._touched: set[int] = set()
-        self.checksums = {c: np.full(n, self._empty, _CHECKSUM) for c, n in counts.items()}
+        self._unwritten = _checksum(bytes(self._row_bytes))  # of a row of zeros
+        self._unsynced: set[int] = set()
+        self.checksums = {class_id: np.full(count, self._unwritten, _CHECKSUM) for class_id, count in counts.items()}
 
     def file(self, class_id: int) -> Path:
+        """Return the path of a class's file."""
         return self._root / f"{class_id:05d}.npy"
 
     def all_there(self) -> bool:
+        """Return whether no file is missing."""
         return all(self.file(class_id).is_file() for class_id in self.counts)
 
     def bytes_of(self, class_id: int) -> int:
-        """Size of a class's rows."""
+        """Return the size of a class's rows."""
         return self.counts[class_id] * self._row_bytes
 
     def allocate(self) -> None:
@@ -53,11 +55,13 @@ class LatentFiles:
             for class_id, header in self._headers.items():
                 with self.file(class_id).open("wb") as file:
                     file.write(header)
+                    # Where the file system can leave holes, these zeros take no room until rows are written.
                     file.truncate(len(header) + self.bytes_of(class_id))
 
     def write(self, class_id: int, first: int, rows: np.ndarray) -> None:
         """Put rows (n, C, h, w) float16 in their places, the ranks from `first` on; durable after `sync`."""
-        self._touched.add(class_id)
+        self._unsynced.add(class_id)
+        # Of the rows in memory, so that a disk that stores something else is noticed when they are read.
         self.checksums[class_id][first : first + len(rows)] = [_checksum(row.tobytes()) for row in rows]
         with files.refusing(self._root), self.file(class_id).open("r+b") as file:
             file.seek(len(self._headers[class_id]) + first * self._row_bytes)
@@ -69,12 +73,12 @@ class LatentFiles:
 
     def sync(self) -> None:
         """Make durable what was written since the last call."""
-        for class_id in self._touched:
+        for class_id in self._unsynced:
             files.sync_file(self.file(class_id))
-        self._touched.clear()
+        self._unsynced.clear()
 
     def read(self, class_id: int) -> np.ndarray:
-        """All rows of a class, (n, C, h, w) float16.
+        """Return all rows of a class, (n, C, h, w) float16.
 
         Raises:
             DamageError: the file is not the one that was written.
@@ -93,7 +97,7 @@ class LatentFiles:
             self._require_written(class_id)
 
     def damaged(self, *, complete: bool) -> Iterator[tuple[Path, str]]:
-        """The files that are not as they were written, each with the reason.
+        """Yield the files that are not as they were written, each with the reason.
 
         Args:
             complete: whether all rows are there; else only those written so far are checked.
@@ -106,19 +110,26 @@ class LatentFiles:
                 yield self.file(class_id), error.reason
 
     def to_json(self) -> dict[str, Any]:
-        """Shape and checksums, for a state file."""
-        rows = {str(c): base64.b64encode(sums.tobytes()).decode() for c, sums in self.checksums.items()}
+        """Return shape and checksums, for a state file."""
+        rows = {}
+        for class_id, checksums in self.checksums.items():
+            rows[str(class_id)] = base64.b64encode(checksums.tobytes()).decode()
         return {"shape": list(self._shape), "rows": rows}
 
     @classmethod
     def from_json(cls, root: Path, value: Mapping[str, Any]) -> LatentFiles:
-        """What `to_json` gave."""
-        checksums = {int(c): np.frombuffer(binascii.a2b_base64(text), _CHECKSUM) for c, text in value["rows"].items()}
-        latent_files = cls(root, {c: len(sums) for c, sums in checksums.items()}, tuple(value["shape"]))
-        latent_files.checksums = {c: sums.copy() for c, sums in checksums.items()}
+        """Return the files that `to_json` described."""
+        checksums: dict[int, np.ndarray] = {}
+        for class_id, text in value["rows"].items():
+            # A copy, because an array over a buffer cannot be written to.
+            checksums[int(class_id)] = np.frombuffer(binascii.a2b_base64(text), _CHECKSUM).copy()
+        counts = {class_id: len(class_checksums) for class_id, class_checksums in checksums.items()}
+        latent_files = cls(root, counts, tuple(value["shape"]))
+        latent_files.checksums = checksums
         return latent_files
 
     def _bytes(self, class_id: int) -> memoryview:
+        """Return the rows of a class as they lie in its file."""
         file, header = self.file(class_id), self._headers[class_id]
         with LATENTS.reading(file):
             data = files.read_regular(file)
@@ -127,11 +138,12 @@ class LatentFiles:
         return memoryview(data)[len(header) :]
 
     def _require_written(self, class_id: int) -> None:
-        written = np.flatnonzero(self.checksums[class_id] != self._empty)
-        if len(written):
-            self._require(class_id, self._bytes(class_id), written.tolist())
+        ranks = np.flatnonzero(self.checksums[class_id] != self._unwritten)
+        if len(ranks):
+            self._require(class_id, self._bytes(class_id), ranks.tolist())
 
     def _require(self, class_id: int, rows: memoryview, ranks: Iterable[int]) -> None:
+        """Refuse a row whose checksum is another than that of the row that was written."""
         for rank in ranks:
             row = rows[rank * self._row_bytes : (rank + 1) * self._row_bytes]
             if _checksum(row) != self.checksums[class_id][rank]:

@@ -1,4 +1,4 @@
-"""What is fixed before a run starts, and never probed again: groups, batches and threads."""
+"""Plans of runs: groups, batches and threads, which are fixed before a run starts and never probed again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_GROUP = 20  # classes; bounds what is redone after an interruption and how m
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Images per call of the VAE encoder, of the UNet and of the VAE decoder, at most; `why` says who chose each."""
+    """Images per call of VAE encoder, UNet and VAE decoder, at most; `why` gives the reason of each."""
 
     encode: int = ENCODE_BATCH
     generate: int = GENERATE_BATCH
@@ -36,11 +36,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """With the seeds and the config, what fixes the bytes of a run on one backend.
+    """Plan of a run; with the seeds and the config it determines the bytes of the run on one backend.
 
     Attributes:
-        why: of each batch size, what chose it: an option, a default, the memory or a probe, and its figures.
-        out_of_memory: what did not fit after all, and from which group on it was made smaller.
+        why: the reason of each batch size (an option, a default, the memory or a probe) and its figures.
+        out_of_memory: batches that did not fit after all, and from which group on they were made smaller.
         latents: name of the folder of latents that it is for, below the artifacts.
     """
 
@@ -51,34 +51,34 @@ class Plan:
     out_of_memory: tuple[dict[str, Any], ...] = ()
     latents: str | None = None
 
-    def without(self, done: Container[int]) -> list[Group]:
-        """The groups that are not done yet."""
-        return [group for group in self.groups if group.id not in done]
+    def without(self, committed: Container[int]) -> list[Group]:
+        """Return the groups that are not committed yet."""
+        return [group for group in self.groups if group.id not in committed]
 
-    def with_smaller_batch(self, error: OutOfMemoryError, done: Container[int]) -> Plan:
-        """The same plan with half the batch that did not fit, in the groups that are not done.
+    def with_smaller_batch(self, error: OutOfMemoryError, committed: Container[int]) -> Plan:
+        """Return the same plan with half the batch that did not fit, in the groups that are not committed.
 
         Raises:
             OutOfMemoryError: that batch was one image.
         """
-        first = self.without(done)[0]
+        first = self.without(committed)[0]  # the group that was worked on when memory ran out
         name = "decode_batch" if error.stage == "decode" else "batch_size"
-        was = getattr(first, name)
-        if was == 1:
+        size = getattr(first, name)
+        if size == 1:
             raise error.for_one_image()
-        entry = {"stage": error.stage, "group": first.id, name: was, "now": was // 2, "error": error.reason}
-        return replace(
-            self,
-            groups=tuple(g if g.id in done else _smaller(g, name, was // 2) for g in self.groups),
-            out_of_memory=(*self.out_of_memory, entry),
-        )
+        entry = {"stage": error.stage, "group": first.id, name: size, "now": size // 2, "error": error.reason}
+        groups = [group if group.id in committed else _limit(group, name, size // 2) for group in self.groups]
+        return replace(self, groups=tuple(groups), out_of_memory=(*self.out_of_memory, entry))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Plan:
-        groups = (Group(g["id"], tuple(g["classes"]), g["batch_size"], g["decode_batch"]) for g in value["groups"])
+        """Return the plan that `to_json` wrote."""
+        groups = []
+        for entry in value["groups"]:
+            groups.append(Group(entry["id"], tuple(entry["classes"]), entry["batch_size"], entry["decode_batch"]))
         failures = tuple(value["out_of_memory"])
         return cls(value["encode_batch"], value["threads"], tuple(groups), value["why"], failures, value["latents"])
 
@@ -86,23 +86,25 @@ class Plan:
 def make_plan(class_ids: Sequence[int], ipc: int, batches: Batches, *, threads: int) -> Plan:
     """Split the classes into groups whose images fill whole batches, as far as `MAX_GROUP` allows.
 
-    Where it does not, or where there are few classes, batches become smaller rather than be padded.
+    Where it does not, or where there are few classes, batches become smaller rather than padded.
     """
-    size = min(math.lcm(ipc, batches.generate) // ipc, MAX_GROUP, len(class_ids))
-    batch = _even(size * ipc, batches.generate)
-    decode = _even(batch, batches.decode)
-    groups = (
-        Group(i, tuple(class_ids[start : start + size]), batch, decode)
-        for i, start in enumerate(range(0, len(class_ids), size))
-    )
+    # The smallest number of classes whose images are a multiple of the batch.
+    classes_per_group = min(math.lcm(ipc, batches.generate) // ipc, MAX_GROUP, len(class_ids))
+    generate_batch = _even_part(classes_per_group * ipc, batches.generate)
+    decode_batch = _even_part(generate_batch, batches.decode)
+    groups: list[Group] = []
+    for start in range(0, len(class_ids), classes_per_group):
+        classes = tuple(class_ids[start : start + classes_per_group])
+        groups.append(Group(len(groups), classes, generate_batch, decode_batch))
     return Plan(batches.encode, threads, tuple(groups), batches.why)
 
 
-def _even(total: int, most: int) -> int:
-    """The size of equal parts of a total, as few as `most` allows."""
-    return math.ceil(total / math.ceil(total / most))
+def _even_part(total: int, limit: int) -> int:
+    """Return the size of equal parts of a total, as few parts as a limit on their size allows."""
+    return math.ceil(total / math.ceil(total / limit))
 
 
-def _smaller(group: Group, name: str, most: int) -> Group:
-    batch = min(group.batch_size, most) if name == "batch_size" else group.batch_size
-    return replace(group, batch_size=batch, decode_batch=min(group.decode_batch, batch, most))
+def _limit(group: Group, name: str, limit: int) -> Group:
+    """Return a group with one of its batches limited; the decoder's is never larger than the UNet's."""
+    batch_size = min(group.batch_size, limit) if name == "batch_size" else group.batch_size
+    return replace(group, batch_size=batch_size, decode_batch=min(group.decode_batch, batch_size, limit))

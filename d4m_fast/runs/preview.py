@@ -15,16 +15,17 @@ _LABEL = 110
 
 
 def contact_sheet(images: Iterable[tuple[Path, str]]) -> Image.Image:
-    """A sheet of the images of (file, label) pairs, at most `COLUMNS` in a row and `ROWS` rows.
+    """Return a sheet of the images of (file, label) pairs, at most `COLUMNS` in a row and `ROWS` rows.
 
-    Pairs of one class stand together; a new row starts where the file's directory changes. What is beyond the last row
-    is not asked for.
+    Pairs of one class stand together; a new row starts where the file's directory changes. The iterable is not read
+    beyond the last row.
     """
-    rows = groupby(images, key=lambda pair: pair[0].parent)
-    shown = [list(row) for _, row in islice(rows, ROWS)]
-    sheet = Image.new("RGB", (_LABEL + COLUMNS * _TILE, max(len(shown), 1) * _TILE), "white")
+    # Rows are read one by one, so that a run of thousands of classes is not listed for a sheet of twenty.
+    groups = groupby(images, key=lambda pair: pair[0].parent)
+    rows = [list(group) for _, group in islice(groups, ROWS)]
+    sheet = Image.new("RGB", (_LABEL + COLUMNS * _TILE, max(len(rows), 1) * _TILE), "white")
     draw = ImageDraw.Draw(sheet)
-    for y, row in enumerate(shown):
+    for y, row in enumerate(rows):
         draw.text((6, y * _TILE + _TILE // 2), row[0][1][:17], fill="black", anchor="lm")
         for x, (file, _) in enumerate(row[:COLUMNS]):
             with Image.open(file) as image:

@@ -1,4 +1,4 @@
-"""What the stages make of a class: prototypes, then samples."""
+"""Records that the stages make of a class: prototypes, then samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from d4m_fast.sources.records import ClassInfo
 
 @dataclass(frozen=True, slots=True)
 class Prototypes:
-    """The k prototypes of one class.
+    """Prototypes of one class, k of them.
 
     Attributes:
         centroids: (k, C, h, w) float32, scaled by the VAE's scaling factor.
@@ -29,7 +29,7 @@ class Prototypes:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One distilled image, (H, W, 3) uint8, and what made it."""
+    """A distilled image, (H, W, 3) uint8, and what it was made from."""
 
     info: ClassInfo
     index: int

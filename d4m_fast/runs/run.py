@@ -1,9 +1,9 @@
-"""The run directory: distilled images, how each was made, and what is done.
+"""The run directory: distilled images, the record of how each was made, and the progress of the run.
 
 images/<class>/<index:05d>.png   an ImageFolder root (.jpg, .webp)
 prototypes/<class id>.safetensors
-groups/<group>.json              commit records, written last, the only truth about what is done
-config.json  plan.json           what was asked for, and how it was split
+groups/<group>.json              commit records, written last: a group is done when its record is there
+config.json  plan.json           the configuration, and how the work is split
 manifest.jsonl  quarantine.jsonl  summary.json  preview.png   derived when the run is complete
 """
 
@@ -14,7 +14,7 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,16 +46,17 @@ from d4m_fast.storage.state import (
     write_state,
 )
 
-# Decide whether a run starts or goes on, or where its inputs lie; what these are is told by their hashes.
+# Parts of an identity that change no byte of a run: limits that it starts by, and the places of its inputs, which are
+# identified by their hashes.
 INESSENTIAL = frozenset(
     {"max_bad_fraction", "data", "model", "revision", "prompts", "allow_unknown_prompts", "artifacts"}
 )
 WRITERS = 4  # threads; most of their time is the disk's
-QUEUED = 128  # images that may wait for them
+QUEUED = 128  # images that may wait for the writers
 
 
 class RunDirectory:
-    """Opened once per process, under the run's lock (`files.locked`); nothing is written before `begin`.
+    """A run on the disk, opened once per process and under its lock (`locks.locked`); `begin` writes first.
 
     Raises:
         RunDirectoryError: the directory holds a run of another config; the message names the differences.
@@ -64,22 +65,25 @@ class RunDirectory:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         self.fingerprint = fingerprint(essence(identity))
-        self._kept: dict[int, dict[str, Any]] = {}  # files of prototypes whose group is not committed yet
+        self._prototype_rows: dict[int, dict[str, Any]] = {}  # of classes whose group is not committed yet
         self._committed: set[int] | None = None  # not looked for yet
         saved_identity = read_state(path / "config.json", CONFIG)
         if saved_identity is None:
             _refuse_foreign(path)
         else:
-            _refuse_other(path, essence(saved_identity), essence(identity))
+            differences = list(_differences(essence(saved_identity), essence(identity)))
+            if differences:
+                raise RunDirectoryError(f"{path}: holds another run ({'; '.join(differences)}); choose another --out")
         self._identity = identity
 
     def begin(self) -> None:
-        """Write what the run is, and make its directories, as far as they are not there.
+        """Write the run's identity, and make its directories, as far as they are not there.
 
-        Only once the networks were tried: a directory that holds the config of a model that did not load could not be
-        used for the same model, repaired.
+        To be called once the networks were tried: a directory that holds the config of a model that did not load could
+        not be used for the same model after it is repaired.
         """
         config = self.path / "config.json"
+        # First, because a directory that has other files but no config is refused as not a run.
         if not config.exists():
             write_state(config, CONFIG, self._identity)
         files.sweep(self.path)
@@ -87,7 +91,7 @@ class RunDirectory:
             files.make_directory(self.path / name)
 
     def saved_plan(self) -> Plan | None:
-        """The plan this run was started with; None if it starts now."""
+        """Return the plan that this run was started with; None if it starts now."""
         saved = read_of_run(self.path / "plan.json", PLAN, self.fingerprint)
         return None if saved is None else Plan.from_json(saved)
 
@@ -95,10 +99,10 @@ class RunDirectory:
         write_of_run(self.path / "plan.json", PLAN, self.fingerprint, plan.to_json())
 
     def committed(self, plan: Plan) -> set[int]:
-        """Groups that are done.
+        """Return the ids of the groups that are committed.
 
-        Those that had lost a file when they were asked for first are not among them, nor are those with other classes
-        than the plan has, which was lost then and made anew.
+        The files are looked for in the first call only. Groups that have lost a file by then are not among them, nor
+        are those with other classes than the plan, which they have where the plan was lost and made anew.
         """
         if self._committed is None:
             self._committed = {group.id for group in plan.groups if self._is_committed(group)}
@@ -106,38 +110,39 @@ class RunDirectory:
 
     def _is_committed(self, group: Group) -> bool:
         record = read_record(self.path, group.id, self.fingerprint)
-        return record is not None and is_of(record, group) and all(map(self._present, files_of(record)))
+        return record is not None and is_of(record, group) and all(map(self._is_present, files_of(record)))
 
     def _rows(self, plan: Plan) -> Iterator[dict[str, Any]]:
-        """Of all images, in the order of their groups; one record in memory at a time."""
+        """Yield the rows of all images, in the order of their groups; one record is in memory at a time."""
         for group in plan.groups:
             record = read_record(self.path, group.id, self.fingerprint)
-            yield from () if record is None else record["images"]
+            if record is not None:
+                yield from record["images"]
 
-    def _present(self, row: Mapping[str, Any]) -> bool:
-        """With one call of the system: large runs ask for tens of thousands of files when they go on."""
+    def _is_present(self, row: Mapping[str, Any]) -> bool:
+        # A string and one system call: runs that go on look for tens of thousands of files.
         try:
-            found = os.stat(f"{self.path}/{row['file']}")
+            status = os.stat(f"{self.path}/{row['file']}")
         except OSError as error:
             if error.errno in files.MACHINE_ERRORS:
                 raise
             return False
-        return stat.S_ISREG(found.st_mode) and found.st_size == row["bytes"]
+        return stat.S_ISREG(status.st_mode) and status.st_size == row["bytes"]
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary of a run whose images are all there; None if there is something left to do."""
+        """Return the summary of a run whose images are all there; None if there is something left to do."""
         plan, summary = self.saved_plan(), read_of_run(self.path / "summary.json", SUMMARY, self.fingerprint)
         if plan is None or summary is None or plan.without(self.committed(plan)):
             return None
-        return self._here(summary)
+        return self._with_place(summary)
 
     def save_prototypes(self, prototypes: Stream[Prototypes]) -> Stream[Prototypes]:
         """Save each class's prototypes on their way through."""
 
         def items() -> Iterator[Prototypes]:
-            for p in prototypes:
-                self._kept[p.info.id] = self._save_class_prototypes(p)
-                yield p
+            for class_prototypes in prototypes:
+                self._prototype_rows[class_prototypes.info.id] = self._save_class_prototypes(class_prototypes)
+                yield class_prototypes
 
         return Stream(len(prototypes), items())
 
@@ -146,20 +151,20 @@ class RunDirectory:
     ) -> Stream[dict[str, Any]]:
         """Write images as they come, several at a time; commit a group once all of its images are on the disk.
 
-        `samples` come group by group, in the order of `groups`, as many per class; what comes out are their rows of
-        the manifest.
+        `samples` come group by group, in the order of `groups`, as many per class. Returns their rows of the manifest.
         """
-        each = len(samples) // max(sum(len(group.classes) for group in groups), 1)
+        # No groups are left where a finished run is gone on with; then there are no samples either.
+        samples_per_class = len(samples) // max(sum(len(group.classes) for group in groups), 1)
 
         def items() -> Iterator[dict[str, Any]]:
             save = partial(self._save_image, form)
-            saved = iter(workers.map(save, samples, threads=WRITERS, depth=QUEUED, name="write"))
+            saved_rows = iter(workers.map(save, samples, threads=WRITERS, depth=QUEUED, name="write"))
             for group in groups:
-                started, rows = time.monotonic(), []
-                for _ in range(len(group.classes) * each):
-                    rows.append(next(saved))
+                start, rows = time.monotonic(), []
+                for _ in range(len(group.classes) * samples_per_class):
+                    rows.append(next(saved_rows))  # which raises where samples are missing: no group is committed short
                     yield rows[-1]
-                self._commit(group, plan, rows, time.monotonic() - started)
+                self._commit(group, plan, rows, time.monotonic() - start)
 
         return Stream(len(samples), items())
 
@@ -169,69 +174,87 @@ class RunDirectory:
         Args:
             plan: all of whose groups are committed.
             failures: the real images that were left out.
-            first_frames: how many animated images gave their first frame only.
+            first_frames: number of animated images that gave their first frame only.
             watch: the seconds of this process, per stage and per queue.
         """
-        manifest, images = self._write_manifest(plan)
-        quarantined = [
-            {"class_id": f.item.class_id, "index": f.item.rank, "origin": f.item.origin, "reason": f.reason}
-            for f in failures
-        ]
+        manifest_sha256, image_counts = self._write_manifest(plan)
         summary = {
-            "images": images.total(),
-            "classes": len(images),
+            "images": image_counts.total(),
+            "classes": len(image_counts),
             "quarantined": len(failures),
             "first_frames": first_frames,
-            "seconds": {stage: round(spent, 3) for stage, spent in watch.seconds.items()},
-            "waits": {queue: round(spent, 3) for queue, spent in watch.waits.items()},
+            "seconds": {stage: round(seconds, 3) for stage, seconds in watch.seconds.items()},
+            "waits": {queue: round(seconds, 3) for queue, seconds in watch.waits.items()},
             "sha256_of": {
-                "manifest.jsonl": manifest,
-                "quarantine.jsonl": files.write_bytes(self.path / "quarantine.jsonl", json_lines(quarantined)),
+                "manifest.jsonl": manifest_sha256,
+                "quarantine.jsonl": self._write_quarantine(failures),
                 "preview.png": self._write_preview(plan),
             },
         }
+        # Last, because a run with a summary counts as finished.
         write_of_run(self.path / "summary.json", SUMMARY, self.fingerprint, summary)
-        return self._here(summary)
+        return self._with_place(summary)
 
-    def _here(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """A summary with the run's place in it, which changes when it is moved."""
+    def _with_place(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Return a summary with the run's place in it, which is not in the file because a run may be moved."""
         return {"run": str(self.path), **summary}
 
     def _write_manifest(self, plan: Plan) -> tuple[str, Counter[int]]:
-        """Its SHA-256, and the images of each class."""
-        images = Counter[int]()
+        """Write the rows of all images; return the file's SHA-256 and the number of images of each class."""
+        image_counts = Counter[int]()
 
-        def counted() -> Iterator[dict[str, Any]]:
+        def count_rows() -> Iterator[dict[str, Any]]:
             for row in self._rows(plan):
-                images[row["class_id"]] += 1
+                image_counts[row["class_id"]] += 1
                 yield row
 
-        return files.write_bytes(self.path / "manifest.jsonl", json_lines(counted())), images
+        return files.write_bytes(self.path / "manifest.jsonl", json_lines(count_rows())), image_counts
+
+    def _write_quarantine(self, failures: Iterable[Failure]) -> str:
+        """Write the images that were left out, with the reasons; return the file's SHA-256."""
+        rows = []
+        for failure in failures:
+            item = failure.item
+            row = {"class_id": item.class_id, "index": item.rank, "origin": item.origin, "reason": failure.reason}
+            rows.append(row)
+        return files.write_bytes(self.path / "quarantine.jsonl", json_lines(rows))
 
     def _write_preview(self, plan: Plan) -> str:
-        """Its SHA-256."""
-        shown = ((self.path / row["file"], row["prompt"]) for row in self._rows(plan) if row["index"] < preview.COLUMNS)
-        return files.write_bytes(self.path / "preview.png", to_bytes(np.asarray(preview.contact_sheet(shown)), "png"))
+        """Write the contact sheet; return the file's SHA-256."""
 
-    def _save_class_prototypes(self, p: Prototypes) -> dict[str, Any]:
+        def labelled_files() -> Iterator[tuple[Path, str]]:
+            for row in self._rows(plan):
+                if row["index"] < preview.COLUMNS:
+                    yield self.path / row["file"], row["prompt"]
+
+        sheet = np.asarray(preview.contact_sheet(labelled_files()))
+        return files.write_bytes(self.path / "preview.png", to_bytes(sheet, "png"))
+
+    def _save_class_prototypes(self, prototypes: Prototypes) -> dict[str, Any]:
         from safetensors.numpy import save
 
-        data = save({"centroids": p.centroids, "sizes": p.sizes, "inertia_share": p.inertia_share})
-        name = f"prototypes/{p.info.id:05d}.safetensors"
-        return {"file": name, "bytes": len(data), "sha256": files.write_bytes(self.path / name, data)}
+        names = ("centroids", "sizes", "inertia_share")
+        data = save({name: getattr(prototypes, name) for name in names})
+        file = f"prototypes/{prototypes.info.id:05d}.safetensors"
+        return {"file": file, "bytes": len(data), "sha256": files.write_bytes(self.path / file, data)}
 
     def _save_image(self, form: ImageFormat, sample: Sample) -> dict[str, Any]:
-        """The directory is synced with its group."""
+        """Write an image, whose directory is synced with its group; return its row of the manifest."""
         folder = files.make_directory(self.path / "images" / sample.info.folder)
         file = folder / f"{sample.index:05d}{FORMATS[form].suffix}"
         data = to_bytes(sample.pixels, form)
-        digest = files.write_bytes(file, data, sync_name=False)
-        return {**_provenance(sample), "file": str(file.relative_to(self.path)), "bytes": len(data), "sha256": digest}
+        sha256 = files.write_bytes(file, data, sync_name=False)
+        return {**_provenance(sample), "file": str(file.relative_to(self.path)), "bytes": len(data), "sha256": sha256}
 
     def _commit(self, group: Group, plan: Plan, rows: list[dict[str, Any]], seconds: float) -> None:
+        # The names of the images must be durable before the record that says that they are there.
         for folder in sorted({(self.path / row["file"]).parent for row in rows}):
             files.sync_directory(folder)
         files.sync_directory(self.path / "images")
+        prototypes = []
+        for class_id in group.classes:
+            if class_id in self._prototype_rows:
+                prototypes.append(self._prototype_rows.pop(class_id))
         record = {
             "group": group.id,
             "batch_size": group.batch_size,
@@ -239,7 +262,7 @@ class RunDirectory:
             "out_of_memory": [entry for entry in plan.out_of_memory if entry["group"] == group.id],
             "seconds": round(seconds, 3),
             "images": rows,
-            "prototypes": [self._kept.pop(class_id) for class_id in group.classes if class_id in self._kept],
+            "prototypes": prototypes,
         }
         write_record(self.path, self.fingerprint, record)
         self.committed(plan).add(group.id)
@@ -257,35 +280,34 @@ def _provenance(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differences = list(_differences(found, wanted))
-    if differences:
-        raise RunDirectoryError(f"{path}: holds another run ({'; '.join(differences)}); choose another --out")
-
-
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted({*found, *wanted}):
-        old, new = found.get(name), wanted.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new)
-        elif old != new:
-            yield f"{name}: {json.dumps(old)} there, {json.dumps(new)} now"
+def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the options of two identities that differ."""
+    for name in sorted({*saved, *current}):
+        saved_value, current_value = saved.get(name), current.get(name)
+        if isinstance(saved_value, Mapping) and isinstance(current_value, Mapping):
+            yield from _differences(saved_value, current_value)
+        elif saved_value != current_value:
+            yield f"{name}: {json.dumps(saved_value)} there, {json.dumps(current_value)} now"
 
 
 def _refuse_foreign(path: Path) -> None:
-    strangers = [p.name for p in path.iterdir() if p.name not in LOCK_FILES and not p.name.startswith(files.TEMPORARY)]
-    if strangers:
-        raise RunDirectoryError(f"{path}: not empty and not a run of ours ({strangers[0]}); choose another --out")
+    """Refuse a directory with files in it that d4m-fast does not make before a run begins."""
+    for entry in path.iterdir():
+        if entry.name not in LOCK_FILES and not entry.name.startswith(files.TEMPORARY):
+            raise RunDirectoryError(f"{path}: not empty and not a run of ours ({entry.name}); choose another --out")
 
 
 def essence(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity without what changes no byte of the result."""
-    kept = {name: value for name, value in identity.items() if name not in INESSENTIAL}
-    return {name: essence(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
+    """Return the parts of an identity that the bytes of the result depend on."""
+    essential = {}
+    for name, value in identity.items():
+        if name not in INESSENTIAL:
+            essential[name] = essence(value) if isinstance(value, Mapping) else value
+    return essential
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory is a run of ours, by the head of its config.
+    """Return whether a directory is a run of d4m-fast, by the head of its config.
 
     Raises:
         PreflightError: it cannot be told.
@@ -299,7 +321,7 @@ def is_run(path: Path) -> bool:
 
 
 def options_of(run: Path) -> dict[str, Any]:
-    """The options a run was begun with; none if the directory is not a run of ours, or not there.
+    """Return the options that a run was begun with; none if the directory is no run of d4m-fast, or not there.
 
     Raises:
         DamageError: they are not what was written.
@@ -309,7 +331,7 @@ def options_of(run: Path) -> dict[str, Any]:
 
 
 def require_finished(path: Path) -> None:
-    """Of a run of ours; any other directory is its owner's business.
+    """Refuse a run that is not finished; a directory that is no run of d4m-fast is let through.
 
     Raises:
         RunDirectoryError: something is left to do.
@@ -319,5 +341,5 @@ def require_finished(path: Path) -> None:
 
 
 def source_of(run: Path) -> str | None:
-    """What a run was made from, as given to `--data`; None if the directory is not a run of ours."""
+    """Return the `--data` that a run was made from; None if the directory is no run of d4m-fast."""
     return options_of(run).get("data")

@@ -1,4 +1,4 @@
-"""Is a run whole? Everything a re-run would trust against the checksum it was written with."""
+"""Verify that a run is whole: compare all that a re-run would trust with the checksums it was written with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,14 +27,14 @@ from d4m_fast.storage.locks import locked
 from d4m_fast.storage.state import CONFIG, EVALUATION, PLAN, SUMMARY, read_state, require_state
 
 _FOLDERS = ("images", "prototypes", "groups")
-_OURS = re.compile(r"\d{5}\.(png|jpg|webp|safetensors|json)")
+_OWN_NAME = re.compile(r"\d{5}\.(png|jpg|webp|safetensors|json)")
 
 Problem = Literal["missing", "damaged", "foreign"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A file that is not as it should be, named below the run, or whole where it lies among the artifacts.
+    """A file that is not as it should be, named below the run, or with its whole path where it is an artifact.
 
     Attributes:
         marks: files whose removal has the damaged one made again by a re-run.
@@ -47,12 +48,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found.
+    """Result of a verification.
 
     Attributes:
-        groups, committed: of the plan, and those with a record.
-        images: how many were compared with their record.
-        removed: files that `repair` took away.
+        groups: number of groups in the plan.
+        committed: number of groups with a record.
+        images: number of images that were compared with their record.
+        removed: files that `repair` removed.
     """
 
     run: Path
@@ -101,7 +103,7 @@ def verify(run: Path, *, deep: bool = False, repair: bool = False) -> Verdict:
 
 
 class _Check:
-    """One look at a run directory, and at what of the artifacts it was made with."""
+    """Check of a run directory, and of the artifacts that it was made from."""
 
     def __init__(self, run: Path, deep: bool) -> None:
         self._run = run
@@ -117,7 +119,7 @@ class _Check:
         findings = list(self._check_plan())
         for number in self._group_ids():
             findings += self._check_group(number)
-        findings += [*self._check_derived(), *self._check_reports(), *self._foreign()]
+        findings += [*self._check_derived(), *self._check_reports(), *self._foreign_files()]
         findings += [*self._check_latents(), *self._check_export()]
         groups = 0 if self._plan is None else len(self._plan.groups)
         return Verdict(self._run, groups, len(self._records), self._images, self._finished, tuple(findings))
@@ -134,11 +136,11 @@ class _Check:
             yield _to_finish("plan.json", "missing", "there are records of groups it should name")
 
     def _group_ids(self) -> list[int]:
-        """Those of the plan, or of the records where the plan cannot be read."""
+        """Return the groups of the plan, or of the records where the plan cannot be read."""
         if self._plan is not None:
             return [group.id for group in self._plan.groups]
-        names = [path.stem for path in files.entries(self._run / "groups") if path.suffix == ".json"]
-        return sorted(int(name) for name in names if re.fullmatch("[0-9]{5}", name))
+        names = [path.name for path in files.entries(self._run / "groups")]  # sorted
+        return [int(name[:5]) for name in names if re.fullmatch("[0-9]{5}[.]json", name)]
 
     def _check_group(self, number: int) -> Iterator[Finding]:
         name = f"groups/{number:05d}.json"
@@ -147,7 +149,7 @@ class _Check:
         except DamageError as error:
             yield _to_finish(name, "damaged", error.reason, name)
             return
-        if record is None:
+        if record is None:  # a run that is not finished has groups that are not made yet
             if self._finished:
                 yield _to_finish(name, "missing", "the run is marked finished")
             return
@@ -156,16 +158,17 @@ class _Check:
             return
         self._records[number] = record
         for row in files_of(record):
-            reason = self._wrong_with(row)
-            if reason is not None:
-                yield _to_finish(row["file"], *reason, name)
+            problem = self._problem(row)
+            if problem is not None:
+                yield _to_finish(row["file"], *problem, name)
 
     def _is_planned(self, record: dict[str, Any], group: Group) -> bool:
+        """Return whether a record has the images of a planned group, in their order."""
         images = [(row["class_id"], row["index"]) for row in record["images"]]
-        return images == [(c, i) for c in group.classes for i in range(self._identity["options"]["ipc"])]
+        return images == list(product(group.classes, range(self._identity["options"]["ipc"])))
 
-    def _wrong_with(self, row: dict[str, Any]) -> tuple[Problem, str] | None:
-        """What is wrong with a file of a record; None if nothing is."""
+    def _problem(self, row: dict[str, Any]) -> tuple[Problem, str] | None:
+        """Return the problem of a file of a record, and the reason; None if there is none."""
         path = self._run / row["file"]
         is_image = path.suffix in PILLOW_OF
         try:
@@ -192,7 +195,8 @@ class _Check:
         except DamageError as error:
             yield _to_finish("summary.json", "damaged", error.reason)
             return
-        for name, sha256 in {} if summary is None else summary["sha256_of"].items():
+        checksums = {} if summary is None else summary["sha256_of"]
+        for name, sha256 in checksums.items():
             try:
                 data = files.read_regular(self._run / name)
             except (FileNotFoundError, NotADirectoryError):
@@ -204,7 +208,7 @@ class _Check:
                     yield _to_finish(name, "damaged", "its SHA-256 is another than the summary says")
 
     def _check_reports(self) -> Iterator[Finding]:
-        """What `evaluate` kept, and would print again."""
+        """Check the scores that `evaluate` saved, and would print again."""
         for path in files.entries(self._run / "evaluation"):
             if path.suffix != ".json":
                 continue
@@ -214,23 +218,23 @@ class _Check:
             except DamageError as error:
                 yield Finding(name, "damaged", error.reason, (name,))
 
-    def _foreign(self) -> Iterator[Finding]:
-        """Files among ours that no record names; in a run that is not finished they may be the next group's."""
+    def _foreign_files(self) -> Iterator[Finding]:
+        """Yield files that no record names; before all groups have records, they may be those of the next."""
         if self._plan is None:
             return
-        named = {row["file"] for record in self._records.values() for row in files_of(record)}
-        groups = self._plan.groups
-        named |= {f"groups/{group.id:05d}.json" for group in groups}
-        all_recorded = len(self._records) == len(groups)
-        for path in sorted(f for folder in _FOLDERS for f in _below(self._run / folder)):
+        recorded_names = {f"groups/{group.id:05d}.json" for group in self._plan.groups}
+        for record in self._records.values():
+            recorded_names.update(row["file"] for row in files_of(record))
+        is_all_recorded = len(self._records) == len(self._plan.groups)
+        for path in sorted(chain.from_iterable(_files_below(self._run / folder) for folder in _FOLDERS)):
             name = path.relative_to(self._run).as_posix()
-            leftover = path.name.startswith(files.TEMPORARY)
-            ours = leftover or _OURS.fullmatch(path.name)
-            if name not in named and (all_recorded or not ours):
-                yield Finding(name, "foreign", "no record names it", (name,) if leftover else ())
+            is_leftover = path.name.startswith(files.TEMPORARY)
+            is_own = is_leftover or _OWN_NAME.fullmatch(path.name)
+            if name not in recorded_names and (is_all_recorded or not is_own):
+                yield Finding(name, "foreign", "no record names it", (name,) if is_leftover else ())
 
     def _check_latents(self) -> Iterator[Finding]:
-        """Those the run was made from, as far as they are still kept."""
+        """Check the latents that the run was made from, as far as they are still there."""
         if self._plan is None or self._plan.latents is None:
             return
         root = Path(self._identity["artifacts"]) / "latents" / self._plan.latents
@@ -239,7 +243,7 @@ class _Check:
             yield Finding(str(path), "damaged", reason, marks)
 
     def _check_export(self) -> Iterator[Finding]:
-        """The exported networks the run was made with, as far as they are still kept."""
+        """Check the exported networks that the run was made with, as far as they are still there."""
         if "artifact_sha256" not in self._identity:
             return
         sha256s = self._identity["model_sha256"], self._identity["artifact_sha256"]
@@ -248,21 +252,21 @@ class _Check:
 
 
 def _to_finish(file: str, problem: Problem, reason: str, *marks: str) -> Finding:
-    """A file of a run's own that is made again by a re-run once the marks of completion are gone."""
+    """Return the finding of a run's own file, which a re-run makes again once the marks of completion are gone."""
     return Finding(file, problem, reason, (*marks, "summary.json", "manifest.jsonl"))
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """What is no directory; a link is a file of its own here: where it leads is its owner's business."""
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder; a link counts as a file and is not followed."""
     for path in files.entries(folder):
         if not path.is_symlink() and path.is_dir():
-            yield from _below(path)
+            yield from _files_below(path)
         else:
             yield path
 
 
 def _unreadable(path: Path, error: OSError) -> str:
-    """Why a file is damaged that cannot be read: it is on a bad sector, or no file.
+    """Say why a file that cannot be read is damaged: it is on a bad sector, or is no regular file.
 
     Raises:
         PreflightError: it may be sound, as far as this process can tell.
@@ -273,18 +277,19 @@ def _unreadable(path: Path, error: OSError) -> str:
 
 
 def _undecodable(data: bytes, suffix: str, side: int) -> str | None:
-    """Why an image is not whole, of its name's format and of this size; None if it is."""
+    """Say why an image is not whole, of its name's format and of this size; None if it is."""
     try:
         with Image.open(io.BytesIO(data), formats=[PILLOW_OF[suffix]]) as image:
             image.load()
             size = image.size
+    # What Pillow raises on damaged files of the formats that runs are written in.
     except (OSError, ValueError, SyntaxError) as error:
         return f"cannot be decoded ({error})"
     return None if size == (side, side) else f"{size[0]} x {size[1]} pixels, not {side} x {side}"
 
 
 def _repaired(verdict: Verdict) -> Verdict:
-    """Take away the marks of completion of what is damaged; a re-run then does it again."""
+    """Remove the marks of completion of damaged files, so that a re-run makes them again."""
     marks = dict.fromkeys(mark for finding in verdict.findings for mark in finding.marks)
     removed = [mark for mark in marks if os.path.lexists(verdict.run / mark)]
     for mark in removed:

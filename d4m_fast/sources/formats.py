@@ -23,7 +23,7 @@ EXTENSIONS = (
     *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".ico"),
 )
 
-# Extensions of images that no Pillow decodes, for whoever lists files and leaves these out.
+# Extensions of images that no Pillow decodes, for the list of files that are left out.
 WITHOUT_DECODER = {
     **dict.fromkeys((".heic", ".heif", ".heics", ".hif"), "HEIC"),
     **dict.fromkeys((".jxl",), "JPEG XL"),

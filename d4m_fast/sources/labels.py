@@ -77,7 +77,8 @@ def shared_prompts(classes: Iterable[ClassInfo]) -> dict[str, list[str]]:
 
 
 def _require_only_wnids(folders: Sequence[str], wnids: Sequence[str]) -> None:
-    odd_folders = [folder for folder in folders if folder not in set(wnids)]
+    known_wnids = set(wnids)
+    odd_folders = [folder for folder in folders if folder not in known_wnids]
     if odd_folders:
         verb = "is not" if len(odd_folders) == 1 else "are not"
         raise DataError(

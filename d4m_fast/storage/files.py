@@ -93,7 +93,8 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
         PreflightError: no space, no permission, a read-only file system.
     """
     with refusing(path):
-        # Sixty characters at most, which are 240 bytes: a name of 255 bytes has no room for a prefix.
+        # In the same directory, because a rename does not cross file systems. Sixty characters of the name at most,
+        # which are 240 bytes: a name of 255 bytes has no room for a prefix.
         temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name[-60:]}")
         try:
             with temporary.open("wb") as file:
@@ -101,7 +102,7 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
                 file.flush()
                 _sync(file.fileno(), path)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # an interruption from the keyboard, too
             temporary.unlink(missing_ok=True)
             raise
         # Without this, a power cut may bring back the file that had the name before, or none.
@@ -126,7 +127,7 @@ def open_regular(path: Path) -> BufferedReader:
     _require_regular(path.stat().st_mode, path)  # opening a device may already do something
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _require_regular(os.fstat(descriptor).st_mode, path)
+        _require_regular(os.fstat(descriptor).st_mode, path)  # again: the name may have gone to another file meanwhile
         return os.fdopen(descriptor, "rb")
     except OSError:
         os.close(descriptor)
@@ -230,7 +231,7 @@ def make_directory(path: Path) -> Path:
         PreflightError: it cannot be created or written to.
     """
     with refusing(path):
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)  # which says nothing of a directory that is there but read-only
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "", str(path))
     return path

@@ -14,6 +14,7 @@ from pathlib import Path
 from d4m_fast.errors import PreflightError, RunDirectoryError
 from d4m_fast.storage import files
 
+# Stays when the lock ends: if it were removed, one process could hold the old file and another a new one.
 LOCK = ".lock"
 OWNER = ".lock.owner"  # beside LOCK: on one file system one host may have `flock` and another not
 LOCK_FILES = frozenset({LOCK, OWNER})

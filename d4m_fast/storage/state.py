@@ -93,6 +93,7 @@ def write_state(path: Path, schema: Schema, fields: Mapping[str, Any]) -> None:
     Raises:
         PreflightError: no space, no permission, a read-only file system.
     """
+    # The checksum is of the bytes before it, not of the values, so that it needs no agreed form of JSON.
     text = _text({"schema": schema.name, "version": schema.version, **fields}, indent=1)
     body = text.removesuffix("\n}").encode()
     files.write_bytes(path, b'%s,\n "sha256": "%s"\n}\n' % (body, hashlib.sha256(body).hexdigest().encode()))
@@ -156,6 +157,7 @@ def _fields(path: Path, schema: Schema, data: bytes) -> dict[str, Any]:
         fields: dict[str, Any] = json.loads(body + b"}")
     except (ValueError, RecursionError) as error:  # the checksum fits, so another program wrote it
         raise schema.damage(path, f"it is not JSON ({error})") from error
+    # Checked after the checksum: a damaged name is damage, not another kind of file.
     kind = tuple(fields.pop(name, None) for name in _HEAD)
     if kind != (schema.name, schema.version):
         raise schema.damage(path, f"it is {kind[0]!r} of version {kind[1]}, not {schema.name!r} of {schema.version}")

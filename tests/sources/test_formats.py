@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoding import reason, written
 from driving import ROOT, environment
 from image_variants import HEIGHT, WIDTH, grey, picture, png, rgb, saved, tiff
 from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin, features
@@ -26,17 +27,6 @@ from d4m_fast.sources.formats import EXTENSIONS, NAMES, WITHOUT_DECODER
 ROWS = [row.tobytes() for row in rgb(picture())]
 SIZE = (WIDTH, HEIGHT)
 XMP = '<x:xmpmeta xmlns:tiff="http://ns.adobe.com/tiff/1.0/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-
-
-def reason(path: Path) -> str:
-    with pytest.raises(DataError) as raised:
-        decode(path)
-    return str(raised.value).removeprefix(f"{path}: ")
-
-
-def written(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
 
 
 LZW = {"compression": "tiff_lzw"}

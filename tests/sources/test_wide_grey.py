@@ -6,22 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoding import reason, written
 from image_variants import HEIGHT, WIDTH, grey, tiff
 from PIL import Image, TiffImagePlugin
 
-from d4m_fast.errors import DataError
 from d4m_fast.sources.decode import decode
-
-
-def reason(path: Path) -> str:
-    with pytest.raises(DataError) as raised:
-        decode(path)
-    return str(raised.value).removeprefix(f"{path}: ")
-
-
-def written(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

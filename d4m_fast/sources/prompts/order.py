@@ -24,7 +24,7 @@ class Classes:
 
     @property
     def are_wnids(self) -> bool:
-        """Whether all keys are WordNet ids."""
+        """Whether all keys are WordNet ids, as those of ImageNet are."""
         return all(map(WNID.fullmatch, self.folders))
 
     @property

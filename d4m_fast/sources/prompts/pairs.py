@@ -21,7 +21,7 @@ _QUOTED = re.compile("(?:'(.*)'|\"(.*)\"|\u201c(.*)\u201d),?", re.DOTALL)
 _BULLET = re.compile(r"[-*+\u2022\u00b7]\s+(.+)", re.DOTALL)
 _LIST_ENDS = (",", ";")
 _FOREIGN_STARTS = frozenset(">|:;=,.)]}/\\_~#\"'&-*+\u2022\u00b7")
-"""What no prompt begins with; "(", "[" and "<" are left out: prompt weights and learned tokens begin so."""
+"""Characters that no prompt begins with; "(", "[" and "<" are left out: prompt weights and learned tokens begin so."""
 
 
 @dataclass(frozen=True, slots=True)
