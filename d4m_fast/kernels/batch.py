@@ -32,7 +32,7 @@ class Batch:
 
     def __init__(self, backend: Backend, shape: Shape, points: Sequence[DeviceArray], ks: Sequence[int]) -> None:
         self._backend, self.shape, self._xp = backend, shape, backend.xp
-        self.slots, self.drawn = shape.slots(backend.workspace), shape.drawn
+        self.slots, self.most_candidates = shape.slots(backend.workspace), shape.most_candidates
         self._allocate()
         for slot, (values, k) in enumerate(zip(points, ks, strict=True)):
             self.points[slot, : values.shape[0], : values.shape[1]] = values
@@ -42,11 +42,10 @@ class Batch:
         b, n, d, k = self.slots, self.shape.n, self.shape.d, self.shape.k
         zeros = self._xp.zeros
         self.points = zeros((b, n, d), self.shape.points)
-        self.weights = self._xp.ones((b, n), "float64")
         self.squares, self.distances, self._closest = (zeros((b, n), "float64") for _ in range(3))
         self._n, self._k, self._progress, self._left = (zeros(b, "int32") for _ in range(4))
         self.labels, self._found, self._order, self._nearest = (zeros((b, n), "int32") for _ in range(4))
-        self._sizes, self._changed, self.chosen = (zeros((b, k), "int32") for _ in range(3))
+        self._sizes, self._changed, self._seeds = (zeros((b, k), "int32") for _ in range(3))
         self._offsets, self._mass = zeros((b, k + 1), "int32"), zeros((b, k), "float64")
         self._norms, self._lengths, self._within = (zeros((b, k), "float64") for _ in range(3))
         self._centroids, self._shift = zeros((b, k, d), "float64"), zeros((b, d), "float64")
@@ -69,32 +68,33 @@ class Batch:
     def centre(self) -> None:
         """Take the mean off the points where that is exact; `_offset` is what was taken, `_shift` the mean left."""
         grid = (padded(self.shape.d, THREADS) // THREADS, self.slots)
-        written = (self.points, self._offset, self._shift)
-        self._launch("centre", grid, self._n, self.shape.n, self.shape.d, *written)
+        outputs = (self.points, self._offset, self._shift)
+        self._launch("centre", grid, self._n, self.shape.n, self.shape.d, *outputs)
 
     def measure(self) -> Float64:
-        """(B, N) squared norms of the points, which are NaN or infinite where the points are."""
+        """Compute the squared norms of the points (B, N), which are NaN or infinite where the points are."""
         origin = self._xp.zeros((self.slots, 1, self.shape.d), "float64")
         self._labels_to(0)
         self._distances(origin, self.labels, self._n, self.squares)
         return np.asarray(self._backend.host(self.squares))
 
     def multiply(self) -> None:
-        """The inner products of all points; those of a point with itself to the last bit."""
+        """Compute the inner products of all points."""
         self._backend.product(self.points, self.points, self._gram)
         b, n = self.slots, self.shape.n
+        # A point is at 0 from itself only if its product is its squared norm to the last bit.
         self._gram.reshape(b, n * n)[:, :: n + 1] = self.squares
 
     # Seeding
 
     def begin_seeding(self) -> None:
-        """No seeds, and masses that are the weights."""
+        """Forget all seeds; every point is as likely to be the first."""
         self._closest[:] = 1
         self._progress[:] = 0
         self._left[:] = 1
 
     def seeds_chosen(self) -> tuple[Int64, Int64]:
-        """(B,) seeds so far, and whether a point is off its seed."""
+        """Return how many seeds there are, (B,), and whether a point is off its seed, (B,)."""
         return self._host_ints(self._progress), self._host_ints(self._left)
 
     def extend_seeds(self, trials: Int64, counts: Int64, uniforms: Float64) -> None:
@@ -104,38 +104,39 @@ class Batch:
         """
         shape, xp = self.shape, self._xp
         candidates, limits = (
-            xp.zeros((self.slots, self.drawn), "int32"),
-            xp.zeros((self.slots, self.drawn), "float64"),
+            xp.zeros((self.slots, self.most_candidates), "int32"),
+            xp.zeros((self.slots, self.most_candidates), "float64"),
         )
         trials, counts = self._ints(trials), self._ints(counts)
-        sizes = (shape.n, self.drawn)
-        drawn = (self._closest, self.weights, self._n, counts, self._backend.array(uniforms))
-        self._launch("draw", (self.slots,), *drawn, *sizes, candidates, limits)
+        sizes = (shape.n, self.most_candidates)
+        masses = (self._closest, self._n, counts, self._backend.array(uniforms))
+        self._launch("draw", (self.slots,), *masses, *sizes, candidates, limits)
+        # The first seed is drawn uniformly, by distances of 1. After that they are infinite: no seed is near.
         if not self._progress.any():
             self._closest[:] = np.finfo(np.float64).max
             limits[:] = -1
         rows, by_index = self._products_of(candidates)
-        inputs = (rows, self.points, self.squares, self.weights, self._n, self._k, trials, counts, candidates, limits)
-        lengths = (int(by_index), rows.shape[1], shape.n, shape.d, shape.k, self.drawn)
-        state = (self._closest, self._nearest, self.chosen, self._progress, self._left)
+        inputs = (rows, self.points, self.squares, self._n, self._k, trials, counts, candidates, limits)
+        lengths = (int(by_index), rows.shape[1], shape.n, shape.d, shape.k, self.most_candidates)
+        state = (self._closest, self._nearest, self._seeds, self._progress, self._left)
         self._launch("extend", (self.slots,), *inputs, *lengths, *state)
 
     def _products_of(self, candidates: DeviceArray) -> tuple[DeviceArray, bool]:
-        """Inner products of some points with all, and whether a row has its point's index."""
+        """Return inner products of some points with all, and whether a row has its point's index."""
         if self.shape.method == "gram":
             return self._gram, True
-        rows = self._xp.empty((self.slots, self.drawn, self.shape.n), "float32")
+        rows = self._xp.empty((self.slots, self.most_candidates, self.shape.n), "float32")
         points = self.points[self._xp.arange(self.slots)[:, None], candidates]
         self._backend.product(points, self.points, rows)
         return rows, False
 
     def label_by_seeds(self) -> None:
-        """Each point has its nearest seed's label. With only duplicates left, any points do for the seeds missing."""
-        chosen, counts, sizes, ks = map(self._host_ints, (self.chosen, self._progress, self._n, self._k))
+        """Label points by their nearest seeds. With only duplicates left, any points do for the seeds missing."""
+        seeds, counts, sizes, ks = map(self._host_ints, (self._seeds, self._progress, self._n, self._k))
         for slot in np.flatnonzero(counts < ks):
-            others = np.setdiff1d(np.arange(sizes[slot]), chosen[slot, : counts[slot]])
-            chosen[slot, counts[slot] : ks[slot]] = others[: ks[slot] - counts[slot]]
-        self.chosen[:] = self._ints(chosen)
+            unused = np.setdiff1d(np.arange(sizes[slot]), seeds[slot, : counts[slot]])
+            seeds[slot, counts[slot] : ks[slot]] = unused[: ks[slot] - counts[slot]]
+        self._seeds[:] = self._ints(seeds)
         self._found[:] = self._nearest
         self._take_labels(plant=True)
 
@@ -145,11 +146,7 @@ class Batch:
     def _host_ints(self, values: DeviceArray) -> Int64:
         return np.asarray(self._backend.host(values)).astype(np.int64)
 
-    # What is given
-
-    def set_weights(self, slot: int, weights: DeviceArray) -> None:
-        """Of the points of a problem; 1 where none are set."""
-        self.weights[slot, : weights.shape[0]] = weights
+    # Initial centres and labels
 
     def set_centroids(self, slot: int, centres: DeviceArray) -> None:
         k, d = centres.shape
@@ -157,27 +154,27 @@ class Batch:
         self._changed[slot] = 1
 
     def set_labels(self, labels: Int64) -> None:
-        """(B, N)."""
+        """Take labels (B, N), and make the clusters of them."""
         self._found[:] = self._backend.array(labels.astype(np.int32))
         self._take_labels()
 
     # Passes
 
     def reset(self, max_iter: int) -> None:
-        """No labels, and at most so many passes from here."""
+        """Forget all labels and passes, and allow at most `max_iter` passes from here."""
         self.passes[:] = 0
         self._limits[:] = max_iter
         self._labels_to(-1)
 
     def resume(self) -> None:
-        """Who has passes left may make them."""
+        """Let the problems go on that have passes left."""
         self._done[:] = (self._n == 0) | (self.passes >= self._limits)
 
     def finished(self) -> bool:
         return bool(self._done.all())
 
     def pass_on_points(self) -> None:
-        """Labels of the nearest centroids, of points that moved to empty clusters, and the clusters they make."""
+        """Label points by their nearest centroids, fill empty clusters, and list the points of each."""
         self._score()
         scores, mask = (self._scores, self._norms, self._lengths), (self._done, self._n, self._k)
         sizes = (self.shape.n, self.shape.d, self.shape.k, self._found)
@@ -189,20 +186,23 @@ class Batch:
         self._regroup()
 
     def set_means(self) -> None:
-        """Centroids of the clusters that changed are the means of their points."""
+        """Compute the means of the clusters that changed."""
         shape = self.shape
         grid = (padded(shape.d, COLUMNS_PER_BLOCK) // COLUMNS_PER_BLOCK, shape.k, self.slots)
-        inputs = (self.points, self.weights, self._order, self._offsets, self._changed, self._mass, self._k)
+        inputs = (self.points, self._order, self._offsets, self._changed, self._mass, self._k)
         self._launch("mean_points", grid, *inputs, shape.n, shape.k, shape.d, self._centroids)
 
     def pass_on_products(self) -> None:
-        """The same in Gram space, where a problem is done before a cluster would be left empty."""
-        self._assign_gram()
+        """Make a pass in Gram space, where a problem is done before a cluster would be left empty."""
+        self._sum_products()
+        self._sum_within()
+        arrays = (self._sums, self._within, self._mass, self._done, self._n, self._k)
+        self._launch("assign_gram", self._blocks(THREADS), *arrays, self.shape.n, self.shape.k, self._found)
         self._histogram()
         self._regroup(stop=True)
 
     def refine(self) -> None:
-        """Hartigan's moves; their sweeps count as passes."""
+        """Make Hartigan's moves; their sweeps count as passes."""
         shape, sweeps = self.shape, self._xp.zeros_like(self._n)
         self._sum_products()
         self._done[:] = self._n == 0
@@ -210,7 +210,7 @@ class Batch:
         self._sizes[:] = self._offsets[:, 1:] - self._offsets[:, :-1]
         least = GAIN * self.squares.sum(axis=1) / self._xp.maximum(self._n, 1)
         state = (self._sums, self._within, self._mass, self._sizes, self._found, self.labels, sweeps)
-        inputs = (self._gram, self.squares, self.weights, least, self._n * (self.passes < self._limits), self._k)
+        inputs = (self._gram, self.squares, least, self._n * (self.passes < self._limits), self._k)
         self._launch("hartigan", (self.slots,), *inputs, MAX_SWEEPS, shape.n, shape.k, *state)
         self.passes += sweeps
         self._found[:] = self.labels
@@ -221,28 +221,29 @@ class Batch:
         self.set_means()
 
     def centroids(self, slot: int) -> DeviceArray:
-        """(K, D) float32, of the points as they were given."""
+        """Return the centroids of the original points, (K, D) float32."""
         return (self._centroids[slot] + self._offset[slot]).astype("float32")
 
     def measure_distances(self) -> None:
-        """Of all points from the centroids of their labels."""
+        """Compute the distances of all points from the centroids of their labels."""
         self._distances(self._centroids, self.labels, self._n, self.distances)
 
     # Launches shared by these
 
     def _score(self) -> None:
-        """Products of the centroids that changed, and of the others again."""
+        """Score all points against all centroids; only those that changed are split anew."""
         k, d = self.shape.k, self.shape.d
-        written = (self._parts, self._norms, self._lengths)
+        outputs = (self._parts, self._norms, self._lengths)
         inputs = (self._centroids, self._shift, self._changed, self._k)
-        self._launch("split", (k, self.slots), *inputs, k, d, *written)
+        self._launch("split", (k, self.slots), *inputs, k, d, *outputs)
         self._backend.product(self._parts.reshape(self.slots, 2 * k, d), self.points, self._scores)
 
     def _labels_to(self, value: int) -> None:
         self.labels[:] = value
 
     def _take_labels(self, *, plant: bool = False) -> None:
-        """Make clusters of the labels found, which is not a pass."""
+        """Make clusters of the labels found. This is not a pass, so the number of passes stays."""
+        # `regroup` counts itself as a pass.
         passes = self.passes.copy()
         self._done[:] = self._n == 0
         self._labels_to(-1)
@@ -252,11 +253,11 @@ class Batch:
 
     def _histogram(self, *, plant: bool = False) -> None:
         sizes = (int(plant), self.shape.n, self.shape.k)
-        arrays = (self.chosen, self._done, self._n, self._k)
+        arrays = (self._seeds, self._done, self._n, self._k)
         self._launch("histogram", (self.slots,), *arrays, *sizes, self._found, self._sizes, self._empty)
 
     def _regroup(self, *, stop: bool = False) -> None:
-        inputs = (self.distances, self.weights, self._empty, self._n, self._k, self._limits)
+        inputs = (self.distances, self._empty, self._n, self._k, self._limits)
         clusters = (self.labels, self._order, self._offsets, self._mass, self._changed, self.passes, self._done)
         sizes = (int(stop), self.shape.n, self.shape.k)
         self._launch("regroup", (self.slots,), *inputs, *sizes, self._found, self._sizes, *clusters)
@@ -265,20 +266,14 @@ class Batch:
         shape = self.shape
         grid = (padded(shape.n, COLUMNS_PER_BLOCK) // COLUMNS_PER_BLOCK, shape.k, self.slots)
         clusters = (self._order, self._offsets, self._changed, self._k)
-        self._launch("sum_products", grid, self._gram, self.weights, *clusters, shape.n, shape.k, self._sums)
+        self._launch("sum_products", grid, self._gram, *clusters, shape.n, shape.k, self._sums)
 
     def _sum_within(self) -> None:
         grid = (padded(self.shape.k, POINTS_PER_BLOCK) // POINTS_PER_BLOCK, self.slots)
-        arrays = (self._sums, self.weights, self._order, self._offsets, self._done, self._k)
+        arrays = (self._sums, self._order, self._offsets, self._done, self._k)
         self._launch("within", grid, *arrays, self.shape.n, self.shape.k, self._within)
 
-    def _assign_gram(self) -> None:
-        self._sum_products()
-        self._sum_within()
-        arrays = (self._sums, self._within, self._mass, self._done, self._n, self._k)
-        self._launch("assign_gram", self._blocks(THREADS), *arrays, self.shape.n, self.shape.k, self._found)
-
-    def _distances(self, centroids: DeviceArray, labels: DeviceArray, wanted: DeviceArray, out: DeviceArray) -> None:
-        inputs = (self.points, centroids, labels, wanted, self._n)
+    def _distances(self, centroids: DeviceArray, labels: DeviceArray, mask: DeviceArray, out: DeviceArray) -> None:
+        inputs = (self.points, centroids, labels, mask, self._n)
         sizes = (self.shape.n, self.shape.d, centroids.shape[1])
         self._launch("distances", self._blocks(POINTS_PER_BLOCK), *inputs, *sizes, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib import resources
 from typing import Any
 
@@ -13,14 +13,14 @@ from d4m_fast.errors import PreflightError
 from d4m_fast.kernels.backend import THREADS, DeviceArray
 from d4m_fast.kernels.problem import Array
 
-PARTS = ("points", "seeding", "clusters", "lloyd", "gram")
+SOURCES = ("points", "seeding", "clusters", "lloyd", "gram")
 POINT_TYPES = {"float16": "__half", "float32": "float"}
 WORKSPACE = 2 << 30  # bytes: 30 classes of ImageNet in Stable Diffusion's latents
 DLPACK_GPU = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 def device_of(points: Any) -> int | None:
-    """The number of the NVIDIA GPU that holds a tensor or an array of any library, or None."""
+    """Return the number of the NVIDIA GPU that holds a tensor or an array of any library, or None."""
     if not hasattr(points, "__dlpack_device__"):
         return None
     kind, number = points.__dlpack_device__()
@@ -28,18 +28,18 @@ def device_of(points: Any) -> int | None:
 
 
 def source() -> str:
-    """Of all kernels."""
+    """Return the CUDA source of all kernels."""
     folder = resources.files("d4m_fast.kernels")
-    return "\n".join((folder / f"{part}.cu").read_text(encoding="utf-8") for part in PARTS)
+    return "\n".join((folder / f"{name}.cu").read_text(encoding="utf-8") for name in SOURCES)
 
 
 def options(points: str) -> tuple[str, ...]:
-    """Of the compiler; CuPy adds its own, among them -ftz=true and the GPU's architecture."""
+    """Return options of the compiler; CuPy adds its own, among them -ftz=true and the GPU's architecture."""
     return ("--std=c++17", f"-DPOINT={POINT_TYPES[points]}")
 
 
 class CupyBackend:
-    """A `batch.Backend`.
+    """The `Backend` on an NVIDIA GPU.
 
     Raises:
         PreflightError: no CuPy.
@@ -55,12 +55,9 @@ class CupyBackend:
             points: self.xp.RawModule(code=source(), options=options(points), backend="nvrtc") for points in POINT_TYPES
         }
 
-    def scope(self) -> AbstractContextManager[None]:
-        return self._scope()
-
     @contextmanager
-    def _scope(self) -> Iterator[None]:
-        """PyTorch's current stream is CuPy's, and its caching allocator gives the memory."""
+    def scope(self) -> Iterator[None]:
+        """Make PyTorch's current stream CuPy's, and take memory from its caching allocator."""
         import torch
 
         cuda = self.xp.cuda
@@ -79,18 +76,19 @@ class CupyBackend:
 
     def launch(self, kernel: str, points: str, grid: tuple[int, int, int], args: Sequence[Any]) -> None:
         function = self._modules[points].get_function(kernel)
+        # The kernels read integers of 64 bits.
         function(grid, (THREADS,), tuple(np.int64(arg) if isinstance(arg, int) else arg for arg in args))
 
     def product(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> None:
         from cupy.cuda.device import get_cublas_handle
         from cupy_backends.cuda.libs import cublas
 
-        one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-        arguments = gemm_arguments(a, b, out, one.ctypes.data, zero.ctypes.data, cublas, self.xp.cuda.runtime)
+        alpha, beta = np.ones(1, np.float32), np.zeros(1, np.float32)
+        arguments = gemm_arguments(a, b, out, alpha.ctypes.data, beta.ctypes.data, cublas, self.xp.cuda.runtime)
         cublas.gemmStridedBatchedEx(get_cublas_handle(), *arguments)
 
     def seconds(self, action: Callable[[], object]) -> float:
-        """Of GPU time."""
+        """Return the seconds of GPU time that an action takes."""
         start, end = self.xp.cuda.Event(), self.xp.cuda.Event()
         start.record()
         action()
@@ -100,9 +98,9 @@ class CupyBackend:
 
 
 def gemm_arguments(
-    a: DeviceArray, b: DeviceArray, out: DeviceArray, one: int, zero: int, cublas: Any, runtime: Any
+    a: DeviceArray, b: DeviceArray, out: DeviceArray, alpha: int, beta: int, cublas: Any, runtime: Any
 ) -> tuple[int, ...]:
-    """What cuBLAS takes, after its handle, for out[s] = a[s] b[s]^T.
+    """Return the arguments of cuBLAS, after its handle, for out[s] = a[s] b[s]^T.
 
     Its matrices are column-major, so that row-major (M, N) is its N x M: it computes out^T = b a^T with b, which it
     sees transposed, transposed back. float32 points use the pedantic mode, which no setting turns into TF32.
@@ -113,13 +111,13 @@ def gemm_arguments(
     kind = runtime.CUDA_R_16F if half else runtime.CUDA_R_32F
     compute = cublas.CUBLAS_COMPUTE_32F if half else cublas.CUBLAS_COMPUTE_32F_PEDANTIC
     shape = (cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, n, m, d)
-    inputs = (one, b.data.ptr, kind, d, n * d, a.data.ptr, kind, d, m * d)
-    output = (zero, out.data.ptr, runtime.CUDA_R_32F, n, m * n)
+    inputs = (alpha, b.data.ptr, kind, d, n * d, a.data.ptr, kind, d, m * d)
+    output = (beta, out.data.ptr, runtime.CUDA_R_32F, n, m * n)
     return (*shape, *inputs, *output, slots, compute, cublas.CUBLAS_GEMM_DEFAULT)
 
 
 def require_cupy() -> Any:
-    """CuPy's module.
+    """Import CuPy, which is optional.
 
     Raises:
         PreflightError: it is not installed.

@@ -1,9 +1,9 @@
 """k-means of many problems on a GPU: the same as kernels/kmeans.py, in batches of problems of one padded shape.
 
 Numerics. float16 products are summed in float32 and leave the order of two centroids open where their error bound does;
-what is open is decided by float64 distances, and of equals the lowest index is taken. Sums, norms, weights and inertia
-are float64, and sums of up to 8,192 unweighted float16 points are exact. So labels do not depend on how a product is
-rounded, nor on the batch; where seeding and Gram space read the products themselves, these have a shape of their own.
+what is open is decided by float64 distances, and of equals the lowest index is taken. Sums, norms and inertia are
+float64, and sums of up to 8,192 float16 points are exact. So labels do not depend on how a product is rounded, nor on
+the batch; where seeding and Gram space read the products themselves, these have a shape of their own.
 
 Memory. Points are copied into a batch of at most 2 GiB (or one problem); besides them a problem has float64 centroids,
 their float16 halves, two float32 scores per point and cluster, and in Gram space the (n, n) float32 products.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -32,37 +31,35 @@ LARGEST_K = 65_535  # blocks along an axis of a grid
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """One problem on the device.
+    """A problem whose points are on the device.
 
     Attributes:
         points: (n, D) float16 or float32.
         start: (k, D) initial centres, or None.
-        weights: (n,) float64, or None where all weigh 1.
     """
 
     points: DeviceArray
     k: int
     id: int
     start: DeviceArray | None
-    weights: DeviceArray | None
 
 
-def solve_on_gpu(asked: Sequence[Request], options: Options) -> list[Outcome]:
-    """`solve` on the GPU that holds the problems.
+def solve_on_gpu(problem_requests: Sequence[Request], options: Options) -> list[Outcome]:
+    """Solve problems on the GPU that holds them.
 
     Raises:
         UsageError: they are not all on one, or what `solve` refuses.
         PreflightError: no CuPy.
     """
-    places = {device_of(request.points) for request in asked}
+    places = {device_of(request.points) for request in problem_requests}
     (device,) = places if len(places) == 1 else (None,)
     if device is None:
         raise UsageError("k-means got problems on several devices, or some in memory: move them to one")
-    return solve(CupyBackend(device), asked, options)
+    return solve(CupyBackend(device), problem_requests, options)
 
 
-def solve(backend: Backend, asked: Sequence[Request], options: Options) -> list[Outcome]:
-    """Cluster each problem. The result of each, in NumPy, or what is wrong with it.
+def solve(backend: Backend, problem_requests: Sequence[Request], options: Options) -> list[Outcome]:
+    """Cluster each problem; return its result, in NumPy, or what is wrong with it.
 
     Raises:
         UsageError: method "minibatch", which runs on the CPU.
@@ -70,54 +67,40 @@ def solve(backend: Backend, asked: Sequence[Request], options: Options) -> list[
     if options.method == "minibatch":
         raise UsageError("k-means method 'minibatch' runs on the CPU: move the points there")
     with backend.scope():
-        outcomes: list[Outcome | Task] = [_task(backend, request) for request in asked]
+        outcomes: list[Outcome | Task] = [_task(backend, request) for request in problem_requests]
         sound = {place: task for place, task in enumerate(outcomes) if isinstance(task, Task)}
         for shape, lot in _lots(backend, sound, options):
-            for place, outcome in zip(lot, _solve_lot(backend, shape, list(lot.values()), options), strict=True):
+            solved = _solve_lot(backend, shape, list(lot.values()), options)
+            for place, outcome in zip(lot, solved, strict=True):
                 outcomes[place] = outcome
     return [outcome for outcome in outcomes if not isinstance(outcome, Task)]
 
 
 def _task(backend: Backend, request: Request) -> Task | DataError:
-    start, weights = _array(backend, request.start), _array(backend, request.weights)
-    task = Task(backend.array(request.points), request.k, request.id, start, weights)
+    start = None if request.start is None else backend.array(request.start).astype("float64")
+    task = Task(backend.array(request.points), request.k, request.id, start)
     try:
         check_shape(task.points, task.k, task.id)
     except DataError as error:
         return error
-    problem = _wrong_extent(task) or _wrong_extras(backend, task)
+    problem = _task_error(backend, task)
     return DataError(f"class {task.id}: {problem}") if problem else task
 
 
-def _array(backend: Backend, values: Any) -> DeviceArray | None:
-    return None if values is None else backend.array(values).astype("float64")
-
-
-def _wrong_extent(task: Task) -> str:
-    n, d = task.points.shape
+def _task_error(backend: Backend, task: Task) -> str:
     if task.k > LARGEST_K:
         return f"k = {task.k} is more than {LARGEST_K}, the most on a GPU"
-    if task.start is not None and task.start.shape != (task.k, d):
-        return f"initial centres of shape {task.start.shape}, not {(task.k, d)}"
-    if task.weights is not None and task.weights.shape != (n,):
-        return f"weights of shape {task.weights.shape}, not ({n},)"
-    return ""
-
-
-def _wrong_extras(backend: Backend, task: Task) -> str:
-    if task.start is not None:
-        squares = np.square(backend.host(task.start)).sum(axis=1)
-        if not (squares <= LARGEST_SQUARE).all():
-            return "NaN, infinite or too large values in its initial centres"
-    if task.weights is not None:
-        weights = backend.host(task.weights)
-        if not (np.isfinite(weights) & (weights > 0)).all():
-            return "weights must be positive and finite; leave out points that should not count"
-    return ""
+    if task.start is None:
+        return ""
+    expected = (task.k, task.points.shape[1])
+    if task.start.shape != expected:
+        return f"initial centres of shape {task.start.shape}, not {expected}"
+    squares = np.square(backend.host(task.start)).sum(axis=1)
+    return "" if (squares <= LARGEST_SQUARE).all() else "NaN, infinite or too large values in its initial centres"
 
 
 def _lots(backend: Backend, tasks: Mapping[int, Task], options: Options) -> Iterator[tuple[Shape, dict[int, Task]]]:
-    """Tasks of one shape by place, at most as many as there are slots."""
+    """Yield tasks of one shape by place, at most as many as there are slots."""
     groups: dict[Shape, list[int]] = {}
     for place, task in tasks.items():
         groups.setdefault(shape_of(task, options), []).append(place)
@@ -143,29 +126,25 @@ def _method(task: Task, options: Options) -> DeviceMethod:
 
 
 def _solve_lot(backend: Backend, shape: Shape, lot: Sequence[Task], options: Options) -> list[Outcome]:
-    batch = _loaded(backend, shape, lot)
-    errors = [_wrong_values(task, row) for task, row in zip(lot, batch.measure(), strict=False)]
+    batch = Batch(backend, shape, [task.points for task in lot], [task.k for task in lot])
+    batch.centre()
+    errors = [
+        _value_error(task, row) for task, row in zip(lot, batch.measure(), strict=False)
+    ]  # unused slots come last
     if any(errors):
         if all(errors):
             return [error for error in errors if error is not None]
         sound = [task for task, error in zip(lot, errors, strict=True) if error is None]
-        others = iter(_solve_lot(backend, shape, sound, options))
-        return [next(others) if error is None else error for error in errors]
+        # In a batch of their own: NaN in one slot must not reach the products of another.
+        outcomes = iter(_solve_lot(backend, shape, sound, options))
+        return [next(outcomes) if error is None else error for error in errors]
     if shape.method == "gram":
         batch.multiply()
-    return [*_best_of_runs(backend, batch, lot, options)]
+    _run(batch, lot, options)
+    return [*_results(backend, batch, lot)]
 
 
-def _loaded(backend: Backend, shape: Shape, lot: Sequence[Task]) -> Batch:
-    batch = Batch(backend, shape, [task.points for task in lot], [task.k for task in lot])
-    batch.centre()
-    for slot, task in enumerate(lot):
-        if task.weights is not None:
-            batch.set_weights(slot, task.weights)
-    return batch
-
-
-def _wrong_values(task: Task, squares: Float64) -> DataError | None:
+def _value_error(task: Task, squares: Float64) -> DataError | None:
     if not np.isfinite(squares).all():
         return DataError(f"class {task.id}: NaN or infinite values in its points")
     if squares.max() > LARGEST_SQUARE:
@@ -173,27 +152,15 @@ def _wrong_values(task: Task, squares: Float64) -> DataError | None:
     return None
 
 
-def _best_of_runs(backend: Backend, batch: Batch, lot: Sequence[Task], options: Options) -> list[KMeansResult]:
-    generators = [generator(options.seed, task.id) for task in lot]
-    best: list[KMeansResult] = []
-    for run in range(1 if batch.shape.method == "closed" else options.n_init):
-        _run(batch, lot, generators, options)
-        found = _results(backend, batch, lot)
-        pairs = zip(best if run else found, found, strict=True)
-        best = [min(pair, key=lambda result: result.inertia) for pair in pairs]
-    return best
-
-
-def _run(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Generator], options: Options) -> None:
-    """One seeding and what follows."""
+def _run(batch: Batch, lot: Sequence[Task], options: Options) -> None:
     batch.reset(options.max_iter)
     if batch.shape.method == "closed":
         batch.set_labels(_closed_form(batch, lot))
         batch.set_all_means()
     else:
-        _start(batch, lot, generators)
+        _start(batch, lot, options.seed)
         if batch.shape.method == "gram":
-            _run_in_gram_space(batch, given=lot[0].start is not None, refine=options.refine)
+            _run_in_gram_space(batch, has_centres=lot[0].start is not None, refine=options.refine)
         batch.resume()
         while not batch.finished():
             batch.pass_on_points()
@@ -202,15 +169,17 @@ def _run(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Gener
 
 
 def _closed_form(batch: Batch, lot: Sequence[Task]) -> Int64:
-    """The optimum for k of 1 and of n."""
+    """Return the optimal labels for k of 1 and of n."""
     ks = np.ones((batch.slots, 1), np.int64)
     ks[: len(lot), 0] = [task.k for task in lot]
     return np.arange(batch.shape.n) % ks
 
 
-def _start(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Generator]) -> None:
-    """Initial labels with their means, or initial centres."""
+def _start(batch: Batch, lot: Sequence[Task], seed: int) -> None:
+    """Set initial labels and their means, or the caller's initial centres."""
+    # `init` is for all problems of a call or for none, so that one task tells.
     if lot[0].start is None:
+        generators = [generator(seed, task.id) for task in lot]
         choose_seeds(batch, [task.points.shape for task in lot], [task.k for task in lot], generators)
         batch.set_all_means()
     for slot, task in enumerate(lot):
@@ -218,10 +187,10 @@ def _start(batch: Batch, lot: Sequence[Task], generators: Sequence[np.random.Gen
             batch.set_centroids(slot, task.start)
 
 
-def _run_in_gram_space(batch: Batch, *, given: bool, refine: bool) -> None:
-    """Lloyd and Hartigan in Gram space; Lloyd on the points after it settles what products cannot."""
+def _run_in_gram_space(batch: Batch, *, has_centres: bool, refine: bool) -> None:
+    """Run Lloyd and Hartigan in Gram space; Lloyd on the points, which comes after, settles what products cannot."""
     batch.resume()
-    if given:
+    if has_centres:  # they are no means of points, so Gram space knows no products of theirs
         batch.pass_on_points()
     while not batch.finished():
         batch.pass_on_products()
@@ -231,14 +200,14 @@ def _run_in_gram_space(batch: Batch, *, given: bool, refine: bool) -> None:
 
 
 def _results(backend: Backend, batch: Batch, lot: Sequence[Task]) -> list[KMeansResult]:
-    names = ("labels", "distances", "weights", "squares", "passes")
+    names = ("labels", "distances", "squares", "passes")
     state = [backend.host(getattr(batch, name)) for name in names]
-    found = []
-    for slot, (task, labels, distances, weights, squares, passes) in enumerate(zip(lot, *state, strict=False)):
+    results = []
+    for slot, (task, labels, distances, squares, passes) in enumerate(zip(lot, *state, strict=False)):
         n, d = task.points.shape
         centroids = backend.host(batch.centroids(slot)[: task.k, :d])
-        result = summarize(centroids, labels[:n].astype(np.int64), distances[:n], weights[:n], int(passes))
+        result = summarize(centroids, labels[:n].astype(np.int64), distances[:n], int(passes))
         if result.inertia <= DUPLICATES * squares[:n].sum():
             result = replace(result, effective_k=effective_k(backend.host(task.points), task.k, task.id))
-        found.append(result)
-    return found
+        results.append(result)
+    return results

@@ -9,27 +9,29 @@ import numpy as np
 from d4m_fast.kernels.backend import trials_for
 from d4m_fast.kernels.batch import Batch
 from d4m_fast.kernels.problem import Int64
-from d4m_fast.kernels.seeding import wanted
+from d4m_fast.kernels.seeding import candidate_count
 
 Generators = Sequence[np.random.Generator]
 
 
 def choose_seeds(batch: Batch, shapes: Sequence[tuple[int, int]], ks: Sequence[int], generators: Generators) -> None:
-    """Seeds of the problems in the first slots, of these (n, D), and labels of the nearest."""
+    """Choose seeds of the problems in the first slots, of these (n, D), and label their points by the nearest."""
     batch.begin_seeding()
     _extend(batch, [1] * len(ks), [1] * len(ks), generators, numbers=1)
     trials = [trials_for(k, d, batch.shape.method) for k, (_, d) in zip(ks, shapes, strict=True)]
     while True:
-        chosen, left = batch.seeds_chosen()
-        given = zip(ks, shapes, chosen, left, trials, strict=False)
-        counts = [wanted(k, n, made, tried) if made < k and off else 0 for k, (n, _), made, off, tried in given]
+        seed_counts, is_point_left = batch.seeds_chosen()
+        counts = [0] * len(ks)
+        for slot, (k, (n, _)) in enumerate(zip(ks, shapes, strict=True)):
+            if seed_counts[slot] < k and is_point_left[slot]:
+                counts[slot] = candidate_count(k, n, int(seed_counts[slot]), trials[slot])
         if not any(counts):
             return batch.label_by_seeds()
         _extend(batch, trials, counts, generators, numbers=2)
 
 
 def _extend(batch: Batch, trials: Sequence[int], counts: Sequence[int], generators: Generators, numbers: int) -> None:
-    uniforms = np.zeros((batch.slots, 2, batch.drawn))
+    uniforms = np.zeros((batch.slots, 2, batch.most_candidates))
     for slot, (count, rng) in enumerate(zip(counts, generators, strict=True)):
         for row in uniforms[slot, :numbers]:
             row[:count] = rng.random(count)

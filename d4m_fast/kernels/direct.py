@@ -16,28 +16,28 @@ from d4m_fast.kernels.problem import (
     blocks,
     squared_distances,
     squared_norms,
+    sum_rows,
     sums,
-    weighted_sum,
 )
 
-FLOAT64_TIE = 1e-12
+FLOAT64_TIE = 1e-12  # of |x||c|: float64 distances that are closer count as equal
+# Of points at least so wide, products are what costs, and more than one candidate per seed gains little.
 WIDE = 1024
-"""Of points at least so wide, products are what costs, and more than one candidate per seed gains little."""
 
 
 def choose_seeds(problem: Problem, rng: np.random.Generator) -> tuple[Int64, Int64]:
-    """(k,) points chosen by k-means++ and (n,) labels, the nearest of them."""
+    """Choose (k,) points by k-means++, and label the (n,) points by the nearest of them."""
     trials = trials_for(problem.k, problem.points.shape[1])
     return seeding.choose_seeds(problem, rng, partial(_distances_to, problem), trials)
 
 
 def trials_for(k: int, d: int) -> int:
-    """Candidates per seed."""
+    """Return the number of candidates per seed."""
     return 1 if d >= WIDE else seeding.greedy_trials(k)
 
 
 def _distances_to(problem: Problem, rows: Int64) -> Float32:
-    """(rows, n): squared distances, to the precision of a float32 product."""
+    """Return squared distances of all points from some, (rows, n), to the precision of a float32 product."""
     products: Float32 = (-2 * problem.points[rows]) @ problem.points.T
     products += problem.squares.astype(np.float32)
     products += problem.squares[rows].astype(np.float32)[:, None]
@@ -45,48 +45,49 @@ def _distances_to(problem: Problem, rows: Int64) -> Float32:
 
 
 def assign(problem: Problem, centroids: Float64) -> Int64:
-    """(n,) the nearest centroid of each point; a cluster left empty gets one."""
+    """Return the nearest centroid of each point, (n,); a cluster left empty gets a point."""
     scores = np.empty((len(problem.points), problem.k), np.float32)
     score(problem, centroids, np.arange(problem.k), scores)
     return fill_empty(problem, centroids, nearest(problem, centroids, scores))
 
 
 def lloyd(problem: Problem, labels: Int64, max_iter: int) -> tuple[Int64, int]:
-    """From labels of which no cluster is empty: those at convergence or after `max_iter` passes, and the passes made.
+    """Run Lloyd's passes from labels of which no cluster is empty; return the labels and the number of passes.
 
     Only clusters that gained or lost a point get new means and scores: after a few passes, a small part of them.
     """
     changed = np.arange(problem.k)
     totals, scores = sums(problem, labels, changed), np.empty((len(labels), problem.k), np.float32)
-    centroids = totals / problem.masses(labels)[:, None]
+    centroids = totals / problem.sizes(labels)[:, None]
     for iteration in range(1, max_iter + 1):
         score(problem, centroids, changed, scores)
-        new = fill_empty(problem, centroids, nearest(problem, centroids, scores))
-        moved = new != labels
+        new_labels = fill_empty(problem, centroids, nearest(problem, centroids, scores))
+        moved = new_labels != labels
         if not moved.any():
             return labels, iteration
-        changed = np.union1d(new[moved], labels[moved])
-        _update(problem, totals, labels, new, changed)
-        centroids[changed] = totals[changed] / problem.masses(new)[changed, None]
-        labels = new
+        changed = np.union1d(new_labels[moved], labels[moved])
+        _update(problem, totals, labels, new_labels, changed)
+        centroids[changed] = totals[changed] / problem.sizes(new_labels)[changed, None]
+        labels = new_labels
     return labels, max_iter
 
 
-def _update(problem: Problem, totals: Float64, old: Int64, new: Int64, changed: Int64) -> None:
-    """Sums of the changed clusters: anew, or from the points that came and went where these are fewer."""
-    moved = old != new
-    sizes = np.bincount(new, minlength=problem.k)
+def _update(problem: Problem, totals: Float64, old_labels: Int64, new_labels: Int64, changed: Int64) -> None:
+    """Sum the changed clusters anew, or add and subtract the points that moved where these are fewer."""
+    moved = old_labels != new_labels
+    sizes = problem.sizes(new_labels)
     for c in changed:
-        gained, lost = moved & (new == c), moved & (old == c)
+        gained, lost = moved & (new_labels == c), moved & (old_labels == c)
         if 2 * np.count_nonzero(gained | lost) < sizes[c]:
             for sign, members in ((1, gained), (-1, lost)):
-                totals[c] += sign * weighted_sum(problem.points[members], problem.weights_of(members))
+                totals[c] += sign * sum_rows(problem.points[members])
         else:
-            totals[c] = weighted_sum(problem.points[new == c], problem.weights_of(new == c))
+            totals[c] = sum_rows(problem.points[new_labels == c])
 
 
 def score(problem: Problem, centroids: Float64, columns: Int64, scores: Float32) -> None:
     """Set these columns of the (n, k) scores, |x - c|^2 - |x|^2 to float32 precision."""
+    # The factor goes into the centroids, of which there are fewer than scores.
     selected = centroids[columns]
     products = problem.points @ (-2 * selected).astype(np.float32).T
     products += np.square(selected).sum(axis=1).astype(np.float32)
@@ -94,23 +95,25 @@ def score(problem: Problem, centroids: Float64, columns: Int64, scores: Float32)
 
 
 def nearest(problem: Problem, centroids: Float64, scores: Float32) -> Int64:
-    """(n,) the nearest centroid of each point, the lowest index of equals. Leaves the scores as they are."""
+    """Return the nearest centroid of each point, (n,), the lowest index of equals. Leaves the scores as they are."""
     largest = np.square(centroids).sum(axis=1).max()
     scale = np.sqrt(problem.squares * largest) + largest
-    here = np.arange(len(scores))
+    rows = np.arange(len(scores))
     labels: Int64 = scores.argmin(axis=1)
-    best = scores[here, labels]
-    scores[here, labels] = np.inf
+    best = scores[rows, labels]
+    # The second best is found in place, the best hidden meanwhile: a copy of (n, k) costs more than the search.
+    scores[rows, labels] = np.inf
     unclear = np.flatnonzero(scores.min(axis=1) <= best + FLOAT32_TIE * scale)
-    scores[here, labels] = best
+    scores[rows, labels] = best
+    # In blocks, as all points are unclear where many centroids are equal.
     for block in blocks(len(unclear), max(centroids.shape)):
-        rows = unclear[block]
-        labels[rows] = nearest_exactly(problem.points[rows], centroids, scale[rows])
+        points = unclear[block]
+        labels[points] = nearest_exactly(problem.points[points], centroids, scale[points])
     return labels
 
 
 def nearest_exactly(points: Float32, centroids: Float64, scale: Float64) -> Int64:
-    """(n,) by float64 products; what they cannot decide goes to the lowest index."""
+    """Return the nearest centroids, (n,), by float64 products; what they cannot decide goes to the lowest index."""
     scores = np.square(centroids).sum(axis=1) - 2.0 * (points.astype(np.float64) @ centroids.T)
     limit = scores.min(axis=1) + FLOAT64_TIE * scale
     nearest: Int64 = (scores <= limit[:, None]).argmax(axis=1)
@@ -118,14 +121,15 @@ def nearest_exactly(points: Float32, centroids: Float64, scale: Float64) -> Int6
 
 
 def closest_points(problem: Problem, centroids: Float64, scores: Float32) -> Int64:
-    """(k,) the point nearest to each centroid, the lowest index of equals."""
+    """Return the point nearest to each centroid, (k,), the lowest index of equals."""
+    # Products find the points in question, float64 differences the nearest of these.
     distances = scores + problem.squares[:, None]
     limits = distances.min(axis=0) + FLOAT32_TIE * (problem.squares.max() + np.square(centroids).sum(axis=1))
-    found = np.empty(problem.k, np.int64)
+    closest = np.empty(problem.k, np.int64)
     for c, centroid in enumerate(centroids):
         rows = np.flatnonzero(distances[:, c] <= limits[c])
-        found[c] = rows[squared_norms(problem.points[rows], centroid).argmin()]
-    return found
+        closest[c] = rows[squared_norms(problem.points[rows], centroid).argmin()]
+    return closest
 
 
 def fill_empty(problem: Problem, centroids: Float64, labels: Int64) -> Int64:

@@ -1,16 +1,16 @@
 // Lloyd's passes and Hartigan's moves on the inner products.
 
 // The sum of S over each cluster's points, a warp per (cluster, problem): |mean|^2 times its mass squared.
-KERNEL within(const double *sums, const double *weights, const int *order, const int *offsets, const int *done,
-                     const int *k, i64 N, i64 K, double *result)
+KERNEL within(const double *sums, const int *order, const int *offsets, const int *done, const int *k,
+                     i64 N, i64 K, double *result)
 {
     const i64 b = blockIdx.y, c = static_cast<i64>(blockIdx.x) * WARPS + threadIdx.x / WARP;
     if (done[b] || c >= k[b])
         return;
-    sums += (b * K + c) * N, weights += b * N, order += b * N, offsets += b * (K + 1);
+    sums += (b * K + c) * N, order += b * N, offsets += b * (K + 1);
     double total = 0;
     for (int member = offsets[c] + threadIdx.x % WARP; member < offsets[c + 1]; member += WARP)
-        total += weights[order[member]] * sums[order[member]];
+        total += sums[order[member]];
     total = warp_sum(total);
     if (threadIdx.x % WARP == 0)
         result[b * K + c] = total;
@@ -36,7 +36,7 @@ KERNEL assign_gram(const double *sums, const double *inner, const double *mass, 
 // What Hartigan's moves read and write, of one problem.
 struct Clusters {
     const float *gram;
-    const double *squares, *weights;
+    const double *squares;
     double *sums, *inner, *mass;
     int *labels, *sizes;
     i64 N;
@@ -51,12 +51,12 @@ struct Clusters {
     __device__ double leaving(int i) const
     {
         const int c = labels[i];
-        return sizes[c] > 1 ? weights[i] * mass[c] / (mass[c] - weights[i]) * distance(i, c) : 0.0;
+        return sizes[c] > 1 ? mass[c] / (mass[c] - 1) * distance(i, c) : 0.0;
     }
 
     __device__ double joining(int i, int c) const
     {
-        return weights[i] * mass[c] / (mass[c] + weights[i]) * distance(i, c);
+        return mass[c] / (mass[c] + 1) * distance(i, c);
     }
 
     // The best other cluster of a point, over every `stride`-th from `first`.
@@ -78,30 +78,29 @@ struct Clusters {
     {
         const int from = labels[i];
         const float *row = gram + i * N;
-        const double weight = weights[i];
         __syncthreads();
         if (threadIdx.x == 0) {
-            const double own = weight * weight * row[i];
-            inner[from] += own - 2.0 * weight * sums[from * N + i];
-            inner[to] += own + 2.0 * weight * sums[to * N + i];
-            mass[from] -= weight;
-            mass[to] += weight;
+            inner[from] += row[i] - 2.0 * sums[from * N + i];
+            inner[to] += row[i] + 2.0 * sums[to * N + i];
+            mass[from] -= 1;
+            mass[to] += 1;
             sizes[from] -= 1;
             sizes[to] += 1;
             labels[i] = to;
         }
         __syncthreads();
         for (i64 j = threadIdx.x; j < N; j += BLOCK) {
-            sums[from * N + j] -= weight * row[j];
-            sums[to * N + j] += weight * row[j];
+            sums[from * N + j] -= row[j];
+            sums[to * N + j] += row[j];
         }
         __syncthreads();
     }
 };
 
 // Hartigan's refinement, a block per problem: sweeps over the points that would lower the inertia by more than least[b]
-// of their weight when moved to another cluster, until none is or `most` sweeps were made. Scratch: flags (B, N).
-KERNEL hartigan(const float *gram, const double *squares, const double *weights, const double *least,
+// when moved to another cluster, until none is or `most` sweeps were made. Scratch: flags (B, N).
+//   mass (B, K): sizes in float64, so that no quotient is one of integers
+KERNEL hartigan(const float *gram, const double *squares, const double *least,
                        const int *n, const int *k, i64 most, i64 N, i64 K, double *sums, double *inner, double *mass,
                        int *sizes, int *flags, int *labels, int *sweeps)
 {
@@ -109,19 +108,19 @@ KERNEL hartigan(const float *gram, const double *squares, const double *weights,
     const i64 b = blockIdx.x;
     const int count = n[b];
     flags += b * N;
-    Clusters state = {gram + b * N * N, squares + b * N, weights + b * N, sums + b * K * N, inner + b * K, mass + b * K,
+    Clusters state = {gram + b * N * N, squares + b * N, sums + b * K * N, inner + b * K, mass + b * K,
                       labels + b * N,   sizes + b * K,   N,               k[b]};
     int sweep = 0;
     for (bool again = count > 0; again && sweep < most; ++sweep) {
         again = false;
         for (int i = threadIdx.x; i < count; i += BLOCK)
-            flags[i] = state.leaving(i) - state.best_of(i, 0, 1).value > least[b] * state.weights[i];
+            flags[i] = state.leaving(i) - state.best_of(i, 0, 1).value > least[b];
         __syncthreads();
         for (int i = 0; i < count; ++i) {
             if (!flags[i])
                 continue;
             Best best = block_best(state.best_of(i, threadIdx.x, BLOCK), parts);
-            if (state.leaving(i) - best.value <= least[b] * state.weights[i])
+            if (state.leaving(i) - best.value <= least[b])
                 continue;
             state.move(i, best.index);
             again = true;

@@ -38,11 +38,11 @@ from d4m_fast.kernels.problem import (
     Int64,
     Problem,
     generator,
-    given_centres,
+    initial_centres,
     prepare,
     squared_distances,
     squared_norms,
-    weighted_sum,
+    sum_rows,
 )
 from d4m_fast.kernels.request import Method, Options, Request, requests, require_fit
 from d4m_fast.kernels.result import DUPLICATES, BadProblems, KMeansResult, Outcome, effective_k, summarize
@@ -57,10 +57,8 @@ def kmeans(
     ids: Sequence[int] | None = None,
     method: Method = "auto",
     seed: int = 0,
-    n_init: int = 1,
     max_iter: int = 300,
     init: Sequence[Any] | None = None,
-    weights: Sequence[Any] | None = None,
     refine: bool = True,
     threads: int | None = None,
 ) -> list[KMeansResult]:
@@ -79,136 +77,121 @@ def kmeans(
         ids: names of the problems in messages and the keys of their random streams; default: their positions.
         method: how, see above.
         seed: the stream of a problem is seeded with SHA-256("seed/id/kmeans").
-        n_init: seedings per problem; the lowest inertia is kept.
-        max_iter: the most assignment passes per seeding.
+        max_iter: the most assignment passes.
         init: initial centres (k_i, D_i) of each problem, in place of k-means++.
-        weights: of the points of each problem, positive, (n_i,) or None; not for "minibatch".
         refine: after Lloyd, move single points while that lowers the inertia (Hartigan); in Gram space only.
         threads: problems solved at a time; default: as many as there are CPUs.
 
     Raises:
         BadProblems: a problem is not a 2-D float16 or float32 array of finite values, k is below 1 or above n, or
-            weights or initial centres do not fit. All other problems are solved first: it has their results.
+            initial centres do not fit. All other problems are solved first: it has their results.
         UsageError: no such method, or options that do not fit together.
         PreflightError: "minibatch" without scikit-learn.
     """
-    asked, options = requests(problems, k, ids, init, weights), Options(method, seed, n_init, max_iter, refine)
-    require_fit(asked, options)
+    problem_requests, options = requests(problems, k, ids, init), Options(method, seed, max_iter, refine)
+    require_fit(problem_requests, options)
     if any(device_of(points) is not None for points in problems):
-        outcomes = _on_gpu(asked, options)
+        from d4m_fast.kernels.device import solve_on_gpu
+
+        outcomes = solve_on_gpu(problem_requests, options)
     else:
-        workers = min(_cpus() if threads is None else threads, max(1, len(asked)))
+        workers = min(_cpus() if threads is None else threads, max(1, len(problem_requests)))
+        # One thread per problem: how many share a product decides its last bits.
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-            outcomes = list(pool.map(partial(_outcome, options=options), asked))
+            outcomes = list(pool.map(partial(_outcome, options=options), problem_requests))
     results = [outcome for outcome in outcomes if not isinstance(outcome, DataError)]
-    if len(results) < len(asked):
+    if len(results) < len(problem_requests):
         raise BadProblems(outcomes)
     return results
 
 
-def _on_gpu(asked: Sequence[Request], options: Options) -> list[Outcome]:
-    from d4m_fast.kernels.device import solve_on_gpu
-
-    return solve_on_gpu(asked, options)
-
-
 def _cpus() -> int:
+    # Those that this process may use, which in a container or a batch job are fewer than the machine's.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else multiprocessing.cpu_count()
 
 
 def _outcome(request: Request, options: Options) -> Outcome:
     try:
-        problem = prepare(request.points, request.k, request.id, request.weights)
+        problem = prepare(request.points, request.k, request.id)
         return _solve(problem, request.start, options)
     except DataError as error:
         return error
 
 
 def _solve(problem: Problem, start: Any, options: Options) -> KMeansResult:
-    n = len(problem.points)
+    n, d = problem.points.shape
     if options.method == "minibatch":
         return _official(problem, generator(options.seed, problem.id))
     if start is None and problem.k in (1, n):
-        runs = [(np.arange(n) % problem.k, 0)]  # the optimum, in closed form
-    elif options.method == "gram" or (options.method == "auto" and _gram_pays(problem, start, options)):
-        runs = _gram_runs(problem, start, options)
-    else:
-        runs = _direct_runs(problem, start, options)
-    return min((_result(problem, labels, passes) for labels, passes in runs), key=lambda result: result.inertia)
+        return _result(problem, np.arange(n) % problem.k, 0)  # the optimum, in closed form
+    gram_pays = gram.pays(n, d, problem.k, refine=options.refine, seeds=start is None)
+    if options.method == "gram" or (options.method == "auto" and gram_pays):
+        return _result(problem, *_run_in_gram_space(problem, start, options))
+    return _result(problem, *_run_on_points(problem, start, options))
 
 
-def _gram_pays(problem: Problem, start: Any, options: Options) -> bool:
-    seedings = options.n_init if start is None else 0
-    n, d = problem.points.shape
-    return gram.pays(n, d, problem.k, refine=options.refine, seedings=seedings)
-
-
-def _direct_runs(problem: Problem, start: Any, options: Options) -> list[tuple[Int64, int]]:
+def _run_on_points(problem: Problem, start: Any, options: Options) -> tuple[Int64, int]:
     if start is not None:
-        first = direct.assign(problem, given_centres(problem, start))
+        first = direct.assign(problem, initial_centres(problem, start))
         labels, passes = direct.lloyd(problem, first, options.max_iter - 1)
-        return [(labels, 1 + passes)]
-    rng = generator(options.seed, problem.id)
-    seedings = (direct.choose_seeds(problem, rng)[1] for _ in range(options.n_init))
-    return [direct.lloyd(problem, labels, options.max_iter) for labels in seedings]
+        return labels, 1 + passes
+    _, first = direct.choose_seeds(problem, generator(options.seed, problem.id))
+    return direct.lloyd(problem, first, options.max_iter)
 
 
-def _gram_runs(problem: Problem, start: Any, options: Options) -> list[tuple[Int64, int]]:
-    products, rng = gram.gram_matrix(problem), generator(options.seed, problem.id)
+def _run_in_gram_space(problem: Problem, start: Any, options: Options) -> tuple[Int64, int]:
+    """Run Lloyd and Hartigan in Gram space, then Lloyd on the points if that can still change anything."""
+    products = gram.gram_matrix(problem)
     if start is not None:
-        labels = direct.assign(problem, given_centres(problem, start))
-        return [_gram_run(problem, products, labels, 1, options)]
-    seedings = (gram.choose_seeds(problem, products, rng)[1] for _ in range(options.n_init))
-    return [_gram_run(problem, products, labels, 0, options) for labels in seedings]
-
-
-def _gram_run(problem: Problem, products: Float32, labels: Int64, passes: int, options: Options) -> tuple[Int64, int]:
-    """Lloyd and Hartigan in Gram space, then Lloyd on the points if that can still change anything."""
+        labels, passes = direct.assign(problem, initial_centres(problem, start)), 1
+    else:
+        _, labels = gram.choose_seeds(problem, products, generator(options.seed, problem.id))
+        passes = 0
     if passes >= options.max_iter:
         return labels, passes
-    left = options.max_iter - passes
-    labels, made, fixed = gram.refine(problem, products, labels, left, by_hartigan=options.refine)
-    passes += made
-    if fixed or passes >= options.max_iter:
+    remaining = options.max_iter - passes
+    labels, gram_passes, is_fixed = gram.refine(problem, products, labels, remaining, by_hartigan=options.refine)
+    passes += gram_passes
+    if is_fixed or passes >= options.max_iter:
         return labels, passes
-    labels, made = direct.lloyd(problem, labels, options.max_iter - passes)
-    return labels, passes + made
+    labels, point_passes = direct.lloyd(problem, labels, options.max_iter - passes)
+    return labels, passes + point_passes
 
 
 def _official(problem: Problem, rng: np.random.Generator) -> KMeansResult:
-    """Centres as the official code leaves them; labels, sizes and inertia of all points to them."""
-    official = official_centres(problem.given, problem.k, rng)
+    """Cluster as the official code does, and label all points by the centres that it leaves."""
+    official = official_centres(problem.original, problem.k, rng)
     centres = official - problem.shift
     scores = np.empty((len(problem.points), problem.k), np.float32)
     direct.score(problem, centres, np.arange(problem.k), scores)
     labels = direct.nearest(problem, centres, scores)
     distances = squared_distances(problem.points, centres, labels)
-    passes = len(problem.points) // problem.k
-    found = summarize(official.astype(np.float32), labels, distances, None, passes)
-    return replace(_counted(problem, found), medoids=direct.closest_points(problem, centres, scores))
+    passes = len(problem.points) // problem.k  # of `partial_fit`, one per lot
+    result = summarize(official.astype(np.float32), labels, distances, passes)
+    return replace(_with_effective_k(problem, result), medoids=direct.closest_points(problem, centres, scores))
 
 
 def _result(problem: Problem, labels: Int64, iterations: int) -> KMeansResult:
     centroids, distances = _means_and_distances(problem, labels)
-    return _counted(problem, summarize(centroids, labels, distances, problem.weights, iterations))
+    return _with_effective_k(problem, summarize(centroids, labels, distances, iterations))
 
 
-def _counted(problem: Problem, result: KMeansResult) -> KMeansResult:
-    """With its `effective_k`: points are compared only where the inertia says that there may be too few."""
+def _with_effective_k(problem: Problem, result: KMeansResult) -> KMeansResult:
+    # Points are compared only where the inertia says that there may be too few different ones.
     if result.inertia > DUPLICATES * problem.squares.sum():
         return result
     return replace(result, effective_k=effective_k(problem.points, problem.k, problem.id))
 
 
 def _means_and_distances(problem: Problem, labels: Int64) -> tuple[Float32, Float64]:
-    """(k, D) means of the points as given, and (n,) squared distances from them, each cluster gathered once."""
+    """Return the means of the original points, (k, D), and squared distances from them, (n,)."""
     centroids = np.empty((problem.k, problem.points.shape[1]), np.float32)
     distances = np.empty(len(labels))
-    for c, mass in enumerate(problem.masses(labels)):
+    for c in range(problem.k):
         members = np.flatnonzero(labels == c)
-        rows, weights = problem.points[members], problem.weights_of(members)
-        mean = weighted_sum(rows, weights) / mass
+        rows = problem.points[members]
+        mean = sum_rows(rows) / len(members)
         distances[members] = squared_norms(rows, mean)
         # Centred points have lost the last bits of those far off the common mean.
-        centroids[c] = weighted_sum(problem.given[members], weights) / mass if problem.shift.any() else mean
+        centroids[c] = sum_rows(problem.original[members]) / len(members) if problem.shift.any() else mean
     return centroids, distances

@@ -1,10 +1,10 @@
-// k-means of many problems in one launch: what kernels/batch.py calls. This file comes first, then those of cuda.PARTS.
+// k-means of many problems in one launch: what kernels/batch.py calls. This file comes first, then those of cuda.SOURCES.
 //
 // Arrays are row-major and padded to one shape for all problems of a batch: B problems of up to N points in D
 // dimensions (N a multiple of 64, D of 8) and up to K clusters. n[b] and k[b] are the problem's own; nothing beyond
 // them is read, except padded points (zeros) by matrix products. Offsets are 64-bit: B * N * D passes 2^31.
 //
-// Scores, norms, weights and sums are float64 and added in a fixed order, counts are integers: no result depends on the
+// Scores, norms and sums are float64 and added in a fixed order, counts are integers: no result depends on the
 // batch or on the order in which blocks run. Of equals the lowest index is taken everywhere.
 
 #include <cuda_fp16.h>

@@ -1,4 +1,4 @@
-"""What is asked of k-means: problems, each with its k and its id, and how to solve them."""
+"""Requests to k-means: problems, each with its k and its id, and options that say how to solve them."""
 
 from __future__ import annotations
 
@@ -10,46 +10,40 @@ from typing import Any, Literal, get_args
 from d4m_fast.errors import UsageError
 
 Method = Literal["auto", "direct", "gram", "minibatch"]
-OFFICIAL = "k-means method 'minibatch' runs once, from its own centres and without weights"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How all problems of a call are solved, as `kmeans` has it.
+    """Options of `kmeans` that hold for all problems of a call.
 
     Raises:
-        UsageError: no such method, a count below 1, or several seedings of "minibatch".
+        UsageError: no such method, or no passes.
     """
 
     method: Method = "auto"
     seed: int = 0
-    n_init: int = 1
     max_iter: int = 300
     refine: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise UsageError(f"no k-means method '{self.method}'; use {', '.join(get_args(Method))}")
-        if self.n_init < 1 or self.max_iter < 1:
-            raise UsageError(f"k-means needs n_init and max_iter of at least 1, not {self.n_init} and {self.max_iter}")
-        if self.method == "minibatch" and self.n_init > 1:
-            raise UsageError(OFFICIAL)
+        if self.max_iter < 1:
+            raise UsageError(f"k-means needs max_iter of at least 1, not {self.max_iter}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One problem as it was given; nothing is checked yet.
+    """A problem as the caller passed it, not yet checked.
 
     Attributes:
         start: initial centres (k, D), or None.
-        weights: (n,), or None where all points weigh 1.
     """
 
     points: Any
     k: int
     id: int
     start: Any = None
-    weights: Any = None
 
 
 def requests(
@@ -57,35 +51,31 @@ def requests(
     k: int | Sequence[int],
     ids: Sequence[int] | None,
     init: Sequence[Any] | None,
-    weights: Sequence[Any] | None,
 ) -> list[Request]:
-    """One per problem.
+    """Return a request per problem.
 
     Raises:
-        UsageError: other numbers of something than of problems.
+        UsageError: there are more or fewer ks, ids or initial centres than problems.
     """
     count = len(problems)
     columns: dict[str, Sequence[Any]] = {
         "k": k if isinstance(k, Sequence) else [k] * count,
         "ids": range(count) if ids is None else ids,
         "init": [None] * count if init is None else init,
-        "weights": [None] * count if weights is None else weights,
     }
     for name, values in columns.items():
         if len(values) != count:
             raise UsageError(f"k-means got {count} problems but {len(values)} {name}")
+    # `operator.index` takes NumPy's integers, and refuses a float that int() would cut.
     rows = zip(problems, *columns.values(), strict=True)
-    return [Request(x, operator.index(k), int(key), start, weight) for x, k, key, start, weight in rows]
+    return [Request(points, operator.index(k), int(key), start) for points, k, key, start in rows]
 
 
-def require_fit(asked: Sequence[Request], options: Options) -> None:
-    """Refuse what the options leave no use for.
+def require_fit(problem_requests: Sequence[Request], options: Options) -> None:
+    """Refuse requests that the options leave no use for.
 
     Raises:
-        UsageError: initial centres beside several seedings, or they or weights beside "minibatch".
+        UsageError: initial centres beside "minibatch".
     """
-    started = any(request.start is not None for request in asked)
-    if started and options.n_init > 1:
-        raise UsageError("k-means from given centres runs once: leave n_init at 1")
-    if options.method == "minibatch" and (started or any(request.weights is not None for request in asked)):
-        raise UsageError(OFFICIAL)
+    if options.method == "minibatch" and any(request.start is not None for request in problem_requests):
+        raise UsageError("k-means method 'minibatch' runs once, from its own centres")

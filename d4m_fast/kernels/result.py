@@ -1,4 +1,4 @@
-"""What k-means finds of each problem, or what is wrong with it."""
+"""Results of k-means: the clusters of each problem, or what is wrong with it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from d4m_fast.errors import DataError
 from d4m_fast.kernels.problem import Array, Float32, Float64, Int64
 
+# Part of the squared norms: inertia that rounding leaves where every point equals its centroid.
 DUPLICATES = 1e-12
-"""Of the squared norms: inertia that rounding leaves where every point equals its centroid."""
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +22,10 @@ class KMeansResult:
     """The clusters of one problem of n points in D dimensions.
 
     Attributes:
-        centroids: (k, D) float32, the weighted mean of each cluster's points; of "minibatch", what its updates left.
+        centroids: (k, D) float32, the mean of each cluster's points; of "minibatch", what its updates left.
         labels: (n,) int64, the cluster of each point.
         sizes: (k,) int64, the points of each cluster, all at least 1, but of "minibatch".
-        inertia: weighted sum of squared distances of the points to their centroids.
+        inertia: sum of squared distances of the points to their centroids.
         inertia_per_cluster: (k,) float64, its parts.
         medoids: (k,) int64, the point nearest to each centroid among its cluster's (of "minibatch": among all); the
             lowest index of equals.
@@ -57,17 +57,14 @@ class BadProblems(DataError):
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
         self.results = [None if isinstance(o, DataError) else o for o in outcomes]
         self.errors = {place: o for place, o in enumerate(outcomes) if isinstance(o, DataError)}
-        first, *others = map(str, self.errors.values())
-        super().__init__(first + (f" (and {len(others)} more: {'; '.join(others)})" if others else ""))
+        first, *more = map(str, self.errors.values())
+        super().__init__(first + (f" (and {len(more)} more: {'; '.join(more)})" if more else ""))
 
 
-def summarize(
-    centroids: Float32, labels: Int64, distances: Float64, weights: Float64 | None, iterations: int
-) -> KMeansResult:
-    """Of the means of the labels and the points' squared distances (n,) from them; `effective_k` is k."""
+def summarize(centroids: Float32, labels: Int64, distances: Float64, iterations: int) -> KMeansResult:
+    """Make a result of the means of the labels and the points' squared distances (n,) from them; `effective_k` is k."""
     k = len(centroids)
-    weighted = distances if weights is None else distances * weights
-    per_cluster = np.bincount(labels, weights=weighted, minlength=k).astype(np.float64)
+    per_cluster = np.bincount(labels, weights=distances, minlength=k).astype(np.float64)
     order = np.lexsort((distances, labels))  # stable: equals stay in index order
     sizes = np.bincount(labels, minlength=k)
     return KMeansResult(
@@ -82,9 +79,9 @@ def summarize(
     )
 
 
-def effective_k(points: Array, k: int, key: int) -> int:
-    """Distinct points, at most k; a warning where they are fewer."""
+def effective_k(points: Array, k: int, problem_id: int) -> int:
+    """Count different points, at most k; log a warning where they are fewer."""
     distinct = len({row.tobytes() for row in points})
     if distinct < k:
-        log.warning("class %d: only %d distinct points for k = %d", key, distinct, k)
+        log.warning("class %d: only %d distinct points for k = %d", problem_id, distinct, k)
     return min(k, distinct)

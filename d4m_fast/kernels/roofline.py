@@ -1,4 +1,4 @@
-"""What k-means costs on a GPU, calculated: bytes of memory traffic and operations of products on an H100 SXM.
+"""Cost of k-means on a GPU, calculated: bytes of memory traffic and operations of products on an H100 SXM.
 
 With X a problem's points (n x D) and G its inner products, each step takes the longer of its traffic at 3.35 TB/s and
 its products at 60 % of 989 TFLOP/s (float16) or of 67 (float32). On the points: one read of X per seed, and per pass X
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from d4m_fast.kernels.gram import LARGEST_GRAM
 
-PASSES = 6
+PASSES = 6  # of Lloyd until it converges
+# How much more time Hartigan's refinement, which only Gram space affords, may cost.
 REFINED = 1.5
-"""How much more time Hartigan's refinement, which only Gram space affords, may cost."""
 CENTROID_BYTES = 24  # per value: written in float64, read and written as two float16, read by the product
 
 
@@ -35,19 +35,19 @@ ATTAINABLE = Machine(H100.bandwidth, H100.products, 0.6)
 
 
 def pass_seconds(n: int, d: int, k: int, item: int, machine: Machine = ATTAINABLE) -> float:
-    """Of one Lloyd pass on the points: scores of split centroids, then means."""
+    """Return the seconds of one Lloyd pass on the points: scores of split centroids, then means."""
     points = float(n) * d * item
     scores = machine.seconds(points + CENTROID_BYTES * float(k) * d, 4.0 * n * d * k, item)
     return scores + machine.seconds(points)
 
 
 def product_seconds(n: int, d: int, item: int, machine: Machine = ATTAINABLE) -> float:
-    """Of G."""
+    """Return the seconds of G."""
     return machine.seconds(float(n) * d * item + 4.0 * n * n, 2.0 * n * n * d, item)
 
 
 def gram_pays(n: int, d: int, k: int, item: int, *, refine: bool) -> bool:
-    """Method "auto" on a GPU; the `REFINED` factor where refinement is asked for."""
+    """Tell whether method "auto" goes to Gram space on a GPU, which may cost `REFINED` times as much to refine."""
     direct = k * ATTAINABLE.seconds(float(n) * d * item) + PASSES * pass_seconds(n, d, k, item)
     reads = (1 + PASSES) * ATTAINABLE.seconds(4.0 * n * n)
     gram = product_seconds(n, d, item) + reads + 2 * pass_seconds(n, d, k, item)

@@ -1,10 +1,10 @@
 // k-means++: kernels/seeding.py on a device.
 
-// Draws points in proportion to their mass, closest times weight, a block per problem.
+// Draws points in proportion to their squared distance, closest, a block per problem.
 //   counts     (B,)       how many; none: the problem is left alone
-//   uniforms   (B, 2, T)  in [0, 1): of the draws, and of the part of its mass that `extend` keeps a point above
+//   uniforms   (B, 2, T)  in [0, 1): of the draws, and of the part of its distance that `extend` keeps a point above
 //   candidates (B, T), limits (B, T)
-KERNEL draw(const double *closest, const double *weights, const int *n, const int *counts, const double *uniforms,
+KERNEL draw(const double *closest, const int *n, const int *counts, const double *uniforms,
             i64 N, i64 T, int *candidates, double *limits)
 {
     __shared__ double starts[BLOCK + 1];
@@ -13,14 +13,14 @@ KERNEL draw(const double *closest, const double *weights, const int *n, const in
     const int count = n[b], draws = counts[b];
     if (draws == 0)
         return;
-    closest += b * N, weights += b * N, candidates += b * T, limits += b * T, uniforms += 2 * b * T;
+    closest += b * N, candidates += b * T, limits += b * T, uniforms += 2 * b * T;
 
     const int share = (count + BLOCK - 1) / BLOCK;
     const int begin = min(static_cast<int>(threadIdx.x) * share, count), end = min(begin + share, count);
     double mine = 0;
     int last = -1;
     for (int i = begin; i < end; ++i) {
-        mine += closest[i] * weights[i];
+        mine += closest[i];
         if (closest[i] > 0)
             last = i;
     }
@@ -43,14 +43,14 @@ KERNEL draw(const double *closest, const double *weights, const int *n, const in
         int point = last; // where rounding puts the target at the end
         double reached = 0;
         for (int i = low * share; i < min((low + 1) * share, count); ++i) {
-            reached += closest[i] * weights[i];
+            reached += closest[i];
             if (starts[low] + reached > target) {
                 point = i;
                 break;
             }
         }
         candidates[j] = point;
-        limits[j] = uniforms[T + j] * closest[point] * weights[point];
+        limits[j] = uniforms[T + j] * closest[point];
     }
 }
 
@@ -78,15 +78,15 @@ __device__ void settle(const float *row, const POINT *points, const double *squa
     }
 }
 
-// Chooses seeds from the candidates, a block per problem. A candidate is kept while its mass is above its limit; of
-// each `trials` kept the one that lowers the weighted sum of squared distances most becomes a seed, until too few are
+// Chooses seeds from the candidates, a block per problem. A candidate is kept while its distance is above its limit; of
+// each `trials` kept the one that lowers the sum of squared distances most becomes a seed, until too few are
 // left.
 //   rows     (B, R, N)  inner products of some points with all: of candidate j row j, or, by_index, its own row
 //   closest  (B, N)     squared distances to the nearest seed, the first of equals, whose number is nearest (B, N)
 //   chosen   (B, K)     the seeds, of which there are progress[b]
 //   left     (B,)       out: whether a point is off its seed
-KERNEL extend(const float *rows, const POINT *points, const double *squares, const double *weights, const int *n,
-              const int *k, const int *trials, const int *counts, const int *candidates, const double *limits,
+KERNEL extend(const float *rows, const POINT *points, const double *squares, const int *n, const int *k,
+              const int *trials, const int *counts, const int *candidates, const double *limits,
               i64 by_index, i64 R, i64 N, i64 D, i64 K, i64 T, double *closest, int *nearest, int *chosen,
               int *progress, int *left)
 {
@@ -96,7 +96,7 @@ KERNEL extend(const float *rows, const POINT *points, const double *squares, con
     const int count = n[b];
     if (counts[b] == 0)
         return;
-    points += b * N * D, squares += b * N, weights += b * N, rows += b * R * N, candidates += b * T, limits += b * T;
+    points += b * N * D, squares += b * N, rows += b * R * N, candidates += b * T, limits += b * T;
     closest += b * N, nearest += b * N, chosen += b * K;
     const int from = progress[b];
     if (threadIdx.x == 0)
@@ -106,7 +106,7 @@ KERNEL extend(const float *rows, const POINT *points, const double *squares, con
         __syncthreads();
         if (threadIdx.x == 0)
             for (keeping = 0; next < counts[b] && keeping < trials[b]; ++next)
-                if (limits[next] < closest[candidates[next]] * weights[candidates[next]])
+                if (limits[next] < closest[candidates[next]])
                     kept[keeping++] = next;
         __syncthreads();
         if (keeping < trials[b])
@@ -118,7 +118,7 @@ KERNEL extend(const float *rows, const POINT *points, const double *squares, con
             const float *row = rows + (by_index ? point : kept[trial]) * N;
             double mine = 0;
             for (int i = threadIdx.x; i < count; i += BLOCK)
-                mine += weights[i] * fmin(closest[i], fmax(squares[i] + squares[point] - 2.0 * row[i], 0.0));
+                mine += fmin(closest[i], fmax(squares[i] + squares[point] - 2.0 * row[i], 0.0));
             const double total = block_sum(mine, parts);
             if (total < lowest)
                 lowest = total, best = kept[trial];

@@ -21,29 +21,29 @@ DistancesTo = Callable[[Int64], Float32]
 
 
 def greedy_trials(k: int) -> int:
-    """Candidates per seed, scikit-learn's number."""
+    """Return scikit-learn's number of candidates per seed."""
     return 2 + int(np.log(k))
 
 
 def choose_seeds(
     problem: Problem, rng: np.random.Generator, distances_to: DistancesTo, trials: int
 ) -> tuple[Int64, Int64]:
-    """(k,) different points chosen by k-means++, and (n,) labels: the nearest of them, the first of equals.
+    """Choose (k,) different points by k-means++; label the (n,) points by the nearest of them, the first of equals.
 
     Args:
         distances_to: squared distances (candidates, n) of all points to some, to the precision of float32 products.
         trials: candidates per seed.
     """
     seeds = _Seeds(problem, rng, distances_to)
-    while len(seeds.chosen) < problem.k and seeds.closest.any():
-        seeds.extend(rng, wanted(problem.k, len(problem.points), len(seeds.chosen), trials), trials)
+    while len(seeds.indices) < problem.k and seeds.closest.any():
+        seeds.extend(rng, candidate_count(problem.k, len(problem.points), len(seeds.indices), trials), trials)
     return seeds.completed()
 
 
-def wanted(k: int, n: int, chosen: int, trials: int) -> int:
-    """Candidates to draw at once when so many of k seeds are chosen."""
-    remaining = k - chosen
-    candidates = trials * min(max(FIRST_DRAW, GROWTH * chosen), remaining + remaining // 8)
+def candidate_count(k: int, n: int, seed_count: int, trials: int) -> int:
+    """Return how many candidates to draw at once when `seed_count` of k seeds are chosen."""
+    remaining = k - seed_count
+    candidates = trials * min(max(FIRST_DRAW, GROWTH * seed_count), remaining + remaining // 8)
     return min(candidates, max(trials, DRAWN_ELEMENTS // n))
 
 
@@ -54,56 +54,57 @@ class _Seeds:
         n = len(problem.points)
         self._problem = problem
         self._distances_to = distances_to
-        self._weights = np.ones(n, np.float32) if problem.weights is None else problem.weights.astype(np.float32)
         self.closest = np.full(n, np.inf, np.float32)
         self._nearest = np.zeros(n, np.int64)
-        self.chosen: list[int] = []
-        first = _draw(self._weights, rng, 1)
+        self.indices: list[int] = []
+        self._ones = np.ones(n, np.float32)
+        first = _draw(self._ones, rng, 1)
         self._choose(int(first[0]), distances_to(first)[0])
 
     def extend(self, rng: np.random.Generator, count: int, trials: int) -> None:
         """Choose seeds from `count` points drawn now, as long as `trials` of them are kept for each. At least one."""
-        drawn_with = self.closest * self._weights
-        candidates = _draw(drawn_with, rng, count)
-        limits = rng.random(count) * drawn_with[candidates]
+        candidates = _draw(self.closest, rng, count)
+        limits = rng.random(count) * self.closest[candidates]
         distances = self._distances_to(candidates)
         start = 0
-        while len(self.chosen) < self._problem.k:
-            rest = candidates[start:]
-            kept = np.flatnonzero(limits[start:] < self.closest[rest] * self._weights[rest])[:trials] + start
-            if len(kept) < trials:
+        while len(self.indices) < self._problem.k:
+            accepted = np.flatnonzero(limits[start:] < self.closest[candidates[start:]])[:trials] + start
+            if len(accepted) < trials:
                 return
-            best = kept[(np.minimum(self.closest, distances[kept]) @ self._weights).argmin()]
+            # A product with ones adds a row up in less time than sum(axis=1).
+            potentials = np.minimum(self.closest, distances[accepted]) @ self._ones
+            best = accepted[potentials.argmin()]
             self._choose(int(candidates[best]), distances[best])
-            start = int(kept[-1]) + 1
+            start = int(accepted[-1]) + 1
 
     def completed(self) -> tuple[Int64, Int64]:
-        """Seeds and labels. With only duplicates left, any points do for the clusters that remain."""
-        others = np.setdiff1d(np.arange(len(self.closest)), self.chosen)
-        chosen = np.array([*self.chosen, *others[: self._problem.k - len(self.chosen)]])
+        """Return seeds and labels. With only duplicates left, any points do for the clusters that remain."""
+        unused = np.setdiff1d(np.arange(len(self.closest)), self.indices)
+        seeds = np.array([*self.indices, *unused[: self._problem.k - len(self.indices)]])
         labels = self._nearest.copy()
-        labels[chosen] = np.arange(self._problem.k)
-        return chosen, labels
+        labels[seeds] = np.arange(self._problem.k)
+        return seeds, labels
 
     def _choose(self, point: int, distances: Float32) -> None:
-        distances = self._settled(point, distances)
+        distances = self._settle(point, distances)
         closer = distances < self.closest
-        self._nearest[closer] = len(self.chosen)
+        self._nearest[closer] = len(self.indices)
         self.closest[closer] = distances[closer]
-        self.chosen.append(point)
+        self.indices.append(point)
 
-    def _settled(self, chosen: int, distances: Float32) -> Float32:
-        """The distances to the chosen point, exact where rounding drowns them: duplicates are at 0."""
+    def _settle(self, seed: int, distances: Float32) -> Float32:
+        """Compute distances to a seed anew where rounding drowns them, so that duplicates are at 0."""
         points, squares = self._problem.points, self._problem.squares
-        near = np.flatnonzero(distances <= FLOAT32_TIE * (squares + squares[chosen]))
+        near = np.flatnonzero(distances <= FLOAT32_TIE * (squares + squares[seed]))
         settled = distances.copy()
-        settled[near] = squared_norms(points[near], points[chosen].astype(np.float64))
+        settled[near] = squared_norms(points[near], points[seed].astype(np.float64))
         return settled
 
 
 def _draw(masses: Float32, rng: np.random.Generator, count: int) -> Int64:
-    """(count,) indices in proportion to their masses."""
+    """Draw (count,) indices in proportion to their masses."""
     cumulative = np.cumsum(masses, dtype=np.float64)
     draws = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right")
-    drawn: Int64 = np.minimum(draws, np.flatnonzero(masses)[-1])
-    return drawn
+    # Rounding may put a draw behind the last index that has any mass.
+    indices: Int64 = np.minimum(draws, np.flatnonzero(masses)[-1])
+    return indices

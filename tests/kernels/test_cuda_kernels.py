@@ -54,10 +54,6 @@ def some_labels() -> np.ndarray:
     return labels
 
 
-def some_weights() -> np.ndarray:
-    return np.random.default_rng(5).uniform(0.5, 2, (B, N))
-
-
 def nans(*shape: int) -> np.ndarray:
     return np.full(shape, np.nan)
 
@@ -66,9 +62,9 @@ def problems() -> list[tuple[int, int, int]]:
     return [(b, size, k) for b, (size, k) in enumerate(zip(SIZES, KS, strict=True))]
 
 
-def grouped(host: HostCuda, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+def grouped(host: HostCuda, labels: np.ndarray) -> tuple[np.ndarray, ...]:
     """order, offsets, changed, mass, by the kernels."""
-    state = Regrouped(host, labels, weights)
+    state = Regrouped(host, labels)
     return state.order, state.offsets, state.changed, state.mass
 
 
@@ -76,7 +72,7 @@ class Regrouped:
     """What `histogram` and `regroup` make of labels."""
 
     def __init__(
-        self, host: HostCuda, found: np.ndarray, weights: np.ndarray, *, previous: np.ndarray | None = None,
+        self, host: HostCuda, found: np.ndarray, *, previous: np.ndarray | None = None,
         distances: np.ndarray | None = None, chosen: np.ndarray | None = None, stop: bool = False,
         done: tuple[int, ...] = (0, 0), limit: int = 9,
     ) -> None:  # fmt: skip
@@ -91,7 +87,7 @@ class Regrouped:
         sizes, ks = ints(SIZES), ints(KS)
         host.launch("histogram", "float16", (B, 1, 1), (seeds, self.done, sizes, ks, int(chosen is not None), N, K,
                     self.found, self.sizes, self.empty))  # fmt: skip
-        host.launch("regroup", "float16", (B, 1, 1), (nans(B, N) if distances is None else distances, weights,
+        host.launch("regroup", "float16", (B, 1, 1), (nans(B, N) if distances is None else distances,
                     self.empty, sizes, ks, ints([limit] * B), int(stop), N, K, self.found, self.sizes, self.labels,
                     self.order, self.offsets, self.mass, self.changed, self.passes, self.done))  # fmt: skip
 
@@ -133,14 +129,14 @@ def test_distances(host: HostCuda, dtype: str) -> None:
 
 
 def test_clusters_of_labels(host: HostCuda) -> None:
-    labels, weights = some_labels(), some_weights()
-    got = Regrouped(host, labels, weights)
+    labels = some_labels()
+    got = Regrouped(host, labels)
     for b, size, k in problems():
         own = labels[b, :size]
         np.testing.assert_array_equal(got.sizes[b, :k], np.bincount(own, minlength=k))
         np.testing.assert_array_equal(got.offsets[b, : k + 1], np.cumsum([0, *np.bincount(own, minlength=k)]))
         np.testing.assert_array_equal(got.order[b, :size], np.argsort(own, kind="stable"))
-        np.testing.assert_allclose(got.mass[b, :k], np.bincount(own, weights[b, :size], k), rtol=1e-13)
+        np.testing.assert_allclose(got.mass[b, :k], np.bincount(own, minlength=k), rtol=1e-13)
         np.testing.assert_array_equal(got.labels[b, :size], own)
         assert got.changed[b, :k].all() and (got.changed[b, k:] == -1).all()
     assert got.passes.tolist() == [4, 4] and got.done.tolist() == [0, 0] and got.empty.tolist() == [0, 0]
@@ -150,20 +146,20 @@ def test_only_clusters_that_gained_or_lost_are_changed(host: HostCuda) -> None:
     previous = some_labels()
     found = previous.copy()
     found[0, 3] = (found[0, 3] + 1) % KS[0]
-    got = Regrouped(host, found, some_weights(), previous=previous)
+    got = Regrouped(host, found, previous=previous)
     assert set(np.flatnonzero(got.changed[0, : KS[0]])) == {previous[0, 3], found[0, 3]}
     assert not got.changed[1, : KS[1]].any()
     assert got.done.tolist() == [0, 1]  # nothing moved in the second
 
 
 def test_who_is_done_is_left_alone(host: HostCuda) -> None:
-    got = Regrouped(host, some_labels(), some_weights(), done=(1, 0))
+    got = Regrouped(host, some_labels(), done=(1, 0))
     assert (got.labels[0] == -1).all() and (got.order[0] == -1).all() and not got.changed[0, : KS[0]].any()
     assert got.passes.tolist() == [3, 4] and got.done.tolist() == [1, 0]
 
 
 def test_the_last_pass_allowed_counts(host: HostCuda) -> None:
-    got = Regrouped(host, some_labels(), some_weights(), limit=4)
+    got = Regrouped(host, some_labels(), limit=4)
     assert got.done.tolist() == [1, 1] and got.changed[0, : KS[0]].all()
 
 
@@ -173,7 +169,7 @@ def test_empty_clusters_take_the_farthest_points(host: HostCuda) -> None:
     distances = nans(B, N)
     distances[0, : SIZES[0]] = 1.0
     distances[0, [60, 70, 50]] = 9, 8, 8
-    got = Regrouped(host, found, some_weights(), distances=distances)
+    got = Regrouped(host, found, distances=distances)
     expected = found[0, : SIZES[0]].copy()
     expected[[50, 70, 0]] = 0, 2, 4  # 60 is its cluster's only point; of equals the first
     np.testing.assert_array_equal(got.labels[0, : SIZES[0]], expected)
@@ -185,7 +181,7 @@ def test_a_problem_may_be_stopped_before_a_cluster_is_empty(host: HostCuda) -> N
     previous = some_labels()
     found = previous.copy()
     found[0, : SIZES[0]] = np.minimum(found[0, : SIZES[0]], 2)
-    got = Regrouped(host, found, some_weights(), previous=previous, stop=True)
+    got = Regrouped(host, found, previous=previous, stop=True)
     np.testing.assert_array_equal(got.labels[0], previous[0])
     assert got.done[0] == 1 and got.passes[0] == 4 and (got.order[0] == -1).all()
 
@@ -196,23 +192,23 @@ def test_seeds_get_their_own_labels(host: HostCuda) -> None:
     chosen = ints(np.zeros((B, K)))
     for b, size, k in problems():
         chosen[b, :k] = np.random.default_rng(b).permutation(size)[:k]
-    got = Regrouped(host, found, some_weights(), chosen=chosen)
+    got = Regrouped(host, found, chosen=chosen)
     for b, _, k in problems():
         np.testing.assert_array_equal(got.labels[b, chosen[b, :k]], np.arange(k))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_means(host: HostCuda, dtype: str) -> None:
-    points, labels, weights = some_points(dtype), some_labels(), some_weights()
-    order, offsets, changed, mass = grouped(host, labels, weights)
+    points, labels = some_points(dtype), some_labels()
+    order, offsets, changed, mass = grouped(host, labels)
     changed[0, 2] = 0
     result = nans(B, K, D)
     grid = (padded(D, COLUMNS_PER_BLOCK) // COLUMNS_PER_BLOCK, K, B)
-    host.launch("mean_points", dtype, grid, (points, weights, order, offsets, changed, mass, ints(KS), N, K, D, result))
+    host.launch("mean_points", dtype, grid, (points, order, offsets, changed, mass, ints(KS), N, K, D, result))
     for b, size, k in problems():
         for c in range(k):
             own = labels[b, :size] == c
-            expected = np.average(points[b, :size][own].astype(float), axis=0, weights=weights[b, :size][own])
+            expected = points[b, :size][own].astype(float).mean(axis=0)
             np.testing.assert_allclose(result[b, c], expected if (b, c) != (0, 2) else np.nan, rtol=1e-11, atol=1e-12)
         assert np.isnan(result[b, k:]).all()
 
@@ -221,11 +217,11 @@ def test_sums_of_float16_are_exact(host: HostCuda) -> None:
     """In any order, so that a mean does not depend on it."""
     points = np.random.default_rng(3).standard_normal((B, N, D)) * 10.0 ** np.random.default_rng(4).integers(-5, 5, D)
     points = points.astype(np.float16)
-    labels, ones = some_labels(), np.ones((B, N))
-    order, offsets, changed, mass = grouped(host, labels, ones)
+    labels = some_labels()
+    order, offsets, changed, mass = grouped(host, labels)
     result = nans(B, K, D)
     mass[:] = 1
-    host.launch("mean_points", "float16", (1, K, B), (points, ones, order, offsets, changed, mass, ints(KS), N, K, D,
+    host.launch("mean_points", "float16", (1, K, B), (points, order, offsets, changed, mass, ints(KS), N, K, D,
                 result))  # fmt: skip
     scaled = points[0, : SIZES[0]].astype(object) * 2**24
     for c in range(KS[0]):
@@ -234,16 +230,16 @@ def test_sums_of_float16_are_exact(host: HostCuda) -> None:
 
 
 def test_sums_of_products_and_within(host: HostCuda) -> None:
-    labels, weights = some_labels(), some_weights()
-    order, offsets, changed, _ = grouped(host, labels, weights)
+    labels = some_labels()
+    order, offsets, changed, _ = grouped(host, labels)
     gram = np.random.default_rng(2).standard_normal((B, N, N)).astype(np.float32)
     sums, within = nans(B, K, N), nans(B, K)
     grid = (1, K, B)
-    host.launch("sum_products", "float16", grid, (gram, weights, order, offsets, changed, ints(KS), N, K, sums))
-    host.launch("within", "float16", (padded(K, 8) // 8, B, 1), (sums, weights, order, offsets, ints([0, 0]), ints(KS),
+    host.launch("sum_products", "float16", grid, (gram, order, offsets, changed, ints(KS), N, K, sums))
+    host.launch("within", "float16", (padded(K, 8) // 8, B, 1), (sums, order, offsets, ints([0, 0]), ints(KS),
                 N, K, within))  # fmt: skip
     for b, size, k in problems():
-        z = (labels[b, :size] == np.arange(k)[:, None]) * weights[b, :size]
+        z = (labels[b, :size] == np.arange(k)[:, None]) * 1.0
         np.testing.assert_allclose(sums[b, :k], z @ gram[b, :size].astype(float), atol=1e-12)
         np.testing.assert_allclose(
             within[b, :k], (z @ gram[b, :size].astype(float)[:, :size] * z).sum(axis=1), atol=1e-11
@@ -334,10 +330,10 @@ def test_equal_distances_go_to_the_lowest_index(host: HostCuda) -> None:
 
 
 def test_the_nearest_mean_in_gram_space(host: HostCuda) -> None:
-    points, labels, weights = some_points("float32").astype(float), some_labels(), some_weights()
+    points, labels = some_points("float32").astype(float), some_labels()
     sums, inner, mass = nans(B, K, N), nans(B, K), nans(B, K)
     for b, size, k in problems():
-        z = (labels[b, :size] == np.arange(k)[:, None]) * weights[b, :size]
+        z = (labels[b, :size] == np.arange(k)[:, None]) * 1.0
         mass[b, :k] = z.sum(axis=1)
         sums[b, :k] = z @ points[b, :size] @ points[b].T
         inner[b, :k] = np.square(z @ points[b, :size]).sum(axis=1)
@@ -345,23 +341,23 @@ def test_the_nearest_mean_in_gram_space(host: HostCuda) -> None:
     done = ints([0, 0])
     host.launch("assign_gram", "float16", (1, B, 1), (sums, inner, mass, done, ints(SIZES), ints(KS), N, K, found))
     for b, size, k in problems():
-        z = (labels[b, :size] == np.arange(k)[:, None]) * weights[b, :size]
+        z = (labels[b, :size] == np.arange(k)[:, None]) * 1.0
         means = z @ points[b, :size] / mass[b, :k, None]
         np.testing.assert_array_equal(found[b, :size], nearest(points[b, :size], means))
         assert (found[b, size:] == -99).all()
 
 
 def test_draws_are_in_proportion_to_mass(host: HostCuda) -> None:
-    rng, weights = np.random.default_rng(0), some_weights()
+    rng = np.random.default_rng(0)
     closest, uniforms = nans(B, N), rng.random((B, 2, 40))
     candidates, limits = ints(np.full((B, 40), -1)), nans(B, 40)
     for b, size, _ in problems():
         closest[b, :size] = rng.random(size) * (rng.random(size) < 0.5)
     uniforms[0, 0, :2] = 0, 1 - 2.0**-53
-    given = (closest, weights, ints(SIZES), ints([40, 30]), uniforms)
+    given = (closest, ints(SIZES), ints([40, 30]), uniforms)
     host.launch("draw", "float16", (B, 1, 1), (*given, N, 40, candidates, limits))
     for b, count in enumerate((40, 30)):
-        masses = (closest * weights)[b, : SIZES[b]]
+        masses = closest[b, : SIZES[b]]
         cumulative = np.cumsum(masses)
         draws = np.searchsorted(cumulative, uniforms[b, 0, :count] * cumulative[-1], side="right")
         np.testing.assert_array_equal(candidates[b, :count], np.minimum(draws, np.flatnonzero(masses)[-1]))
@@ -369,16 +365,16 @@ def test_draws_are_in_proportion_to_mass(host: HostCuda) -> None:
         assert (candidates[b, count:] == -1).all()
 
 
-def choose(points: np.ndarray, weights: np.ndarray, k: int, trials: int, candidates: Any, limits: Any) -> Any:
+def choose(points: np.ndarray, k: int, trials: int, candidates: Any, limits: Any) -> Any:
     """Seeds, squared distances to the nearest and which it is; the first candidate is a seed."""
     distances = np.square(points[:, None] - points[candidates]).sum(axis=2).T
     chosen, closest, nearest = [candidates[0]], distances[0].copy(), np.zeros(len(points), int)
     start = 1
     while len(chosen) < k:
-        kept = [j for j in range(start, len(candidates)) if limits[j] < (closest * weights)[candidates[j]]][:trials]
+        kept = [j for j in range(start, len(candidates)) if limits[j] < closest[candidates[j]]][:trials]
         if len(kept) < trials:
             break
-        best = min(kept, key=lambda j: (np.minimum(closest, distances[j]) @ weights, j))
+        best = min(kept, key=lambda j: (np.minimum(closest, distances[j]).sum(), j))
         nearest[distances[best] < closest] = len(chosen)
         closest = np.minimum(closest, distances[best])
         chosen.append(candidates[best])
@@ -390,7 +386,7 @@ def choose(points: np.ndarray, weights: np.ndarray, k: int, trials: int, candida
 @pytest.mark.parametrize("trials", [(1, 3), (2, 2)])
 def test_seeds_are_the_best_of_what_is_kept(host: HostCuda, trials: tuple[int, int], by_index: bool) -> None:
     count = 48
-    points, weights = some_points("float16"), some_weights()
+    points = some_points("float16")
     points[:, 7:20] = points[:, 6:7]  # duplicates, whose distance is exactly 0
     squares = np.square(points.astype(float)).sum(axis=2)
     rng = np.random.default_rng(0)
@@ -410,11 +406,11 @@ def test_seeds_are_the_best_of_what_is_kept(host: HostCuda, trials: tuple[int, i
     rest = limits.copy()
     rest[:, 0] = 1e9
     for tried, counts, drawn, bounds in (first, (ints(trials), ints([count, count]), candidates, rest)):
-        given = (products, points, squares, weights, ints(SIZES), ints(KS), tried, counts, drawn, bounds)
+        given = (products, points, squares, ints(SIZES), ints(KS), tried, counts, drawn, bounds)
         sizes = (int(by_index), products.shape[1], N, D, K, count)
         host.launch("extend", "float16", (B, 1, 1), (*given, *sizes, *state))
     for b, size, k in problems():
-        expected = choose(points[b, :size].astype(float), weights[b, :size], k, trials[b], candidates[b], rest[b])
+        expected = choose(points[b, :size].astype(float), k, trials[b], candidates[b], rest[b])
         assert progress[b] == len(expected[0]) > 1
         np.testing.assert_array_equal(chosen[b, : progress[b]], expected[0])
         np.testing.assert_allclose(closest[b, :size], expected[1], rtol=1e-5)
@@ -435,22 +431,22 @@ def test_no_seed_is_left_to_choose_among_duplicates(host: HostCuda) -> None:
     products = np.full((B, 8, N), D, np.float32)
     squares, ones = np.full((B, N), float(D)), ints([1, 1])
     limits, candidates = np.full((B, 8), -1.0), ints(np.zeros((B, 8)))
-    given = (products, points, squares, some_weights(), ints(SIZES), ints(KS), ones, ones, candidates, limits)
+    given = (products, points, squares, ints(SIZES), ints(KS), ones, ones, candidates, limits)
     host.launch("extend", "float16", (B, 1, 1), (*given, 0, 8, N, D, K, 8, *state))
     assert state[3].tolist() == [1, 1] and state[4].tolist() == [0, 0] and not state[0][0, : SIZES[0]].any()
 
 
-def hartigan(points: np.ndarray, weights: np.ndarray, labels: np.ndarray, k: int, least: float) -> np.ndarray:
+def hartigan(points: np.ndarray, labels: np.ndarray, k: int, least: float) -> np.ndarray:
     """Point after point, on the points."""
     labels, moved = labels.copy(), True
 
     def gains(i: int) -> np.ndarray:
-        mass = np.bincount(labels, weights, k)
-        means = np.array([np.average(points[labels == c], axis=0, weights=weights[labels == c]) for c in range(k)])
+        mass = np.bincount(labels, minlength=k)
+        means = np.array([points[labels == c].mean(axis=0) for c in range(k)])
         distances, own = np.square(points[i] - means).sum(axis=1), labels[i]
         alone = np.count_nonzero(labels == own) == 1
-        leaving = 0 if alone else weights[i] * mass[own] / (mass[own] - weights[i]) * distances[own]
-        gain: np.ndarray = leaving - weights[i] * mass / (mass + weights[i]) * distances
+        leaving = 0 if alone else mass[own] / (mass[own] - 1) * distances[own]
+        gain: np.ndarray = leaving - mass / (mass + 1) * distances
         gain[own] = -np.inf
         return gain
 
@@ -463,25 +459,23 @@ def hartigan(points: np.ndarray, weights: np.ndarray, labels: np.ndarray, k: int
     return labels
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_hartigans_moves(host: HostCuda, weighted: bool) -> None:
+def test_hartigans_moves(host: HostCuda) -> None:
     points, labels = some_points("float32").astype(float), some_labels()
-    weights = some_weights() if weighted else np.ones((B, N))
-    order, offsets, changed, mass = grouped(host, labels, weights)
+    order, offsets, changed, mass = grouped(host, labels)
     gram = (points @ points.transpose(0, 2, 1)).astype(np.float32)
     sums, inner, sweeps, flags = nans(B, K, N), nans(B, K), ints([-1, -1]), ints(np.full((B, N), -1))
     ks, sizes = ints(KS), ints(offsets[:, 1:] - offsets[:, :-1])
-    host.launch("sum_products", "float16", (1, K, B), (gram, weights, order, offsets, changed, ks, N, K, sums))
-    host.launch("within", "float16", (K // 8, B, 1), (sums, weights, order, offsets, ints([0, 0]), ks, N, K, inner))
+    host.launch("sum_products", "float16", (1, K, B), (gram, order, offsets, changed, ks, N, K, sums))
+    host.launch("within", "float16", (K // 8, B, 1), (sums, order, offsets, ints([0, 0]), ks, N, K, inner))
     got, least = labels.copy(), np.full(B, 1e-3)
     squares = np.square(points).sum(axis=2)
-    host.launch("hartigan", "float16", (B, 1, 1), (gram, squares, weights, least, ints(SIZES), ks, 100, N, K, sums,
+    host.launch("hartigan", "float16", (B, 1, 1), (gram, squares, least, ints(SIZES), ks, 100, N, K, sums,
                 inner, mass, sizes, flags, got, sweeps))  # fmt: skip
     for b, size, k in problems():
-        expected = hartigan(points[b, :size], weights[b, :size], labels[b, :size], k, 1e-3)
+        expected = hartigan(points[b, :size], labels[b, :size], k, 1e-3)
         np.testing.assert_array_equal(got[b, :size], expected)
         np.testing.assert_array_equal(sizes[b, :k], np.bincount(expected, minlength=k))
-        np.testing.assert_allclose(mass[b, :k], np.bincount(expected, weights[b, :size], k), rtol=1e-12)
+        np.testing.assert_allclose(mass[b, :k], np.bincount(expected, minlength=k), rtol=1e-12)
         assert (got[b, size:] == -7).all() and sweeps[b] > 1
 
 
@@ -493,9 +487,9 @@ def test_offsets_pass_32_bits(libraries: dict[str, ctypes.CDLL]) -> None:
     points[2, 5] = 3
     sizes, order, offsets = ints([0, 0, 64]), ints(np.zeros((b, n))), ints(np.zeros((b, 2)))
     order[2, 0], offsets[2, 1] = 5, 1
-    ks, ones, centroids, squares = ints(sizes > 0), np.ones((b, n)), np.zeros((b, 1, d)), np.zeros((b, n))
+    ks, centroids, squares = ints(sizes > 0), np.zeros((b, 1, d)), np.zeros((b, n))
     clusters = (order, offsets, ks, np.ones((b, 1)), ks)
-    host.launch("mean_points", "float16", (d // COLUMNS_PER_BLOCK, 1, b), (points, ones, *clusters, n, 1, d, centroids))
+    host.launch("mean_points", "float16", (d // COLUMNS_PER_BLOCK, 1, b), (points, *clusters, n, 1, d, centroids))
     assert (centroids[2] == 3).all()
     arguments = (points, np.zeros((b, 1, d)), ints(np.zeros((b, n))), sizes, sizes, n, d, 1, squares)
     host.launch("distances", "float16", (64 // POINTS_PER_BLOCK, b, 1), arguments)

@@ -18,7 +18,7 @@ from d4m_fast.kernels.device import solve
 from d4m_fast.kernels.kmeans import KMeansResult, kmeans
 from d4m_fast.kernels.request import Options, requests
 from d4m_fast.kernels.roofline import gram_pays
-from d4m_fast.kernels.seeding import wanted
+from d4m_fast.kernels.seeding import candidate_count
 
 Libraries = dict[str, ctypes.CDLL]
 SIZES = ((150, 40, 9), (97, 64, 20), (64, 7, 4), (33, 100, 33), (50, 24, 1), (130, 40, 12))
@@ -45,8 +45,8 @@ KS = [k for _, _, k in SIZES]
 
 
 def on_device(host: HostCuda, points: Sequence[np.ndarray], ks: Sequence[int], **options: Any) -> list[Any]:
-    ids, *rest = (options.pop(name, None) for name in ("ids", "init", "weights"))
-    asked = requests(points, ks, None if ids is None else ids[: len(points)], *rest)
+    ids, init = (options.pop(name, None) for name in ("ids", "init"))
+    asked = requests(points, ks, None if ids is None else ids[: len(points)], init)
     return [*solve(host, asked, Options(**options))]
 
 
@@ -66,14 +66,6 @@ def test_whole_fits_are_the_cpu_paths(libraries: Libraries, dtype: str, mean: fl
     points = problems(dtype, mean)
     got = on_device(HostCuda(libraries), points, KS, **options)
     assert_alike(got, kmeans(points, KS, **options))
-
-
-@pytest.mark.parametrize("method", ["direct", "gram"])
-def test_weights(libraries: Libraries, method: Any) -> None:
-    points = problems()
-    weights = [None if i == 1 else np.random.default_rng(i).uniform(0.5, 3, len(p)) for i, p in enumerate(points)]
-    got = on_device(HostCuda(libraries), points, KS, weights=weights, method=method)
-    assert_alike(got, kmeans(points, KS, weights=weights, method=method))
 
 
 @pytest.mark.parametrize("method", ["direct", "gram"])
@@ -112,12 +104,6 @@ def test_company_and_order_change_no_bit(libraries: Libraries, method: str) -> N
         (one,) = on_device(alone, [points[place]], [ks[place]], ids=[ids[place]], method=method)
         for name in KMeansResult.__dataclass_fields__:
             np.testing.assert_array_equal(getattr(one, name), getattr(together[place], name), err_msg=name)
-
-
-def test_restarts_keep_the_lowest_inertia(libraries: Libraries) -> None:
-    points = [mixture(120, 8, 30)]
-    got = on_device(HostCuda(libraries), points, [12], n_init=3, method="direct")
-    assert_alike(got, kmeans(points, 12, n_init=3, method="direct"))
 
 
 def test_stopped_early_centroids_are_means_of_the_labels(libraries: Libraries) -> None:
@@ -170,14 +156,12 @@ GOOD = mixture(20, 4, 2)
         (GOOD.astype(np.float64), 2, {}, "points are float64"),
         (GOOD, 2, {"init": GOOD[:3]}, r"initial centres of shape \(3, 4\), not \(2, 4\)"),
         (GOOD, 2, {"init": spoiled(np.nan)[6:8]}, "NaN, infinite or too large values in its initial centres"),
-        (GOOD, 2, {"weights": np.ones(19)}, r"weights of shape \(19,\), not \(20,\)"),
-        (GOOD, 2, {"weights": np.zeros(20)}, "weights must be positive"),
     ],
 )
 def test_a_bad_problem_loses_no_other(
     libraries: Libraries, points: np.ndarray, k: int, more: dict[str, np.ndarray], message: str
 ) -> None:
-    extra = {name: [GOOD[:2] if name == "init" else np.ones(20), value] for name, value in more.items()}
+    extra = {name: [GOOD[:2], value] for name, value in more.items()}
     good, bad = on_device(HostCuda(libraries), [GOOD, points], [2, k], ids=[4, 9], method="direct", **extra)
     assert isinstance(bad, DataError)
     with pytest.raises(DataError, match=f"class 9: {message}"):
@@ -219,5 +203,5 @@ def test_a_shape_has_room_for_all_candidates_drawn() -> None:
         for k in (2, 7, 50, 200, 3000):
             n = max(k, 130)
             shape = Shape("float16", method, -(-n // 64) * 64, -(-d // 8) * 8, -(-k // 8) * 8)  # type: ignore[arg-type]
-            most = max(wanted(k, n, chosen, trials_for(k, d, shape.method)) for chosen in range(1, k))
-            assert most <= shape.drawn
+            most = max(candidate_count(k, n, chosen, trials_for(k, d, shape.method)) for chosen in range(1, k))
+            assert most <= shape.most_candidates

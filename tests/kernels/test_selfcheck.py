@@ -29,18 +29,18 @@ FAULTS = (
     # of the clusters
     ("the last point left out", "Lloyd on the points", "member < offsets[c + 1]; ++member",
      "member < offsets[c + 1] - FAULT; ++member"),
-    ("weights left out", "weights", "weights[i] * row.x", "row.x"),
-    ("masses of counts", "weights", "total += weights[i]", "total += 1"),
+    ("every other column left out", "Lloyd on the points", "x += row.x", "x += 0"),
+    ("no sizes", "Lloyd on the points", "mass[c] = sizes[c]", "mass[c] = 1"),
     ("an only point taken", "empty clusters", "sizes[found[i]] > 1", "sizes[found[i]] > 0"),
     ("half of each distance", "Lloyd on the points", "(a.y - c.y) * (a.y - c.y)", "0.0"),
     ("taken off, though not exact", "Lloyd on the points", "if (!exact)", "if (false)"),
     # of seeding and refinement
     ("the worst candidate", "seeding", "total < lowest", "-total < lowest"),
     ("nothing rejected", "seeding", 
-     "limits[next] < closest[candidates[next]] * weights[candidates[next]]", "true"),
+     "limits[next] < closest[candidates[next]]", "true"),
     ("the worst move", "refinement", "better(value, c, best)", "better(-value, c, best)"),
-    ("moves not weighed", "refinement", "mass[c] / (mass[c] + weights[i])", "1.0"),
-    ("sums not moved", "refinement", "sums[to * N + j] += weight * row[j]", "sums[to * N + j] += 0"),
+    ("moves not weighed", "refinement", "mass[c] / (mass[c] + 1)", "1.0"),
+    ("sums not moved", "refinement", "sums[to * N + j] += row[j]", "sums[to * N + j] += 0"),
     # of values
     ("infinities let through", "bad values", "result[b * N + i] = distance", "result[b * N + i] = 1.0"),
 )  # fmt: skip
@@ -54,7 +54,7 @@ def one_thread() -> Iterator[None]:
 
 def test_all_checks_pass(libraries: dict[str, ctypes.CDLL]) -> None:
     found = selfcheck(HostCuda(libraries, workspace=WORKSPACE))
-    assert [check["name"] for check in found["checks"]] == [*CHECKS] and found["timings"] == []
+    assert [check["name"] for check in found["checks"]] == [*CHECKS]
     assert [check for check in found["checks"] if not check["passed"]] == []
 
 
