@@ -181,10 +181,11 @@ def _load_defaults(context: click.Context, _: click.Parameter, file: Path | None
     """Take a file's options as defaults, which flags win over."""
     if file is None:
         return
-    parameter_names = dict[str, str]()  # of what a file may call them: by the parameter's name, or as the flag does
+    parameter_names = dict[str, str]()  # by what a file may call them: the parameter's name, or the flag's
     for parameter in context.command.params:
-        for name in (str(parameter.name), *parameter.opts):
-            parameter_names[name.lstrip("-").replace("-", "_")] = str(parameter.name)
+        flags = (flag.removeprefix("--") for flag in parameter.opts if flag.startswith("--"))
+        for name in (str(parameter.name), *flags):
+            parameter_names[name.replace("-", "_")] = str(parameter.name)
     options = _read_options(file, parameter_names)
     # As flags have them: of a number that is no integer, or of true, Click would make an integer without a word.
     context.default_map = {parameter_names[name]: str(value) for name, value in options.items()}
