@@ -33,6 +33,7 @@ class ConvNet(nn.Module):
         std: tuple[float, ...] = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__()
+        # Buffers, so that a saved teacher brings the statistics of its training images along.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.blocks = nn.ModuleList(_block(3 if i == 0 else width, width, norm) for i in range(depth))

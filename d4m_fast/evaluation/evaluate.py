@@ -75,6 +75,7 @@ def evaluate(
     _check_options(runs, teacher, label_kind, seeds, workers)
     size = protocol.image_size
     test_ids = match_classes(runs[0], test_source)
+    # An output for every class of the test set, also for those that the run leaves out: teachers have them too.
     outputs = 1 + max(class_info.id for class_info in test_source.classes)
     _check_teacher(teacher, size, outputs)
     test = load_images(test_source, size, of_classes(test_source, set(test_ids.values())))

@@ -111,6 +111,7 @@ def _from_config(path: Path) -> ConvNet:
         if config["norm"] not in ("batch", "instance"):
             raise ValueError(f"norm {config['norm']!r}")
         width, depth, size = (int(config[key]) for key in ("width", "depth", "image_size"))
+        # Each block halves the side of the image.
         if min(width, depth, size >> depth, len(config["classes"])) < 1:
             raise ValueError("width, depth and classes must be at least 1, and a pixel of image_size be left")
         return ConvNet(len(config["classes"]), width=width, depth=depth, norm=config["norm"], image_size=size)
@@ -169,6 +170,7 @@ def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) 
 
     Both arguments are logits (N, classes); the result is a scalar in nats.
     """
+    # Logarithms on both sides: the smallest probabilities of a certain teacher would round to 0.
     target = F.log_softmax(teacher / temperature, dim=1)
     prediction = F.log_softmax(student / temperature, dim=1)
     return F.kl_div(prediction, target, reduction="batchmean", log_target=True) * temperature**2

@@ -21,7 +21,7 @@ DISTILLED, RANDOM = "distilled", "random"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One student's accuracy on the whole test set after the last epoch, in percent."""
+    """Accuracy of a student on the whole test set after the last epoch, in percent."""
 
     arm: str
     label_kind: LabelKind
@@ -63,7 +63,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One arm under one kind of label. `std` is the sample standard deviation, None for a single seed."""
+    """Summary of an arm under a kind of label. `std` is the sample standard deviation, None for a single seed."""
 
     arm: str
     label_kind: LabelKind
@@ -99,6 +99,7 @@ def to_json(subject: Subject, results: Iterable[Result]) -> dict[str, Any]:
     ordered = sorted(results, key=lambda r: (r.label_kind, r.arm, r.seed))
     rows = summarise(ordered)
     return {
+        # JSON has no tuples: with a list, a subject equals the same one read from a file.
         "subject": {**asdict(subject), "data": list(subject.data)},
         "rows": [asdict(row) for row in rows],
         "gain_points": gains(rows),

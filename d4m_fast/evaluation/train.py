@@ -21,7 +21,7 @@ from d4m_fast.evaluation.relabel import labeller, soft_loss
 from d4m_fast.evaluation.students import STUDENTS
 from d4m_fast.fingerprints import derive_seed
 
-TEST_BATCH = 100
+TEST_BATCH = 100  # images at a time, so that their activations stay small
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -53,7 +53,7 @@ class Exam:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """One student to train. Equal seeds give every arm the same initial weights and augmentation draws."""
+    """A student to train. Equal seeds give every arm the same initial weights and augmentation draws."""
 
     arm: str
     label_kind: LabelKind
@@ -98,6 +98,7 @@ def _one_thread() -> Iterator[None]:
 def _fit(student: nn.Module, exam: Exam, task: Task) -> None:
     protocol, labels = exam.protocol, positions(exam, task.train.labels)
     loss = _loss(exam, task.label_kind)
+    # Apart from the stream of the initial weights, whose length depends on the width of the student.
     generator = torch.Generator().manual_seed(derive_seed(task.seed, "augment"))
     # Fused: one call for all parameters instead of a dozen for each of them.
     optimiser = torch.optim.AdamW(student.parameters(), protocol.lr, weight_decay=protocol.weight_decay, fused=True)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from host_cuda import HostCuda, LaunchError, build, kernels, source
-from threadpoolctl import threadpool_limits
 
 from d4m_fast.kernels.backend import COLUMNS_PER_BLOCK, POINTS_PER_BLOCK, THREADS, padded
 
@@ -21,12 +20,6 @@ N, D, K = 128, 48, 24
 SIZES, KS = (100, 37), (5, 19)
 B = len(SIZES)
 TYPES = ("float16", "float32")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    with threadpool_limits(1):
-        yield
 
 
 @pytest.fixture(params=range(2))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from host_cuda import HostCuda
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 
 from d4m_fast.errors import DataError, UsageError
 from d4m_fast.kernels.backend import Shape, trials_for
@@ -23,12 +22,6 @@ from d4m_fast.kernels.seeding import candidate_count
 Libraries = dict[str, ctypes.CDLL]
 SIZES = ((150, 40, 9), (97, 64, 20), (64, 7, 4), (33, 100, 33), (50, 24, 1), (130, 40, 12))
 EXACT = ("labels", "sizes", "medoids", "effective_k")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 def mixture(n: int, d: int, groups: int, seed: int = 0, mean: float = 0.0) -> np.ndarray:

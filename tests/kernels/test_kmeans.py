@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -18,13 +17,6 @@ from d4m_fast.errors import DataError, UsageError
 from d4m_fast.kernels import direct, gram
 from d4m_fast.kernels import problem as shared
 from d4m_fast.kernels.kmeans import BadProblems, KMeansResult, Method, kmeans
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On a busy machine a pool's threads spend their time waiting for each other."""
-    with threadpool_limits(1):
-        yield
 
 
 def mixture(n: int, d: int, groups: int, seed: int = 0, mean: float = 0.0) -> np.ndarray:

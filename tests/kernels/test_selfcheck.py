@@ -6,12 +6,10 @@ All faults are built at once: in the source, `old` becomes (fault == number ? ne
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from host_cuda import HostCuda, build, source
-from threadpoolctl import threadpool_limits
 
 from d4m_fast.kernels.selfcheck import CHECKS, selfcheck
 
@@ -44,12 +42,6 @@ FAULTS = (
     # of values
     ("infinities let through", "bad values", "result[b * N + i] = distance", "result[b * N + i] = 1.0"),
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
 
 
 def test_all_checks_pass(libraries: dict[str, ctypes.CDLL]) -> None:
