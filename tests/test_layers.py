@@ -32,7 +32,7 @@ LAYERS = (
     ("engine.runtime", "engine.modules", "engine.artifacts", "engine.memory", "engine.finite"),
     ("engine.model", "engine.hub", "engine.trt_api", "engine.unet", "engine.compatibility"),
     ("engine.schedule", "engine.scheduler", "engine.linearity", "engine.stepping", "engine.weights"),
-    ("engine.signature", "engine.libraries", "runs"),
+    ("engine.signature", "engine.libraries", "engine.guidance", "runs"),
     ("sources", "flow"),
     ("storage", "kernels"),
     ("config", "streams", "preflight"),

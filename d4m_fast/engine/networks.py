@@ -14,6 +14,7 @@ from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.engines import ENGINES
 from d4m_fast.engine.finite import FiniteCheck
+from d4m_fast.engine.guidance import guide
 from d4m_fast.engine.libraries import refusing
 from d4m_fast.engine.model import Model
 from d4m_fast.engine.runtime import OpenRuntime, Runtime
@@ -116,16 +117,13 @@ class Unet:
         """Return the predicted noise in the shape of `sample` (B, C, h, w), float32 whatever the runtime's dtype.
 
         Where guidance doubles the batch, `states` are (2B, tokens, width), the negative prompts' first, and both halves
-        go through the network as one batch (Ho & Salimans, 2022).
+        go through the network as one batch.
         """
         inputs = {"sample": sample, "timestep": timestep, "hidden_states": states}
         if self.embedding is not None:
             inputs["timestep_cond"] = _guidance_embedding(guidance, len(sample), self.embedding)
         noise = self.runtime(inputs)["noise"].float()
-        if not self.doubles(guidance):
-            return noise
-        unconditional, conditional = noise.chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+        return guide(noise, guidance) if self.doubles(guidance) else noise
 
 
 def _guidance_embedding(guidance: float, rows: int, dimensions: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from d4m_fast.engine.guidance import guide
 from d4m_fast.engine.runtime import Runtime, Tensors, cut
 from d4m_fast.engine.signature import SIGNATURES, Component
 
@@ -103,7 +104,7 @@ def _parity(batch: int, call: Tensors, expected: Tensors, answer: Tensors, guida
         differences.append(float((y - x).abs().max()))
         errors.append(_relative_l2(x, y))
         if guidance is not None:
-            guided_errors.append(_relative_l2(_guided(x, guidance), _guided(y, guidance)))
+            guided_errors.append(_relative_l2(guide(x, guidance), guide(y, guidance)))
     timestep = int(call["timestep"]) if "timestep" in call else None
     guided_l2 = None if guidance is None else largest(guided_errors)
     return Parity(batch, timestep, largest(differences), largest(errors), guided_l2)
@@ -120,11 +121,6 @@ def nan_as_infinity(error: float) -> float:
 
 def _relative_l2(expected: torch.Tensor, answer: torch.Tensor) -> float:
     return float((answer - expected).norm() / expected.norm())
-
-
-def _guided(noise: torch.Tensor, guidance: float) -> torch.Tensor:
-    unconditional, conditional = noise.chunk(2)
-    return unconditional + guidance * (conditional - unconditional)
 
 
 def psnr(expected: np.ndarray, answer: np.ndarray) -> list[float]:
