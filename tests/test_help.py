@@ -213,7 +213,12 @@ def script(folder: Path) -> Path:
     """Write `d4m-fast` as an installer does: completion goes by the name that was typed."""
     folder.mkdir()
     file = folder / "d4m-fast"
-    file.write_text(f"#!{sys.executable}\nfrom d4m_fast.__main__ import run\n\nrun()\n")
+    lines = (
+        "from d4m_fast.__main__ import run",
+        "if __name__ == '__main__':",
+        "    run()",
+    )  # processes are started, too
+    file.write_text("\n".join((f"#!{sys.executable}", *lines, "")))
     file.chmod(0o755)
     return file
 
