@@ -7,7 +7,6 @@ import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,8 +39,9 @@ from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Runtime
 from d4m_fast.engine.signature import COMPONENTS, Component
 from d4m_fast.errors import DamageError, ModelError
-from d4m_fast.export import workload
 from d4m_fast.measure.sweep import Point
+
+pytestmark = pytest.mark.usefixtures("eight_calls")
 
 TORCH_HALF, COMPILED_HALF = Engine("torch", "fp16"), Engine("compiled", "fp16")
 CPU_STEPS = [
@@ -53,14 +53,6 @@ CPU_STEPS = [
 Certify = Callable[..., Ran]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _few_steps() -> Iterator[None]:
-    """Eight UNet calls per image instead of 36."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workload, "REFERENCE", replace(workload.REFERENCE, steps=10))
-        yield
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[object, ...]:
     """Options of a certification of seconds."""
@@ -70,7 +62,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[ob
 
 
 @pytest.fixture(scope="module")
-def certified(tmp_path_factory: pytest.TempPathFactory, base: tuple[object, ...], _few_steps: None) -> Path:
+def certified(tmp_path_factory: pytest.TempPathFactory, base: tuple[object, ...], eight_calls: None) -> Path:
     """A folder with a finished certification, its exports in `art`; not to be changed."""
     root = tmp_path_factory.mktemp("certified")
     ran = run_cli(*base, "--out", root / "out", "--artifacts", root / "art")

@@ -22,6 +22,8 @@ from d4m_fast.engine.unet import PROVEN, unproven
 from d4m_fast.errors import ModelError
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("eight_calls")
+
 CONDITIONS: dict[str, dict[str, Any]] = {
     "only_cross_attention": {"only_cross_attention": True},
     "center_input_sample": {"center_input_sample": True},
@@ -36,12 +38,6 @@ def forget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {name, "encoder_hid_dim"} if name == "encoder_hid_dim_type" else {name}
     table = {key: None if key in keys else values for key, values in PROVEN.items()}
     monkeypatch.setattr("d4m_fast.engine.unet.PROVEN", table)
-
-
-@pytest.fixture(autouse=True)
-def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight UNet calls per image that an export is compared on, instead of 36."""
-    monkeypatch.setattr("d4m_fast.export.job.STEPS", 11)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,12 @@ from safetensors.torch import load_file, save_file
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.networks import open_networks
 from d4m_fast.engine.signature import COMPONENTS, Component
-from d4m_fast.export import export, workload
+from d4m_fast.export import export
 from d4m_fast.export.comparison import HALF_IMAGES, Candidate
 from d4m_fast.export.job import ExportJob
 from d4m_fast.export.limits import HALF_RATIO, LIMITS
+
+pytestmark = pytest.mark.usefixtures("eight_calls")
 
 OLD_LIMIT = 3e-3  # fixed, and below what PyTorch's own half precision has of these models
 DEEP: list[dict[str, Any]] = [
@@ -41,14 +42,6 @@ DEEP: list[dict[str, Any]] = [
     {"seed": 11, "vae_channels": (8, 16, 16), "unet_channels": (32, 32), "width_text": 32},
     {"seed": 1, "vae_channels": (8, 16, 16, 32), "unet_channels": (32, 64, 64, 64), "width_text": 32},
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_steps() -> Iterator[None]:
-    """Eight UNet calls per image instead of 36."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workload, "REFERENCE", replace(workload.REFERENCE, steps=10))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +113,7 @@ def test_what_pytorchs_half_precision_cannot_run_has_the_ceilings(
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, few: Path, _few_steps: None) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, few: Path, eight_calls: None) -> Path:
     """An artifacts directory with the tiny model's fp16 export; not to be changed."""
     artifacts = tmp_path_factory.mktemp("exported")
     ran = export_half(tiny_model, few, artifacts)
