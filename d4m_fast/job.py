@@ -24,7 +24,7 @@ from d4m_fast.engine.modules import import_libraries
 from d4m_fast.engine.networks import Networks, open_exported, open_networks
 from d4m_fast.engine.prompts import require_known_prompts, require_whole_prompts
 from d4m_fast.engine.runtime import hardware, resolve_device, resolve_precision
-from d4m_fast.engine.schedule import WHOLE, Schedule, open_schedule
+from d4m_fast.engine.schedule import WHOLE_SCHEDULE, Schedule, open_schedule
 from d4m_fast.engine.trial import trial_resolution, try_networks
 from d4m_fast.engine_choice import engine_for
 from d4m_fast.errors import DataError, PreflightError, UsageError, require
@@ -226,7 +226,7 @@ def _revision(config: DistillConfig, saved_options: Mapping[str, Any]) -> str | 
 
 
 def _require_guidance(config: DistillConfig, model: Model) -> None:
-    if model.embeds_guidance and config.interval != WHOLE:
+    if model.embeds_guidance and config.interval != WHOLE_SCHEDULE:
         raise UsageError(
             "--guidance-interval: this model's UNet is told the guidance scale (time_cond_proj_dim in"
             " unet/config.json) and has no step without; leave it out"
@@ -264,12 +264,12 @@ def require_disk(job: Job, run: Path, artifacts: Path) -> None:
     channels, height, width = job.latent_shape
     encoded_with = job.encoded_with(artifacts)
     path = job.latents_path(artifacts, ENCODE_BATCH if encoded_with is None else encoded_with, job.threads)
-    latents = 2 * len(job.source.items) * channels * height * width
-    missing = 0 if (path / "index.json").is_file() else max(0, latents - files.bytes_on_disk(path))
-    made = sum(1 for _ in (run / "images").glob("*/*")) if os.path.isdir(run / "images") else 0
-    left = max(0, len(job.source.classes) * job.config.ipc - made)
-    images = left * (most_bytes(job.image_size) + 4 * channels * height * width)
-    files.require_room(files.Need(path, missing, "latents"), files.Need(run / "images", images, "images"))
+    latents = 2 * len(job.source.items) * channels * height * width  # fp16
+    latent_bytes = 0 if (path / "index.json").is_file() else max(0, latents - files.bytes_on_disk(path))
+    written_images = sum(1 for _ in (run / "images").glob("*/*")) if os.path.isdir(run / "images") else 0
+    missing_images = max(0, len(job.source.classes) * job.config.ipc - written_images)
+    image_bytes = missing_images * (most_bytes(job.image_size) + 4 * channels * height * width)
+    files.require_room(files.Need(path, latent_bytes, "latents"), files.Need(run / "images", image_bytes, "images"))
 
 
 def default_artifacts() -> Path:

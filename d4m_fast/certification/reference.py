@@ -120,8 +120,8 @@ def _write(folder: Path, probe: Probe, answers: Mapping[str, torch.Tensor]) -> N
     classes = []
     for i, prototype in enumerate(probe.prototypes):
         tensors[f"centroids/{i}"] = torch.from_numpy(prototype.centroids)
-        info = prototype.info
-        classes.append({"id": info.id, "folder": info.folder, "prompt": info.prompt})
+        class_info = prototype.info
+        classes.append({"id": class_info.id, "folder": class_info.folder, "prompt": class_info.prompt})
     tensors |= {**answers, "images": torch.from_numpy(probe.images)}
     # safetensors refuses tensors that share memory.
     separate = {name: x.contiguous().clone() for name, x in tensors.items()}
@@ -132,10 +132,10 @@ def _write(folder: Path, probe: Probe, answers: Mapping[str, torch.Tensor]) -> N
 
 def _probe(tensors: Mapping[str, torch.Tensor], classes: Sequence[ClassInfo]) -> Probe:
     prototypes = []
-    for i, info in enumerate(classes):
+    for i, class_info in enumerate(classes):
         centroids = tensors[f"centroids/{i}"].numpy()
         k = len(centroids)
-        prototypes.append(Prototypes(info, centroids, np.ones(k), np.zeros(k), ("",) * k))
+        prototypes.append(Prototypes(class_info, centroids, np.ones(k), np.zeros(k), ("",) * k))
     calls = {component: _calls(tensors, component) for component in COMPONENTS}
     return Probe(prototypes, calls, tensors["images"].numpy())
 

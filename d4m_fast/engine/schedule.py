@@ -23,7 +23,7 @@ from d4m_fast.errors import UsageError
 
 # The guidance interval that guides every step, even where timesteps are no noise levels (EDM's are logarithms of
 # sigmas).
-WHOLE = (0.0, 1.0)
+WHOLE_SCHEDULE = (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def open_schedule(
     strength: float,
     *,
     scheduler: Scheduler = "model",
-    interval: tuple[float, float] = WHOLE,
+    interval: tuple[float, float] = WHOLE_SCHEDULE,
 ) -> Schedule:
     """Return the schedule of a checked model directory, from noise level `strength` down.
 
@@ -98,7 +98,7 @@ def open_schedule(
         schedule = tabulate(sampler, max(int(steps * strength), 1), 1.0, where=where)
     else:
         schedule = tabulate(sampler, steps, strength, where=where)
-    return schedule if interval == WHOLE else guided_in(schedule, interval, train_timesteps(model))
+    return schedule if interval == WHOLE_SCHEDULE else guided_in(schedule, interval, train_timesteps(model))
 
 
 def guided_in(schedule: Schedule, interval: tuple[float, float], levels: int) -> Schedule:

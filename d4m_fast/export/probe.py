@@ -116,17 +116,17 @@ def _prototypes(workload: Workload, networks: Networks, count: int) -> list[Prot
     grouped = by_class(workload.source.items)
     prototypes: list[Prototypes] = []
     remaining = count
-    for info in classes:
+    for class_info in classes:
         k = min(per_class, remaining)
-        items = grouped.get(info.id, [])[: IMAGES_PER_PROTOTYPE * k]
+        items = grouped.get(class_info.id, [])[: IMAGES_PER_PROTOTYPE * k]
         if k > 0:
-            subset = ImageSubset([info], items, workload.source)
-            prototypes.append(_cluster(info, subset, networks, workload.resolution, k))
+            subset = ImageSubset([class_info], items, workload.source)
+            prototypes.append(_cluster(class_info, subset, networks, workload.resolution, k))
             remaining -= k
     return prototypes
 
 
-def _cluster(info: ClassInfo, images: ImageSubset, networks: Networks, resolution: int, k: int) -> Prototypes:
+def _cluster(class_info: ClassInfo, images: ImageSubset, networks: Networks, resolution: int, k: int) -> Prototypes:
     batch = max(1, len(images.items))
     with Workers(Stopwatch()) as workers:
         # Means of the latents, draw=None, so that no random numbers enter the comparison.
@@ -136,8 +136,10 @@ def _cluster(info: ClassInfo, images: ImageSubset, networks: Networks, resolutio
     for encoded in batches:
         origins += (item.origin for item in encoded.items)
     if len(origins) < k:
-        raise DataError(f"class {info.folder}: {len(origins)} usable images, {k} are needed to compare engines on")
+        raise DataError(
+            f"class {class_info.folder}: {len(origins)} usable images, {k} are needed to compare engines on"
+        )
     latents = np.concatenate([encoded.latents for encoded in batches])
-    (result,) = kmeans([latents.reshape(len(latents), -1)], k, ids=[info.id])
+    (result,) = kmeans([latents.reshape(len(latents), -1)], k, ids=[class_info.id])
     centroids = result.centroids.reshape(k, *latents.shape[1:])
-    return Prototypes(info, centroids, result.sizes, np.zeros(k), tuple(origins[i] for i in result.medoids))
+    return Prototypes(class_info, centroids, result.sizes, np.zeros(k), tuple(origins[i] for i in result.medoids))

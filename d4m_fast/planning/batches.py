@@ -16,7 +16,7 @@ from d4m_fast.engine.schedule import Schedule
 from d4m_fast.errors import OutOfMemoryError
 from d4m_fast.job import Job
 from d4m_fast.measure.calls import NetworkStage, network_call
-from d4m_fast.measure.clock import time_call
+from d4m_fast.measure.clock import Call, time_call
 from d4m_fast.measure.flops import most_activations, trace_model
 from d4m_fast.measure.sweep import Point, best_rate, sweep
 from d4m_fast.planning.cost import most_images
@@ -39,7 +39,7 @@ class Stage:
         default_batch: images per call where nothing is probed.
         count_fitting: counts the images per call that memory allows, by the traced network; 0 where it allows none.
         surely_fitting: images per call that fit by a rough bound, which costs nothing to know.
-        call: run the network on so many images and wait for it.
+        open_call: makes inputs for so many images; what it returns runs the network on them and waits for it.
     """
 
     images: int
@@ -47,7 +47,7 @@ class Stage:
     default_batch: int
     count_fitting: Callable[[], int]
     surely_fitting: int
-    call: Callable[[int], object]
+    open_call: Callable[[int], Call]
 
 
 def choose_batches(job: Job, networks: Networks, schedule: Schedule, encoded_with: int | None) -> Batches:
@@ -63,17 +63,17 @@ def choose_batches(job: Job, networks: Networks, schedule: Schedule, encoded_wit
     rough_bound = free / size / most_activations(job.model.path, job.resolution)
 
     def stage(
-        network: str, images: int, calls: int, default_batch: int, rows: int, call: Callable[[int], object]
+        network: str, images: int, calls: int, default_batch: int, rows: int, open_call: Callable[[int], Call]
     ) -> Stage:
         def count_fitting() -> int:
             return int(most_images(shapes().parts[network], rows, size, free - size * shapes().parameters))
 
-        return Stage(images, calls, default_batch, count_fitting, int(rough_bound / rows), call)
+        return Stage(images, calls, default_batch, count_fitting, int(rough_bound / rows), open_call)
 
-    call = partial(_call, job, networks)
-    encode = stage("vae_encoder", len(job.source.items), 1, ENCODE_BATCH, 1, call("encode"))
-    unet = stage("unet", images, len(schedule.steps), GENERATE_BATCH, rows, call("unet"))
-    decode = stage("vae_decoder", images, 1, GENERATE_BATCH, 1, call("decode"))
+    opener = partial(_opener, job, networks)
+    encode = stage("vae_encoder", len(job.source.items), 1, ENCODE_BATCH, 1, opener("encode"))
+    unet = stage("unet", images, len(schedule.steps), GENERATE_BATCH, rows, opener("unet"))
+    decode = stage("vae_decoder", images, 1, GENERATE_BATCH, 1, opener("decode"))
     encoding = _choose(encode) if encoded_with is None else (encoded_with, {"by": "latents that are there"})
     requested = job.config.batch_size
     if requested == "auto":
@@ -136,26 +136,29 @@ def _probe(stage: Stage, candidates: list[int]) -> Iterator[Point]:
 
     def measure(batch: int) -> Point:
         try:
-            # The least of several: the first one warms up.
-            return Point(batch, min(_seconds(stage.call, batch) for _ in range(CALLS)))
+            call = stage.open_call(batch)
+            # The least of several: the first one warms up. The call itself waits for the device.
+            return Point(batch, min(time_call(call, torch.device("cpu")) for _ in range(CALLS)))
         except OutOfMemoryError as error:
             return Point(batch, None, str(error))
 
     return sweep(candidates, measure, lambda points: points[-1].rate < HOPELESS * best_rate(points))
 
 
-def _seconds(call: Callable[[int], object], batch: int) -> float:
-    return time_call(partial(call, batch), torch.device("cpu"))  # the call itself waits for the device
+def _opener(job: Job, networks: Networks, stage: NetworkStage) -> Callable[[int], Call]:
+    """Return what opens the stage's network on so many images; a call reads one number back, to wait for the device."""
+    sizes, guidance = job.model.sizes(job.resolution), job.config.guidance
+    counted_as = "denoise" if stage == "unet" else stage
 
+    def open_call(batch: int) -> Call:
+        with fitting(counted_as):
+            run = network_call(stage, networks, sizes, batch, guidance=guidance, inputs_on=job.device)
 
-def _call(job: Job, networks: Networks, stage: NetworkStage) -> Callable[[int], object]:
-    """Return the stage's network on so many images; reading one number back waits for the device."""
+        @torch.inference_mode()
+        def call() -> object:
+            with fitting(counted_as):
+                return run().flatten()[0].item()
 
-    @torch.inference_mode()
-    def call(batch: int) -> object:
-        sizes, guidance = job.model.sizes(job.resolution), job.config.guidance
-        run = network_call(stage, networks, sizes, batch, guidance=guidance, inputs_on=job.device)
-        with fitting("denoise" if stage == "unet" else stage):
-            return run().flatten()[0].item()
+        return call
 
-    return call
+    return open_call

@@ -1,4 +1,4 @@
-"""From options to figures: open the model, count, calculate."""
+"""Calculate the figures of a plan from its options: open the model, count its operations, multiply."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ def write_class_folders(source: Source, images: int, folder: Path) -> int:
     """
     grouped = by_class(source.items)
     per_class = min(images, IMAGES_PER_CLASS, *(len(items) for items in grouped.values()))
-    for info in source.classes[: images // per_class]:
-        class_folder = folder / info.folder
+    for class_info in source.classes[: images // per_class]:
+        class_folder = folder / class_info.folder
         class_folder.mkdir(parents=True)
-        for item in grouped[info.id][:per_class]:
+        for item in grouped[class_info.id][:per_class]:
             source.read(item).save(class_folder / f"{item.rank:05d}.png")
     return max(1, per_class // IMAGES_PER_PROTOTYPE)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from driving import Finished, Ran, products
 
 from d4m_fast import pipeline
 from d4m_fast.errors import OutOfMemoryError
+from d4m_fast.measure import clock
 from d4m_fast.measure.flops import most_activations, trace_model
 from d4m_fast.planning import batches
 from d4m_fast.planning.batches import CALLS, LEVEL, PROBE_SHARE, Stage, affordable, fastest
@@ -19,8 +22,12 @@ from d4m_fast.planning.batches import CALLS, LEVEL, PROBE_SHARE, Stage, affordab
 Distill = Callable[..., Ran]
 
 
+def _not_called(batch: int) -> Callable[[], object]:
+    raise AssertionError(batch)
+
+
 def stage(*, images: int = 50_000, calls: int = 36, usual: int = 50, fits: int = 1000) -> Stage:
-    return Stage(images, calls, usual, lambda: fits, 0, lambda _: None)
+    return Stage(images, calls, usual, lambda: fits, 0, _not_called)
 
 
 def test_a_long_run_may_try_all_powers_of_two() -> None:
@@ -50,14 +57,32 @@ def test_the_fastest_need_not_be_the_largest() -> None:
     assert fastest({}) == 1
 
 
-def seconds_of(speeds: dict[int, float], asked: list[int]) -> Callable[[Any, int], float]:
-    def seconds(_: object, batch: int) -> float:
-        asked.append(batch)
-        if batch not in speeds:
-            raise OutOfMemoryError("denoise", "no room")
-        return batch / speeds[batch] * (3 if asked.count(batch) == 1 else 1)  # the first call warms up
+class Network:
+    """Calls that take as long as is said, by a clock of its own; making their inputs takes an hour.
 
-    return seconds
+    Attributes:
+        opened: batches that inputs were made for, in order.
+    """
+
+    def __init__(self, speeds: dict[int, float]) -> None:
+        self._speeds = speeds
+        self.opened: list[int] = []
+        self.now = 0.0
+
+    def open_call(self, batch: int) -> Callable[[], None]:
+        self.opened.append(batch)
+        self.now += 3600
+        calls = count()
+
+        def call() -> None:
+            if batch not in self._speeds:
+                raise OutOfMemoryError("denoise", "no room")
+            self.now += batch / self._speeds[batch] * (3 if next(calls) == 0 else 1)  # the first call warms up
+
+        return call
+
+    def perf_counter(self) -> float:
+        return self.now
 
 
 @pytest.mark.parametrize(
@@ -70,10 +95,10 @@ def seconds_of(speeds: dict[int, float], asked: list[int]) -> Callable[[Any, int
     ids=["falls", "full", "nothing"],
 )
 def test_probing(monkeypatch: pytest.MonkeyPatch, speeds: dict[int, float], chosen: int, tried: list[int]) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(batches, "_seconds", seconds_of(speeds, asked))
-    found, why = batches._choose(stage())
-    assert (found, sorted(set(asked))) == (chosen, tried)
+    network = Network(speeds)
+    monkeypatch.setattr(clock, "time", network)
+    found, why = batches._choose(replace(stage(), open_call=network.open_call))
+    assert (found, network.opened) == (chosen, tried)
     assert why["by"] == "probe"
     assert why["images_per_second"] == {str(b): pytest.approx(speeds[b]) for b in tried if b in speeds}
 
@@ -88,7 +113,7 @@ def test_what_surely_fits_is_not_traced() -> None:
     def traced() -> int:
         raise AssertionError
 
-    found, why = batches._choose(Stage(10, 1, 50, traced, 50, lambda _: None))
+    found, why = batches._choose(Stage(10, 1, 50, traced, 50, _not_called))
     assert (found, why) == (50, {"by": "default"})
 
 

@@ -167,9 +167,10 @@ def _wrapped_text(match: re.Match[str]) -> str:
 
 def _without_second_key(texts: Sequence[str], classes: Classes) -> Sequence[str]:
     """Drop a second key, as of `0 n01440764 tench` and `0,car,a car`: both keys must name the same class."""
+    folders = frozenset(map(composed, classes.folders))
     keyed: list[KeyedEntry] = []
     for text in texts:
-        entry = _second_key(text, classes)
+        entry = _second_key(text, folders)
         if entry is None:
             return texts
         keyed.append(entry)
@@ -179,11 +180,10 @@ def _without_second_key(texts: Sequence[str], classes: Classes) -> Sequence[str]
     return [entry.entry.text for entry in keyed]
 
 
-def _second_key(text: str, classes: Classes) -> KeyedEntry | None:
+def _second_key(text: str, folders: frozenset[str]) -> KeyedEntry | None:
     match = WNID_KEY.fullmatch(text)
     if match is not None:
         return KeyedEntry(match["key"], Entry("", match["prompt"]))
-    folders = set(map(composed, classes.folders))
     for separator in separators(text):
         key, prompt = composed(text[: separator.start()]), text[separator.end() :]
         if key in folders and prompt and (is_marked(separator[0]) or "," in separator[0]):
