@@ -9,6 +9,7 @@ import pytest
 from driving import ROOT
 
 from d4m_fast import __version__
+from d4m_fast.cli import cli
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -48,3 +49,44 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.parametrize(("file", "said"), [("CITATION.cff", "version: {}\n"), ("CHANGELOG.md", "({})\n")])
 def test_the_version_is_that_of_the_package(file: str, said: str) -> None:
     assert said.format(__version__) in (ROOT / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_of_the_code_that_a_page_names_are_there(page: Path) -> None:
+    assert missing_files(page.read_text(encoding="utf-8")) == []
+
+
+def missing_files(text: str) -> list[str]:
+    """Python and CUDA files with a folder before their name that are neither below the root nor in the package."""
+    names = set(re.findall(r"(?<![\w/.])((?:[a-z0-9_]+/)+[a-z0-9_]+\.(?:py|cu))", text))
+    return sorted(name for name in names if not (ROOT / name).is_file() and not (ROOT / "d4m_fast" / name).is_file())
+
+
+def test_a_file_that_is_gone_is_found() -> None:
+    assert missing_files("`engine/unet.py`, `data/run.py` and tests/test_pages.py") == ["data/run.py"]
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_a_page_have_the_flags_it_gives_them(page: Path) -> None:
+    assert unknown_flags(page.read_text(encoding="utf-8")) == []
+
+
+def unknown_flags(text: str) -> list[str]:
+    """Flags of `d4m-fast COMMAND ...`, in code blocks and in backticks, that the command does not have."""
+    wrong = []
+    for line in re.findall(r"`(d4m-fast [^`]*)`|^(?:.*/)?(d4m-fast .*)$", text, re.MULTILINE):
+        words = "".join(line).partition("#")[0].split()
+        command = cli.commands.get(words[1]) if len(words) > 1 else None
+        if command is None:
+            continue
+        known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        wrong += [f"{words[1]} {flag}" for flag in sorted(given - known - {"--help"})]
+    return wrong
+
+
+def test_a_flag_that_is_gone_is_found() -> None:
+    assert unknown_flags("`d4m-fast plan --gpu h100 --fast`\n.venv/bin/d4m-fast verify RUN --deeper  # --x\n") == [
+        "plan --fast",
+        "verify --deeper",
+    ]
