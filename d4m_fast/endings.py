@@ -62,7 +62,7 @@ def ending_of(error: BaseException) -> Ending | None:
         return Ending(f"error: {error}", _code(error))
     if isinstance(error, click.UsageError):
         command = "d4m-fast" if error.ctx is None else error.ctx.command_path
-        return Ending(f"Error: {error.format_message()}; see {command} --help", error.exit_code)
+        return Ending(f"Error: {error.format_message().removesuffix('.')}; see {command} --help", error.exit_code)
     if isinstance(error, click.ClickException):
         return Ending(f"Error: {error.format_message()}", error.exit_code)
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
