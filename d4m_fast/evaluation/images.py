@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,20 +22,40 @@ class ImageSet:
     Attributes:
         images: (N, 3, S, S) uint8.
         labels: (N,) int64 class ids.
+        origins: where each image comes from, (N,).
     """
 
     images: torch.Tensor
     labels: torch.Tensor
+    origins: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> ImageSet:
+        """Return the same set on a device."""
+        return ImageSet(self.images.to(device), self.labels.to(device), self.origins)
+
+    def hashes(self) -> list[str]:
+        """Return 32 hexadecimal digits of the SHA-256 of each image's pixels, whatever file they came from."""
+        return [hashlib.sha256(row.contiguous().numpy()).hexdigest()[:32] for row in self.images.cpu()]
 
 
 def load_images(
-    source: Source, size: int, items: Sequence[Item] | None = None, ids: Mapping[int, int] | None = None
+    source: Source,
+    size: int,
+    items: Sequence[Item] | None = None,
+    ids: Mapping[int, int] | None = None,
+    *,
+    shorter_side: int | None = None,
 ) -> ImageSet:
-    """Read images, resized to (size, size) by Pillow's bicubic filter only where the size differs.
+    """Read images of (size, size): those of another size are resized along the shorter side, and their centre is cut.
 
     Args:
         items: what to read, in this order; the whole source when omitted.
         ids: the label of each class id of the source; the id itself when omitted.
+        shorter_side: of the resized image, bilinear as torchvision tests its classifiers; when omitted it is the size
+            itself, and the filter Pillow's bicubic one.
 
     Raises:
         DataError: an image is damaged, or there are none.
@@ -45,12 +66,23 @@ def load_images(
         raise DataError("no images to load: the set is empty")
     pixels = torch.empty(len(items), 3, size, size, dtype=torch.uint8)
     for row, item in zip(pixels, items, strict=True):
-        image = source.read(item)
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        image = _central_square(source.read(item), size, shorter_side)
         row.copy_(torch.from_numpy(np.array(image, np.uint8)).permute(2, 0, 1))
     labels = [item.class_id if ids is None else ids[item.class_id] for item in items]
-    return ImageSet(pixels, torch.tensor(labels, dtype=torch.int64))
+    return ImageSet(pixels, torch.tensor(labels, dtype=torch.int64), tuple(item.origin for item in items))
+
+
+def _central_square(image: Image.Image, size: int, shorter_side: int | None) -> Image.Image:
+    if shorter_side is None and image.size == (size, size):
+        return image
+    side = size if shorter_side is None else shorter_side
+    resample = Image.Resampling.BICUBIC if shorter_side is None else Image.Resampling.BILINEAR
+    # torchvision's Resize cuts off the longer side's fraction, its CenterCrop rounds the margin.
+    width, height = (int(side * length / min(image.size)) for length in image.size)
+    if image.size != (width, height):
+        image = image.resize((width, height), resample)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
 
 
 def match_classes(source: Source, reference: Source) -> dict[int, int]:

@@ -163,14 +163,3 @@ def labeller(teacher: ConvNet) -> Callable[[torch.Tensor], torch.Tensor]:
         return cast(torch.Tensor, teacher.head(x.to_dense().flatten(1)))
 
     return label
-
-
-def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL(teacher || student) at `temperature`, times its square (Hinton et al., 2015), mean over the batch.
-
-    Both arguments are logits (N, classes); the result is a scalar in nats.
-    """
-    # Logarithms on both sides: the smallest probabilities of a certain teacher would round to 0.
-    target = F.log_softmax(teacher / temperature, dim=1)
-    prediction = F.log_softmax(student / temperature, dim=1)
-    return F.kl_div(prediction, target, reduction="batchmean", log_target=True) * temperature**2
