@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from d4m_fast.config.choices import Engine, FloatType, GpuName, PresetName, Scheduler
 from d4m_fast.config.distill import DistillConfig
@@ -60,8 +59,8 @@ class PlanConfig(GenerationConfig):
     gpu: GpuName = setting("h100", group=Group.EVERYDAY, help="Which GPU.")
     gpus: int = setting(1, group=Group.EVERYDAY, help="How many of them.", minimum=1)
     # The evaluation.
-    student: Literal["resnet18", "convnet3"] = setting(
-        "resnet18", group=Group.STUDENTS, help="Network that is trained."
+    student: str = setting(
+        "resnet18", group=Group.STUDENTS, help="convnet3, convnet-DEPTH-WIDTH, or a name of torchvision or timm."
     )
     student_size: int = setting(224, group=Group.STUDENTS, help="Pixels of a side.", minimum=32, maximum=4096)
     epochs: int = setting(300, group=Group.STUDENTS, help="Of a student's training.", minimum=1)

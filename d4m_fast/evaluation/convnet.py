@@ -1,13 +1,15 @@
-"""ConvNet-3, the student of the dataset-distillation field, and the bundled teacher of the same shape."""
+"""ConvNet-3, the student of the dataset-distillation field, and how other networks normalise as it does."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import nn
 
 Norm = Literal["instance", "batch"]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ConvNet(nn.Module):
@@ -51,6 +53,29 @@ class ConvNet(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the logits, (N, classes)."""
         logits: torch.Tensor = self.head(self.features(pixels)[-1].flatten(1))
+        return logits
+
+
+class Normalised(nn.Module):
+    """A classifier of normalised pixels that takes RGB pixels in [0, 1], (N, 3, S, S), as `ConvNet` does.
+
+    Its weights are those of `network`; mean and standard deviation are constants beside them.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self, network: nn.Module, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (N, classes)."""
+        logits: torch.Tensor = self.network((pixels - self.mean) / self.std)
         return logits
 
 

@@ -8,7 +8,7 @@ from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.config.plan import PlanConfig
 from d4m_fast.engine.compatibility import read_configs
 from d4m_fast.engine.schedule import open_schedule
-from d4m_fast.evaluation.students import STUDENTS
+from d4m_fast.evaluation.students import build_student
 from d4m_fast.measure.flops import Traced, model_path, trace, trace_model
 from d4m_fast.measure.gpus import GPUS
 from d4m_fast.planning.calibrate import Build, read_profile
@@ -44,7 +44,12 @@ def calculate(config: PlanConfig) -> tuple[PlanRequest, list[Figure], Build | No
 
 
 def trace_student(name: str, side: int, classes: int) -> Traced:
-    """Trace one image through a student."""
+    """Trace one image through a student.
+
+    Raises:
+        UsageError: nobody knows the student, or it does not take images of this size.
+    """
+    # Built with its weights, unlike the models: torchvision's RegNets cannot be built without any.
+    student = build_student(name, classes=classes, image_size=side, width=EvaluateConfig.width).eval().to("meta")
     with torch.device("meta"), torch.inference_mode():
-        student = STUDENTS[name].build(classes, side, EvaluateConfig.width).eval()
         return trace(student, lambda: student(torch.zeros(1, 3, side, side)))
