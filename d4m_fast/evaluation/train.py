@@ -77,11 +77,11 @@ def fit(
         DamageError: the checkpoint is not what was written.
         PreflightError: it cannot be written; the one before stays.
     """
-    optimiser = _optimiser(student, protocol, protocol.lr_of(name))
+    optimiser = optimiser_of(student, protocol, protocol.lr_of(name))
     # Apart from the stream of the initial weights, whose length depends on the width of the student.
     generator = torch.Generator().manual_seed(derive_seed(seed, "augment"))
     state = _State(student, optimiser, generator)
-    step_of = _Step(student, optimiser, protocol, select, execution)
+    step_of = Step(student, optimiser, protocol, select, execution)
     saved_at = time.monotonic()
     state.restore(checkpoint)
     for epoch in range(state.epoch, protocol.epochs):
@@ -112,7 +112,7 @@ def _finite(loss: float, epoch: int) -> float:
     return loss
 
 
-def _optimiser(student: nn.Module, protocol: Protocol, lr: float) -> torch.optim.Optimizer:
+def optimiser_of(student: nn.Module, protocol: Protocol, lr: float) -> torch.optim.Optimizer:
     """Return AdamW over the parameters; without weight decay on what is no weight matrix, if the recipe says so."""
     # Fused: one call for all parameters instead of a dozen for each of them.
     if protocol.decays_all:
@@ -128,7 +128,7 @@ def _optimiser(student: nn.Module, protocol: Protocol, lr: float) -> torch.optim
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class Step:
     """One step of the optimiser over a batch, in the parts that the protocol prescribes."""
 
     student: nn.Module
