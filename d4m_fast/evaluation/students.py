@@ -50,11 +50,12 @@ def build_student(name: str, *, classes: int, image_size: int, width: int) -> nn
 
 
 def _build(name: str, classes: int, image_size: int, width: int) -> nn.Module:
-    from d4m_fast.evaluation.convnet import ConvNet, Normalised
+    from d4m_fast.evaluation.convnet import ConvNet, Norm, Normalised
 
     match = _CONVNET.fullmatch(name)
     if match is not None:
-        depth, norm = int(match["depth"]), "batch" if match["norm"] else "instance"
+        depth = int(match["depth"])
+        norm: Norm = "batch" if match["norm"] else "instance"
         if image_size >> depth == 0:
             raise ValueError(f"{depth} halvings leave no pixel")
         return ConvNet(classes, width=int(match["width"]), depth=depth, norm=norm, image_size=image_size)

@@ -1,55 +1,223 @@
-"""The teacher: its directory, the labels it gives, and the loss that matches them."""
+"""Teachers: their directories, whose classes they know, and the labels that they give."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from d4m_fast.errors import ModelError
-from d4m_fast.evaluation.convnet import ConvNet
+from d4m_fast.errors import ModelError, UsageError
+from d4m_fast.evaluation.convnet import ConvNet, Normalised
+from d4m_fast.evaluation.imagenet import IMAGENET_CLASSES, imagenet_indices, imagenet_wnids
+from d4m_fast.evaluation.pretrained import check_fit, load_pretrained, read_weights, widened
+from d4m_fast.evaluation.students import build_student
+from d4m_fast.sources.records import ClassInfo
 from d4m_fast.storage import files
 from d4m_fast.storage.state import read_json
 
 BUNDLED = "bundled"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
+Labeller = Callable[[torch.Tensor], torch.Tensor]
 
-def save_teacher(model: ConvNet, folder: Path, classes: Sequence[str], *, image_size: int = 32) -> None:
-    """Write `config.json` and `model.safetensors` (the model's own dtype) to `folder`, made if missing.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Teacher:
+    """A network that labels images, in evaluation mode, float32, without gradients.
+
+    Attributes:
+        name: as it was asked for.
+        sha256: of the file of its weights; of several files' joined.
+        network: takes RGB pixels in [0, 1], (N, 3, S, S), and returns the logits of all its classes.
+        classes: their names, WordNet ids where they are ImageNet's; None where nothing tells.
+        image_size: S, pixels.
+        columns: which logit is that of each class of the set that is evaluated; None is all, in their order.
+    """
+
+    name: str
+    sha256: str
+    network: nn.Module
+    classes: tuple[str, ...] | None
+    image_size: int
+    columns: tuple[int, ...] | None = None
+
+    def label(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the logits (N, classes) of the classes that are evaluated.
+
+        Raises:
+            ModelError: one is NaN or infinite.
+        """
+        return self.labeller()(pixels)
+
+    def labeller(self) -> Labeller:
+        """Return `label` in its quickest form, made once for many batches."""
+        logits, columns = self.all_logits(), self.columns
+        return logits if columns is None else lambda pixels: logits(pixels)[:, list(columns)]
+
+    def all_logits(self) -> Labeller:
+        """Return what gives the logits of all classes that the teacher knows; errors are those of `label`."""
+        quick: Labeller = labeller(self.network) if isinstance(self.network, ConvNet) else self.network
+
+        @torch.inference_mode()
+        def logits(pixels: torch.Tensor) -> torch.Tensor:
+            values = quick(pixels)
+            if not bool(torch.isfinite(values).all()):
+                raise ModelError(f"teacher {self.name}: its logits are NaN or infinite; take other weights")
+            return values
+
+        return logits
+
+    def to(self, device: torch.device) -> Teacher:
+        """Return the same teacher on a device."""
+        return dataclasses.replace(self, network=self.network.to(device))
+
+
+class Ensemble(nn.Module):
+    """The mean logits of several networks."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the mean logits, (N, classes)."""
+        return torch.stack([network(pixels) for network in self.networks]).mean(0)
+
+
+def open_teacher(name: str, classes: Sequence[ClassInfo], *, resolution: int | None = None) -> Teacher:
+    """Open a teacher, and find each class of a set among those that it knows.
 
     Args:
+        name: "bundled"; a directory of `save_teacher`; NAME=FILE, a classifier of torchvision or timm and its weights;
+            NAME alone where the library has the weights in its cache; several joined by "+", whose logits are averaged.
+        classes: those of the test set.
+        resolution: pixels of a side that images will have; None where that is not known yet.
+
+    Raises:
+        ModelError: a teacher cannot be read, is not on this machine, or knows other classes or another size of image.
+    """
+    members = [_open(part) for part in _parts(name)]
+    first = members[0]
+    for member in members[1:]:
+        if (member.classes, member.image_size) != (first.classes, first.image_size):
+            raise ModelError(f"--teacher {name}: {member.name} and {first.name} differ in classes or size of images")
+    if len(members) > 1:
+        sha256 = hashlib.sha256("".join(member.sha256 for member in members).encode()).hexdigest()
+        network = Ensemble([member.network for member in members]).eval()
+        first = Teacher(name, sha256, network, first.classes, first.image_size)
+    if resolution not in (None, first.image_size):
+        raise ModelError(
+            f"--teacher {name}: takes images of {first.image_size} pixels a side, not {resolution};"
+            f" choose another teacher, or teach one with --resolution {resolution}"
+        )
+    return dataclasses.replace(first, columns=_columns(first, classes))
+
+
+def _parts(name: str) -> list[str]:
+    return [name] if Path(name).is_dir() else name.split("+")
+
+
+def _open(name: str) -> Teacher:
+    network_name, equals, file = name.partition("=")
+    if name == BUNDLED or Path(name).is_dir():
+        return dataclasses.replace(load_teacher(teacher_folder(name)), name=name)
+    try:
+        network, path, size = load_pretrained(network_name, Path(file) if equals else None)
+    except UsageError as error:
+        raise ModelError(f"--teacher {name}: no such directory, and {error}") from error
+    # Whatever else a file of other classes knows, nothing in it tells.
+    count = outputs_of(network, size)
+    classes = imagenet_wnids() if count == IMAGENET_CLASSES else None
+    return Teacher(name, _sha256(path), network, classes, size)
+
+
+def outputs_of(network: nn.Module, image_size: int) -> int:
+    """Return how many classes a network has, from the logits of one image."""
+    with torch.inference_mode():
+        logits: torch.Tensor = network(torch.zeros(1, 3, image_size, image_size))
+    return logits.shape[1]
+
+
+def _columns(teacher: Teacher, classes: Sequence[ClassInfo]) -> tuple[int, ...] | None:
+    """Return the output of each class; None where the outputs are the classes in their order.
+
+    Raises:
+        ModelError: some class has none.
+    """
+    folders, prompts = ([info.folder for info in classes], [info.prompt for info in classes])
+    # A user's own teacher may name its classes otherwise; only the bundled one is known to mean these.
+    if teacher.name == BUNDLED and tuple(prompts) != teacher.classes:
+        raise ModelError("the bundled teacher knows Fashion-MNIST's classes only; give --teacher, or --regime hard")
+    if teacher.classes is None:
+        outputs = outputs_of(teacher.network, teacher.image_size)
+    else:
+        outputs = len(teacher.classes)
+        output_of = {name: output for output, name in enumerate(teacher.classes)}
+        for names in (folders, prompts):
+            if all(name in output_of for name in names):
+                columns = tuple(output_of[name] for name in names)
+                return None if columns == tuple(range(outputs)) else columns
+        indices = imagenet_indices(folders) if teacher.classes == imagenet_wnids() else None
+        if indices is not None:
+            return None if indices == tuple(range(outputs)) else indices
+    if outputs != len(classes):
+        raise ModelError(
+            f"--teacher {teacher.name}: knows {outputs} classes, the images have {len(classes)} of other names;"
+            " give a teacher of these, or teach one"
+        )
+    return None
+
+
+def save_teacher(
+    model: nn.Module, folder: Path, classes: Sequence[str], *, image_size: int = 32, arch: str | None = None
+) -> None:
+    """Write `model.safetensors` (the model's own dtype), then `config.json`, to `folder`, made if missing.
+
+    Args:
+        model: a `ConvNet`, or a network of `build_student`, whose weights are saved as its library names them.
         classes: names in the order of the class ids, one per output of the model.
         image_size: pixels along each side of the images the model takes.
+        arch: name by which `build_student` builds it anew; not needed of a `ConvNet`.
 
     Raises:
         ModelError: the model does not have these classes, or takes images of another size.
+        PreflightError: no space, no permission, a read-only file system.
     """
-    if len(classes) != model.head.out_features or not takes(model, image_size):
-        raise ModelError(f"not a teacher of {len(classes)} classes and images of {image_size} pixels a side")
+    if isinstance(model, ConvNet):
+        if not takes(model, image_size) or model.head.out_features != len(classes):
+            raise ModelError(f"not a teacher of {len(classes)} classes and images of {image_size} pixels a side")
+        config, network = _convnet_config(model), cast(nn.Module, model)
+    elif isinstance(model, Normalised) and arch is not None:
+        mean, std = (value.flatten().tolist() for value in (model.mean, model.std))
+        config, network = {"arch": arch, "mean": mean, "std": std}, model.network
+    else:
+        raise ModelError(f"not a teacher: a {type(model).__name__} without a name to build it by")
+    files.make_directory(folder)
+    # Safetensors refuses tensors that are not contiguous, as those of a channels_last model.
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    files.write_bytes(folder / WEIGHTS, save(weights))
+    config = {"classes": list(classes), **config, "image_size": image_size}
+    files.write_bytes(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _convnet_config(model: ConvNet) -> dict[str, Any]:
     first = cast(nn.Sequential, model.blocks[0])
-    config = {
-        "classes": list(classes),
+    return {
         "width": cast(nn.Conv2d, first[0]).out_channels,
         "depth": len(model.blocks),
         "norm": "batch" if isinstance(first[1], nn.BatchNorm2d) else "instance",
-        "image_size": image_size,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    # Safetensors refuses tensors that are not contiguous, as those of a channels_last model.
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
 
 
 def takes(model: ConvNet, size: int) -> bool:
@@ -58,40 +226,19 @@ def takes(model: ConvNet, size: int) -> bool:
     return model.head.in_features == width * (size >> len(model.blocks)) ** 2
 
 
-def load_teacher(folder: Path) -> ConvNet:
+def load_teacher(folder: Path) -> Teacher:
     """Read a teacher of `save_teacher`, half precision widened: float32, in evaluation mode, without gradients.
 
     Raises:
         ModelError: a file is missing or cannot be read, or the weights do not fit the config.
     """
-    model = _from_config(folder / CONFIG)
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder / WEIGHTS}: the teacher's weights cannot be read ({_line(error)})") from error
-    _check_fit(model, state, folder / WEIGHTS)
-    # Counters of batch normalisation are integers, and stay so.
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    return model.eval().requires_grad_(False)
-
-
-def open_teacher(name: str, classes: Sequence[str]) -> ConvNet:
-    """Open the bundled teacher, or the one in a directory.
-
-    Args:
-        name: "bundled" or a directory of `save_teacher`.
-        classes: names of the test set's classes; the bundled teacher must know these, or its labels mean nothing.
-
-    Raises:
-        ModelError: the teacher cannot be read, or knows other classes.
-    """
-    folder = teacher_folder(name)
-    teacher = load_teacher(folder)
-    teacher_classes = read_json(folder / CONFIG)["classes"]
-    # A user's own teacher may name its classes otherwise; only the bundled one is known to mean these.
-    if name == BUNDLED and list(classes) != teacher_classes:
-        raise ModelError("the bundled teacher knows Fashion-MNIST's classes only; give --teacher, or --label-kind hard")
-    return teacher
+    network, classes, image_size = _from_config(folder / CONFIG)
+    inner = network.network if isinstance(network, Normalised) else network
+    state = read_weights(folder / WEIGHTS)
+    check_fit(inner, state, folder / WEIGHTS)
+    inner.load_state_dict(widened(state))
+    network.eval().requires_grad_(False)
+    return Teacher(str(folder), _sha256(folder / WEIGHTS), network, classes, image_size)
 
 
 def teacher_folder(name: str) -> Path:
@@ -99,47 +246,53 @@ def teacher_folder(name: str) -> Path:
     return Path(str(resources.files("d4m_fast") / "assets" / "teacher")) if name == BUNDLED else Path(name)
 
 
-def weights_sha256(name: str) -> str:
-    """Return the SHA-256 of a teacher's weights."""
-    with files.open_regular(teacher_folder(name) / WEIGHTS) as file:
+def _sha256(path: Path) -> str:
+    with files.open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _from_config(path: Path) -> ConvNet:
+def _from_config(path: Path) -> tuple[nn.Module, tuple[str, ...], int]:
+    """Return a teacher's network of random weights, its classes and the side of its images."""
     try:
         config = read_json(path)
-        if config["norm"] not in ("batch", "instance"):
-            raise ValueError(f"norm {config['norm']!r}")
-        width, depth, size = (int(config[key]) for key in ("width", "depth", "image_size"))
-        # Each block halves the side of the image.
-        if min(width, depth, size >> depth, len(config["classes"])) < 1:
-            raise ValueError("width, depth and classes must be at least 1, and a pixel of image_size be left")
-        return ConvNet(len(config["classes"]), width=width, depth=depth, norm=config["norm"], image_size=size)
+        classes, size = config["classes"], int(config["image_size"])
+        if not isinstance(classes, list) or not classes:
+            raise ValueError("classes must be a list of names")
+        network = _convnet(config, len(classes), size) if "arch" not in config else _student(config, len(classes), size)
+        return network, tuple(map(str, classes)), size
     except OSError as error:
         raise ModelError(f"{path}: the teacher's config cannot be read ({_line(error)})") from error
     except KeyError as error:
         raise ModelError(f"{path}: the teacher's config has no {error}") from error
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (UsageError, ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"{path}: not a teacher's config ({_line(error)})") from error
 
 
-def _check_fit(model: ConvNet, state: dict[str, torch.Tensor], path: Path) -> None:
-    expected = model.state_dict()
-    for name in sorted(expected.keys() | state.keys()):
-        if name not in state:
-            raise ModelError(f"{path}: {name} is missing")
-        if name not in expected:
-            raise ModelError(f"{path}: {name} is not part of the teacher")
-        shape, expected_shape = tuple(state[name].shape), tuple(expected[name].shape)
-        if shape != expected_shape:
-            raise ModelError(f"{path}: {name} has shape {shape} where the config says {expected_shape}")
+def _convnet(config: dict[str, Any], classes: int, size: int) -> ConvNet:
+    if config["norm"] not in ("batch", "instance"):
+        raise ValueError(f"norm {config['norm']!r}")
+    width, depth = int(config["width"]), int(config["depth"])
+    # Each block halves the side of the image.
+    if min(width, depth, size >> depth) < 1:
+        raise ValueError("width and depth must be at least 1, and a pixel of image_size be left")
+    return ConvNet(classes, width=width, depth=depth, norm=config["norm"], image_size=size)
+
+
+def _student(config: dict[str, Any], classes: int, size: int) -> nn.Module:
+    student = build_student(str(config["arch"]), classes=classes, image_size=size, width=1)
+    mean, std = config["mean"], config["std"]
+    if not isinstance(student, Normalised):
+        raise ValueError(f"arch {config['arch']!r} is written as width, depth and norm")
+    if not (len(mean) == len(std) == 3 and all(value > 0 for value in std)):
+        raise ValueError("mean and std must be three numbers each, those of std above 0")
+    return Normalised(student.network, mean, std)
 
 
 def _line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def labeller(teacher: ConvNet) -> Callable[[torch.Tensor], torch.Tensor]:
+def labeller(teacher: ConvNet) -> Labeller:
     """Return a quick form of the teacher: pixels (N, 3, S, S) in [0, 1] to logits (N, classes), no gradients.
 
     Batch normalisation is folded into the convolutions, and activations stay in oneDNN's blocked layout between
@@ -151,7 +304,8 @@ def labeller(teacher: ConvNet) -> Callable[[torch.Tensor], torch.Tensor]:
         if isinstance(norm, nn.BatchNorm2d):  # instance normalisation depends on the image: it cannot be folded
             convolutions.append(fuse_conv_bn_eval(cast(nn.Conv2d, convolution), norm))
     is_folded = len(convolutions) == len(teacher.blocks)
-    is_quick = is_folded and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    is_on_cpu = teacher.head.weight.device.type == "cpu"
+    is_quick = is_folded and is_on_cpu and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
     def label(pixels: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,79 @@
+"""Which of ImageNet-1K's 1,000 classes a folder of images is, by WordNet id, number or name."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from d4m_fast.errors import ModelError
+from d4m_fast.sources.class_names import WNID, imagenet_labels
+
+IMAGENET_CLASSES = 1000
+_WNID_FIRST = re.compile(rf"({WNID.pattern})(?:[-_. ].*)?")
+
+
+def imagenet_wnids() -> tuple[str, ...]:
+    """Return the WordNet ids in the order of the outputs of torchvision's and timm's classifiers, ascending."""
+    return tuple(imagenet_labels())
+
+
+def imagenet_indices(folders: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the class of each folder, 0 to 999; None where one is no class of ImageNet-1K.
+
+    Folders are named by WordNet ids ("n02012849", "n02012849_crane"), as published sets are by the class's number (all
+    1,000 of them: "0" to "999", whatever order they were listed in), or by one of the class's names. A name that
+    several classes have ("crane": the bird, 134, and the machine, 517) is the class that no other folder is.
+
+    Raises:
+        ModelError: two folders are one class, or a name may still be several.
+    """
+    if len(folders) == IMAGENET_CLASSES and all(folder.isdecimal() for folder in folders):
+        indices = [int(folder) for folder in folders]
+        return _distinct(folders, indices) if max(indices) < IMAGENET_CLASSES else None
+    wnids = imagenet_wnids()
+    index_of_wnid = {wnid: index for index, wnid in enumerate(wnids)}
+    matches = [_WNID_FIRST.fullmatch(folder) for folder in folders]
+    if all(match is not None and match[1].lower() in index_of_wnid for match in matches):
+        return _distinct(folders, [index_of_wnid[match[1].lower()] for match in matches if match is not None])
+    names = _classes_of_names()
+    candidates = [names.get(_plain(folder), frozenset()) for folder in folders]
+    if not all(candidates):
+        return None
+    taken = frozenset[int]().union(*(options for options in candidates if len(options) == 1))
+    indices = []
+    for folder, options in zip(folders, candidates, strict=True):
+        remaining = sorted(options if len(options) == 1 else options - taken)
+        if len(remaining) != 1:
+            which = " or ".join(f"{index} ({wnids[index]})" for index in sorted(options))
+            raise ModelError(f"folder {folder!r} may be ImageNet's class {which}: rename it to the WordNet id")
+        indices += remaining
+    return _distinct(folders, indices)
+
+
+def _distinct(folders: Sequence[str], indices: Sequence[int]) -> tuple[int, ...]:
+    folder_of_index = dict[int, str]()
+    for folder, index in zip(folders, indices, strict=True):
+        if index in folder_of_index:
+            raise ModelError(
+                f"folders {folder_of_index[index]!r} and {folder!r} are both ImageNet's class {index}: rename one"
+            )
+        folder_of_index[index] = folder
+    return tuple(indices)
+
+
+def _classes_of_names() -> Mapping[str, frozenset[int]]:
+    """Return the classes that each name may mean: WordNet's names of the class, and torchvision's."""
+    from torchvision.models import ResNet18_Weights
+
+    categories = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    classes = defaultdict[str, set[int]](set)
+    for index, (label, category) in enumerate(zip(imagenet_labels().values(), categories, strict=True)):
+        for name in (label, category, *label.split(",")):
+            classes[_plain(name)].add(index)
+    return {name: frozenset(indices) for name, indices in classes.items()}
+
+
+def _plain(name: str) -> str:
+    """Return a name in small letters, with one blank for whatever stands between its words."""
+    return " ".join(re.findall(r"[\w']+", name.replace("_", " ").casefold()))
