@@ -24,7 +24,7 @@ from d4m_fast.evaluation.images import (
     of_classes,
     random_subset,
 )
-from d4m_fast.runs.prototypes import RunPrototypes, read_prototypes
+from d4m_fast.runs.prototypes import ClassPrototypes, RunPrototypes, read_prototypes
 from d4m_fast.runs.run import is_run
 from d4m_fast.sources.dataset import open_source, subset, with_classes, with_items
 from d4m_fast.sources.records import ClassInfo, Item, Source, by_class
@@ -71,16 +71,13 @@ class ArmBuilder:
             ModelError: the run's model is not there any more.
         """
         names = tuple(names)
-        for name in names:
-            if name not in ARMS and name not in self.folders:
-                raise UsageError(f"no arm {name!r}; there are {', '.join((*ARMS, *self.folders))}")
         self._require_needs(names)
         for name in names:
             if name in self.folders:
                 self._open_folder(name)
             elif name in ("medoid", "medoid-vae"):
                 self._medoids()
-        if self._needing("model", names):
+        if _needing("model", names):
             _ = self._vae
 
     def build(self, name: str, draw: int = 0) -> ImageSet:
@@ -94,12 +91,10 @@ class ArmBuilder:
             errors of `require`, and:
             DataError: an image is damaged, or a class has too few real images.
         """
-        if name in self.folders:
-            return self._whole_of(self._open_folder(name))
         self._require_needs((name,))
         match name:
             case "distilled":
-                return self._whole_of(self.distilled)
+                return self._all_of(self.distilled)
             case "random":
                 return self._read(self._random(draw))
             case "random-vae":
@@ -113,9 +108,9 @@ class ArmBuilder:
             case "coreset":
                 return self._coreset()
             case "whole":
-                return self._read(of_classes(self.train, self._labels))
+                return self._read(self._by_label(of_classes(self.train, self._labels)))
             case _:
-                raise UsageError(f"no arm {name!r}; there are {', '.join((*ARMS, *self.folders))}")
+                return self._all_of(self._open_folder(name))
 
     @cached_property
     def budget(self) -> int:
@@ -144,23 +139,23 @@ class ArmBuilder:
         return [by_id[class_id] for class_id in self._labels]
 
     def _require_needs(self, names: Sequence[str]) -> None:
-        of_runs = self._needing("records", names)
+        for name in names:
+            if name not in ARMS and name not in self.folders:
+                raise UsageError(f"no arm {name!r}; there are {', '.join((*ARMS, *self.folders))}")
+        of_runs = _needing("records", names)
         if of_runs and not is_run(self.run):
             raise UsageError(
                 f"{self.run}: no run of d4m-fast, whose records these arms are made from: {', '.join(of_runs)}; leave"
                 " them out"
             )
-        of_teachers = self._needing("teacher", names)
+        of_teachers = _needing("teacher", names)
         if of_teachers and self.features is None:
             raise UsageError(f"{', '.join(of_teachers)}: chosen by a teacher's features; give --teacher")
-
-    def _needing(self, need: Need, names: Sequence[str]) -> list[str]:
-        return [name for name in names if name in ARMS and need in ARMS[name].needs]
 
     def _read(self, items: Sequence[Item]) -> ImageSet:
         return load_images(self.train, self.size, items, self._labels, shorter_side=self.shorter_side)
 
-    def _whole_of(self, source: Source) -> ImageSet:
+    def _all_of(self, source: Source) -> ImageSet:
         """Return all images of a distilled set or a user's folder, whose classes are those of the distilled set."""
         ids = {class_info.folder: self.test_ids[class_info.id] for class_info in self.distilled.classes}
         labels = {class_info.id: ids[class_info.folder] for class_info in source.classes}
@@ -183,8 +178,20 @@ class ArmBuilder:
         return part
 
     def _random(self, draw: int) -> list[Item]:
-        items = random_subset(self.train, self.budget, draw, self._labels)
+        return self._by_label(random_subset(self.train, self.budget, draw, self._labels))
+
+    def _by_label(self, items: Sequence[Item]) -> list[Item]:
         return sorted(items, key=lambda item: self._labels[item.class_id])
+
+    def _prototypes(self, class_info: ClassInfo) -> ClassPrototypes:
+        prototypes = self._records.by_folder.get(class_info.folder)
+        count = 0 if prototypes is None else len(prototypes.nearest)
+        if prototypes is None or count != self.budget:
+            raise DataError(
+                f"{self.run}: {count} prototypes of class {class_info.folder!r} and {self.budget} images; d4m-fast"
+                " verify says what was changed"
+            )
+        return prototypes
 
     def _medoids(self) -> list[Item]:
         """Return the real image nearest to each prototype; one may be nearest to two."""
@@ -192,7 +199,7 @@ class ArmBuilder:
         medoids = []
         for class_info in self._classes:
             by_origin = {item.origin: item for item in members[class_info.id]}
-            for origin in self._records.by_folder[class_info.folder].nearest:
+            for origin in self._prototypes(class_info).nearest:
                 if origin not in by_origin:
                     raise DataError(
                         f"{origin}: nearest to a prototype of class {class_info.folder!r}, and not among the real"
@@ -221,7 +228,7 @@ class ArmBuilder:
     def _decoded(self) -> ImageSet:
         names, centroids, origins = list[tuple[ClassInfo, int]](), list[np.ndarray](), list[str]()
         for class_info in self._classes:
-            prototypes = self._records.by_folder[class_info.folder]
+            prototypes = self._prototypes(class_info)
             centroids.append(prototypes.centroids())
             for index in range(len(prototypes.nearest)):
                 names.append((class_info, index))
@@ -259,6 +266,11 @@ class ArmBuilder:
             rows = CORESETS[self.coreset](features, self.budget).cpu()
             origins = tuple(images.origins[row] for row in rows.tolist())
             yield ImageSet(images.images[rows], images.labels[rows], origins)
+
+
+def _needing(need: Need, names: Iterable[str]) -> list[str]:
+    """Return those of the arms that need something; the user's own folders need nothing."""
+    return [name for name in names if name in ARMS and need in ARMS[name].needs]
 
 
 @dataclass(frozen=True, slots=True)

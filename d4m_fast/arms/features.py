@@ -39,7 +39,7 @@ def features_of(classifier: nn.Module, device: torch.device) -> Features:
         batches = []
         hooks = [layer.register_forward_pre_hook(record) for layer in layers]
         try:
-            for batch in images.split(_BATCH):
+            for batch in torch.split(images, _BATCH):
                 classifier(batch.to(device).float() / 255)
                 batches.append(inputs.pop().flatten(1).float().cpu())
         finally:
