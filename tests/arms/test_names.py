@@ -29,7 +29,7 @@ def test_no_arm_is_refused(text: str) -> None:
 
 
 def test_a_misspelt_arm_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="no arm 'medoids'.*Did you mean 'medoid'"):
+    with pytest.raises(UsageError, match=r"no arm 'medoids'.*Did you mean 'medoid'"):
         parse_arms("random,medoids")
 
 
