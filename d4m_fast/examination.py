@@ -35,6 +35,7 @@ from d4m_fast.fingerprints import fingerprint
 from d4m_fast.runs.run import options_of, require_finished, source_of
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.records import Source
+from d4m_fast.storage.files import bytes_on_disk
 
 # One of each family: plain convolutions, residual, inverted bottlenecks, a transformer.
 MATRIX = ("convnet3", "resnet18", "mobilenet_v3_small", "timm/vit_tiny_patch16_224")
@@ -95,13 +96,13 @@ class Examination:
         Raises:
             ModelError: one is far below what its labels must be worth, and `unchecked_teacher` is not set.
         """
-        names = {class_info.id: class_info.folder for class_info in self.test.classes}
-        checks = []
+        folders, device = [class_info.folder for class_info in self.test.classes], self.execution.device
+        images, checks = self.test_images.to(device), []
         with self.timed("teacher check"):
             for teacher in self.teachers.values():
-                check = check_teacher(teacher, self.test_images, names, device=self.execution.device)
+                check = check_teacher(teacher.to(device), images, folders)
                 if not self.config.unchecked_teacher:
-                    require_sound(check)
+                    require_sound(check, teacher, images)
                 checks.append(check)
         return checks
 
@@ -165,9 +166,7 @@ class Examination:
         # The slow part of a plan is its last job: with the arms interleaved any number of workers ends evenly.
         yield from (
             (arm, generation, seed)
-            for seed, generation, arm in itertools.product(
-                range(self.config.seeds), range(len(self.paths)), self.arms
-            )
+            for seed, generation, arm in itertools.product(range(self.config.seeds), range(len(self.paths)), self.arms)
         )
 
     def _set_name(self, arm: str, generation: int, seed: int) -> str:
@@ -204,7 +203,20 @@ class Examination:
             data=(*(part.fingerprint for part in self.distilled), self.train.fingerprint, self.test.fingerprint),
         )
         seconds = {**self.seconds, "total": sum(self.seconds.values())}
-        return to_json(subject, results, checks=checks, provenance=self.provenance, seconds=seconds)
+        return to_json(
+            subject,
+            results,
+            image_bytes=self._image_bytes(),
+            checks=checks,
+            provenance=self.provenance,
+            seconds=seconds,
+        )
+
+    def _image_bytes(self) -> dict[str, int]:
+        """Return the bytes of the arms that are files of their own."""
+        first = self.paths[0]
+        distilled = first / "images" if options_of(first) else first
+        return {arm: bytes_on_disk(path) for arm, path in {**self.folders, "distilled": distilled}.items()}
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -283,8 +295,9 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
         work,
     )
     names = config.teacher if config.teacher else (protocol.teacher,)
-    teachers = {name: _teacher(name, examination) for name in names} if needs_teacher else {}
-    examination = replace(examination, teachers=teachers)
+    if needs_teacher:
+        teachers = {name: open_teacher(name, test.classes, resolution=protocol.resolution) for name in names}
+        examination = replace(examination, teachers=teachers)
     for student in examination.students:
         build_student(student, classes=examination.outputs, image_size=protocol.resolution, width=config.width)
     examination.require_arms()
@@ -301,11 +314,6 @@ def _protocol(config: EvaluateConfig) -> Protocol:
 def _students(config: EvaluateConfig, protocol: Protocol) -> tuple[str, ...]:
     names = config.student if config.student else MATRIX if config.matrix else (protocol.student,)
     return tuple(dict.fromkeys(names))
-
-
-def _teacher(name: str, examination: Examination) -> Teacher:
-    prompts = [class_info.prompt for class_info in examination.test.classes]
-    return open_teacher(name, prompts, outputs=examination.outputs, image_size=examination.protocol.resolution)
 
 
 def _require_alike(distilled: Sequence[Source]) -> None:

@@ -18,7 +18,6 @@ from d4m_fast.options import PATH, command, config_of, option, options_of
 
 if TYPE_CHECKING:
     from d4m_fast.evaluation.tasks import Result
-    from d4m_fast.evaluation.teacher_check import TeacherCheck
     from d4m_fast.examination import Examination
 
 
@@ -75,12 +74,12 @@ def _evaluate(
         checks = examination.check_teachers()
         if not quiet:
             for check in checks:
-                say(check.line)
+                say(results.check_line(check.to_json()))
         value = examination.to_json(_train(examination, quiet), checks)
         if is_follower():
             return
         try:
-            say_result(value, as_json, lambda: _lines(value, checks))
+            say_result(value, as_json, lambda: _lines(value))
         finally:  # what took hours is not lost where it cannot be printed
             if work == out:
                 results.save(out / "results.json", value)
@@ -107,7 +106,7 @@ def _train(examination: Examination, quiet: bool) -> list[Result]:
     """Do all jobs, or this process's share of them under a launcher, and return all results."""
     from d4m_fast.evaluation.workers import Schedule
 
-    exam, results = examination.build_exam(), list[Result]()
+    exam, results = examination.build_exam(), list["Result"]()
     for stage, jobs in (("labels", examination.label_tasks()), ("students", examination.tasks())):
         with examination.timed(stage):
             for result in track(stage, Schedule(exam, jobs, examination.config.workers), quiet):
@@ -116,15 +115,16 @@ def _train(examination: Examination, quiet: bool) -> list[Result]:
     return results
 
 
-def _lines(value: dict[str, Any], checks: Sequence[TeacherCheck]) -> list[str]:
+def _lines(value: dict[str, Any]) -> list[str]:
     from d4m_fast.evaluation import results
 
-    return [results.title(value["subject"]), *(check.line for check in checks), *lines_of(results.table(value["rows"]))]
+    checks = map(results.check_line, value["teacher_checks"])
+    return [results.title(value["subject"]), *checks, *lines_of(results.table(value["rows"]))]
 
 
 def _list_protocols(as_json: bool) -> None:
-    from d4m_fast.evaluation.protocols import PROTOCOLS
     from d4m_fast.evaluation.protocol_table import protocols_json, protocols_table, source_lines
+    from d4m_fast.evaluation.protocols import PROTOCOLS
 
     shown = list(PROTOCOLS.values())
     say_result(

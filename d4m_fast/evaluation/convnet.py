@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -83,3 +83,34 @@ def _block(inputs: int, width: int, norm: Norm) -> nn.Sequential:
     # A group per channel is instance normalisation with the affine parameters that the published student has.
     normalise = nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(width, width)
     return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), normalise, nn.ReLU(), nn.AvgPool2d(2))
+
+
+def quicken(student: ConvNet) -> None:
+    """Make the blocks save a copy (ReLU in place) and pool faster than PyTorch does on a CPU; outputs stay the same."""
+    for block in student.blocks:
+        layers = cast(nn.Sequential, block)
+        # Safe in place: normalisation needs its input in the backward pass, not its output.
+        layers[2] = nn.ReLU(inplace=True)
+        layers[3] = HalvingPool()
+
+
+class HalvingPool(nn.Module):
+    """2x2 average pooling of (N, C, H, W), an odd last row or column dropped; faster than `AvgPool2d` on a CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+        return cast(torch.Tensor, _Halve.apply(x[:, :, :height, :width]))
+
+
+class _Halve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        rows = x[:, :, 0::2] + x[:, :, 1::2]
+        return (rows[..., 0::2] + rows[..., 1::2]).mul_(0.25)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        wide = (grads[0] * 0.25).repeat_interleave(2, -1)
+        n, channels, height, width = wide.shape
+        tall = wide.unsqueeze(3).expand(n, channels, height, 2, width)
+        return tall.reshape(n, channels, 2 * height, width)

@@ -8,12 +8,12 @@ from typing import Protocol as Interface
 
 import torch
 
+from d4m_fast.evaluation.augment import pasted
 from d4m_fast.evaluation.images import ImageSet
 from d4m_fast.evaluation.label_store import LabelRows, LabelStore, views_at
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.targets import HardTargets, SoftTargets, Targets, log_probabilities
 from d4m_fast.evaluation.views import Mix, draw_mix, draw_views, mixed, render
-from d4m_fast.evaluation.augment import pasted
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def stored_pixels(
     device = images.images.device
     positions = store.rows.argsort()  # of the image of each row
     partners = labels.partners[rows]
-    needed, index = torch.cat((rows, partners)).unique(return_inverse=True)
+    needed, index = torch.unique(torch.cat((rows, partners)), return_inverse=True)
     shown = render(images.images[positions[needed].to(device)], views_at(labels, needed).to(device), protocol)
     own, others = index.to(device).split(len(rows))
     boxes = labels.mix_boxes[rows].to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +37,21 @@ class ImageSet:
         """Return the same set on a device."""
         return ImageSet(self.images.to(device), self.labels.to(device), self.origins)
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of pixels and labels, in their order."""
+        digest = hashlib.sha256(_bytes_of(self.images))
+        digest.update(_bytes_of(self.labels))
+        return digest.hexdigest()
+
     def hashes(self) -> list[str]:
         """Return 32 hexadecimal digits of the SHA-256 of each image's pixels, whatever file they came from."""
-        return [hashlib.sha256(row.contiguous().numpy()).hexdigest()[:32] for row in self.images.cpu()]
+        return [hashlib.sha256(_bytes_of(row)).hexdigest()[:32] for row in self.images.cpu()]
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    array: Any = tensor.cpu().contiguous().numpy()
+    return memoryview(array)
 
 
 def load_images(

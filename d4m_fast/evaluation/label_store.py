@@ -128,7 +128,11 @@ def open_labels(root: Path, images: ImageSet, identity: dict[str, Any]) -> Label
         names = sorted(name for name in identity if index["made_by"].get(name) != identity[name])
         raise DataError(f"{root}: labels of another set (their {', '.join(names)} differ); remove it to label anew")
     return LabelStore(
-        root, _match(index["hashes"], images, root), len(identity["classes"]), index["bytes"], index["epochs"],
+        root,
+        _match(index["hashes"], images, root),
+        len(identity["classes"]),
+        index["bytes"],
+        index["epochs"],
         index["files"],
     )
 
@@ -207,7 +211,9 @@ def _label_epoch(
 
 def _finite(logits: torch.Tensor) -> torch.Tensor:
     if not torch.isfinite(logits).all():
-        raise ModelError("the teacher's logits are not finite (NaN or infinity); its weights or its precision are wrong")
+        raise ModelError(
+            "the teacher's logits are not finite (NaN or infinity); its weights or its precision are wrong"
+        )
     return logits
 
 
@@ -221,7 +227,8 @@ def _pruned(
     largest, indices = bounded.topk(top_k, dim=1)
     remaining = bounded.scatter(1, indices, -torch.inf)
     rests = temperature * torch.logsumexp(remaining / temperature, dim=1)
-    return largest.half(), indices.int(), rests.half()
+    narrow = torch.int16 if logits.shape[1] <= torch.iinfo(torch.int16).max else torch.int32
+    return largest.half(), indices.to(narrow), rests.half()
 
 
 def views_at(labels: LabelRows, rows: torch.Tensor) -> Views:

@@ -64,7 +64,9 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, dict):  # rates by student, "" being everybody else
         return ", ".join(f"{student or 'else'} {rate:g}" for student, rate in value.items())
     if name == "batch_size":
-        return ", ".join(f"{size}" if least == 1 and len(value) == 1 else f"{size} from {least}" for least, size in value)
+        return ", ".join(
+            f"{size}" if least == 1 and len(value) == 1 else f"{size} from {least}" for least, size in value
+        )
     if isinstance(value, list):
         return " to ".join(f"{part:g}" for part in value) if name == "crop" else ", ".join(f"{p:g}" for p in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -241,7 +241,7 @@ _RDED_AUGMENTATION: dict[str, Any] = {"crop": (0.5, 1.0), "patches": 2, "regime"
 def _cited(everywhere: str, **exceptions: str) -> Mapping[str, str]:
     """Return the source of every field: one for all but those that have their own."""
     names = [item.name for item in dataclasses.fields(Protocol) if item.name not in ("name", "version", "sources")]
-    return MappingProxyType({name: exceptions.get(name, everywhere) for name in names})
+    return {name: exceptions.get(name, everywhere) for name in names}
 
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(

@@ -59,8 +59,12 @@ def to_json(
     rows = rows_of(results)
     return {
         "format": FORMAT,
-        "subject": {**asdict(subject), "runs": list(subject.runs), "classes": list(subject.classes),
-                    "data": list(subject.data)},
+        "subject": {
+            **asdict(subject),
+            "runs": list(subject.runs),
+            "classes": list(subject.classes),
+            "data": list(subject.data),
+        },
         "rows": [_row(row, subject, image_bytes) for row in rows],
         "curves": [_curve(result) for row in rows for result in row.results],
         "scores": scores_of(rows),
@@ -88,7 +92,7 @@ def _row(row: Row, subject: Subject, image_bytes: Mapping[str, int]) -> dict[str
         "best_epoch_mean": row.best_epoch_mean,
         "difference_to_random": None if difference is None else asdict(difference),
         "label_bytes": row.results[0].label_bytes,
-        "image_bytes": image_bytes.get(row.arm, 0),
+        "image_bytes": image_bytes.get(row.arm),
         "per_class": row.per_class,
         "confusion": [list(line) for line in row.results[0].confusion],
         "seconds": sum(result.seconds for result in row.results),
@@ -116,6 +120,11 @@ def title(subject: Mapping[str, Any]) -> str:
         f"{', '.join(subject['runs'])}: {subject['images_per_class']} images per class, protocol {protocol['name']},"
         f" {protocol['resolution']} pixels, {protocol['epochs']} epochs, last epoch, full test set"
     )
+
+
+def check_line(check: Mapping[str, Any]) -> str:
+    """Return the line about a teacher, of the JSON of its check."""
+    return f"teacher {check['teacher']}: {check['accuracy']:.1f} % of {check['images']} real test images"
 
 
 def save(path: Path, value: Mapping[str, Any]) -> None:

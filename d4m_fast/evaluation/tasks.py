@@ -144,9 +144,8 @@ class Result:
 def identity_of(exam: Exam, task: Task) -> dict[str, Any]:
     """Return everything a result depends on, but for the machine's rounding."""
     return {
-        "images": fingerprint(exam.sets[task.set_name].hashes()),
-        "labels": exam.sets[task.set_name].labels.tolist(),
-        "test": fingerprint([exam.test.hashes(), exam.test.labels.tolist()]),
+        "images": exam.sets[task.set_name].fingerprint,
+        "test": exam.test.fingerprint,
         "protocol": exam.protocol.to_json(),
         "regime": task.regime,
         "student": task.student,
@@ -232,15 +231,13 @@ def _train(exam: Exam, task: Task, checkpoint: Path) -> Result:
 def new_student(exam: Exam, task: Task) -> nn.Module:
     """Return an untrained student; its weights depend on the seed alone."""
     torch.manual_seed(derive_seed(task.seed, "student"))
-    student = build_student(
-        task.student, classes=exam.outputs, image_size=exam.protocol.resolution, width=exam.width
-    )
+    student = build_student(task.student, classes=exam.outputs, image_size=exam.protocol.resolution, width=exam.width)
     if isinstance(student, ConvNet):
         quicken(student)
     execution = exam.execution
     student = student.to(execution.device)
     if execution.device.type == "cuda":
-        student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        student = student.to(memory_format=torch.channels_last)
     if execution.compiles:
         student.compile()
     return student

@@ -119,7 +119,7 @@ def optimiser_of(student: nn.Module, protocol: Protocol, lr: float) -> torch.opt
         return torch.optim.AdamW(
             student.parameters(), lr, betas=protocol.betas, weight_decay=protocol.weight_decay, fused=True
         )
-    decayed, others = [], []
+    decayed, others = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in student.named_parameters():
         # SRe2L's get_parameters: tensors named "weight" with more than one dimension.
         (decayed if "weight" in name and parameter.ndim > 1 else others).append(parameter)

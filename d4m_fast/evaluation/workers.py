@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import cast
 
 import torch
 
@@ -186,7 +185,7 @@ def _on_own_gpu(exam: Exam, number: int) -> Exam:
     return replace(exam, execution=replace(exam.execution, device=own))
 
 
-def _answer(exam: Exam, job: Job) -> Result | None | BaseException:
+def _answer(exam: Exam, job: Job) -> Result | BaseException | None:
     try:
         return do_job(exam, job)
     except (ArithmeticError, D4MError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:

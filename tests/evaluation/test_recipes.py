@@ -178,7 +178,9 @@ def test_mixed_hard_labels_count_by_their_area() -> None:
     labels, others = torch.tensor([0, 1, 2, 3]), torch.tensor([3, 2, 1, 0])
     loss = HardTargets(labels, others, 0.25).loss(logits, slice(0, 4))
     probabilities = np.asarray(logits.double().softmax(1).log())
-    expected = -np.mean([0.75 * row[a] + 0.25 * row[b] for row, a, b in zip(probabilities, labels, others, strict=True)])
+    expected = -np.mean(
+        [0.75 * row[a] + 0.25 * row[b] for row, a, b in zip(probabilities, labels, others, strict=True)]
+    )
     assert float(loss) == pytest.approx(expected, abs=1e-6)
 
 
