@@ -16,7 +16,7 @@ LAYERS = (
     ("cli",),
     ("commands",),
     ("profiling",),
-    ("pipeline",),
+    ("pipeline", "examination"),
     ("certification",),
     ("planning",),
     ("arms",),

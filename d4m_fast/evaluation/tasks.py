@@ -200,7 +200,7 @@ def _train(exam: Exam, task: Task, checkpoint: Path) -> Result:
     images = exam.sets[task.set_name].to(device)
     batch_size = exam.batch_size(task.set_name)
     feed, label_bytes = _feed(exam, task, images, batch_size)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         student = new_student(exam, task)
         curve = fit(
             student,
@@ -236,7 +236,7 @@ def new_student(exam: Exam, task: Task) -> nn.Module:
         quicken(student)
     execution = exam.execution
     student = student.to(execution.device)
-    if execution.device.type == "cuda":
+    if execution.device.type != "cpu":
         student = student.to(memory_format=torch.channels_last)
     if execution.compiles:
         student.compile()

@@ -178,10 +178,10 @@ def _work(connection: Connection, number: int) -> None:
 def _on_own_gpu(exam: Exam, number: int) -> Exam:
     """Return the exam with a process's own GPU, of those that there are."""
     device = exam.execution.device
-    if device.type != "cuda" or device.index is not None:
+    if device.type == "cpu" or torch.accelerator.device_count() < 2:
         return exam
-    own = torch.device("cuda", number % torch.cuda.device_count())
-    torch.cuda.set_device(own)
+    own = torch.device(device.type, number % torch.accelerator.device_count())
+    torch.accelerator.set_device_index(own.index)
     return replace(exam, execution=replace(exam.execution, device=own))
 
 
