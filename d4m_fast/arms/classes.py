@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from d4m_fast.errors import DataError, UsageError
@@ -23,8 +24,8 @@ def part_of(distilled: Source, test: Source, classes: str) -> Source:
         UsageError: `test` has no such class.
         DataError: the distilled set has not, or the file cannot be read.
     """
-    file = Path(classes)
-    names = _names_in(file, test) if file.is_file() else _names_of(classes, test)
+    # Not Path.is_file, which fails on a list that is longer than the name of a file may be.
+    names = _names_in(Path(classes), test) if os.path.isfile(classes) else _names_of(classes, test)
     ids = {class_info.folder: class_info.id for class_info in distilled.classes}
     missing = [name for name in names if name not in ids]
     if missing:

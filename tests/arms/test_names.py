@@ -62,10 +62,11 @@ def folders(source: object) -> list[str]:
     return [class_info.folder for class_info in source.classes]  # type: ignore[attr-defined]
 
 
-def test_a_part_is_named_by_the_test_sets_ids_and_folders(tmp_path: Path) -> None:
+def test_a_part_is_named_by_the_test_sets_ids_and_folders() -> None:
     run, test = make_source(["b", "d"], [2, 2]), make_source(["a", "b", "c", "d"], [1, 1, 1, 1])
     assert folders(part_of(run, test, "1")) == ["b"]
     assert folders(part_of(run, test, "d,1")) == ["b", "d"]
+    assert folders(part_of(run, test, ",".join(["d"] * 3000))) == ["d"]  # longer than a file's name
     part = part_of(run, test, "d")
     assert [item.origin for item in part.items] == ["d/0", "d/1"]
     assert part.classes[0].id == 1  # as in the run
