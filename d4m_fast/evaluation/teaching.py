@@ -128,7 +128,7 @@ class Teaching:
         size = self.options["resolution"]
         save_teacher(model, self.folder, self.classes, image_size=size, arch=self.options["arch"])
         teacher = load_teacher(self.folder).to(self.device)
-        result = {"images": len(self.train), "test_images": 0, "accuracy": None, "per_class": None}
+        result: dict[str, Any] = {"images": len(self.train), "test_images": 0, "accuracy": None, "per_class": None}
         if self.test is not None:
             check = check_teacher(teacher, self.test.to(self.device), self.classes)
             result |= {"test_images": check.images, "accuracy": check.accuracy, "per_class": dict(check.per_class)}
