@@ -46,11 +46,11 @@ class Sized(Protocol[T_co]):
     def __iter__(self) -> Iterator[T_co]: ...
 
 
-def lines_of(table: Table) -> list[str]:
+def lines_of(table: Table, width: int = 100) -> list[str]:
     """Return a table's lines; brackets and colons in its cells stand for themselves, not for styles and emoji."""
     from rich.console import Console
 
-    console = Console(width=100, color_system=None, markup=False, emoji=False, highlight=False)
+    console = Console(width=width, color_system=None, markup=False, emoji=False, highlight=False)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip().split("\n")

@@ -117,6 +117,9 @@ def _parsed(annotation: Any, described: Setting) -> dict[str, Any]:
         return {"type": described.parse, "metavar": "LIST"}
     if annotation == int | Literal["auto"]:
         return {"type": auto_or_number, "metavar": "[auto|INTEGER]"}
+    if get_origin(annotation) is tuple:  # an option that may be repeated
+        (kind, _) = get_args(annotation)
+        return {**_parsed(kind, described), "multiple": True}
     if get_origin(annotation) in (Union, types.UnionType):
         (annotation,) = (kind for kind in get_args(annotation) if kind is not types.NoneType)
     if get_origin(annotation) is Literal:
@@ -154,7 +157,8 @@ def config_of(kind: type[Config], options: Mapping[str, Any]) -> Config:
     Raises:
         UsageError: the first option that is out of its bounds, or does not go with the others.
     """
-    values = {field.name: options[field.name] for field, _ in settings_of(kind)}
+    # Click has no None for an option that may be repeated.
+    values = {field.name: None if options[field.name] == () else options[field.name] for field, _ in settings_of(kind)}
     if issubclass(kind, GenerationConfig):
         values = _without_overridden(values)
         preset = values.pop("preset")
@@ -188,7 +192,12 @@ def _load_defaults(context: click.Context, _: click.Parameter, file: Path | None
             parameter_names[name.replace("-", "_")] = str(parameter.name)
     options = _read_options(file, parameter_names)
     # As flags have them: of a number that is no integer, or of true, Click would make an integer without a word.
-    context.default_map = {parameter_names[name]: str(value) for name, value in options.items()}
+    repeatable = {str(parameter.name) for parameter in context.command.params if getattr(parameter, "multiple", False)}
+    context.default_map = {}
+    for name, value in options.items():
+        values = list(map(str, value)) if isinstance(value, list) else [str(value)]
+        parameter_name = parameter_names[name]
+        context.default_map[parameter_name] = values if parameter_name in repeatable else values[-1]
 
 
 def _read_options(file: Path, known_names: Collection[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ LAYERS = (
     ("pipeline",),
     ("certification",),
     ("planning",),
+    ("arms",),
     ("options", "job", "diagnose"),
     ("engine_choice",),
     ("console", "endings"),

@@ -2,107 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from d4m_fast.config.evaluate import EvaluateConfig
-from d4m_fast.console import Sized, lines_of, say, say_result, track
+from d4m_fast.config.fields import Group
+from d4m_fast.console import lines_of, say, say_lines, say_result, track
 from d4m_fast.errors import PreflightError, UsageError
-from d4m_fast.options import PATH, command, config_of, options_of
+from d4m_fast.options import PATH, command, config_of, option, options_of
 
 if TYPE_CHECKING:
-    from d4m_fast.evaluation.results import Result, Subject
+    from d4m_fast.evaluation.tasks import Result
+    from d4m_fast.evaluation.teacher_check import TeacherCheck
+    from d4m_fast.examination import Examination
 
 
 @command
-@click.argument("run", type=PATH)
+@click.argument("run", type=PATH, nargs=-1)
+@option("--protocols", "lists_protocols", group=Group.OUTPUT, is_flag=True, help="Print the protocols and end.")
+@option("--render", group=Group.OUTPUT, type=PATH, multiple=True, help="Make report.html of results and end.")
+@option("--out", group=Group.OUTPUT, type=PATH, help="Where the results are kept.  [default: the run's evaluation/]")
+@option("--artifacts", group=Group.OUTPUT, type=PATH, help="Where other images' results are.  [default: user cache]")
 @options_of(EvaluateConfig)
-def evaluate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Train students on a distilled set and on as many random real images; report last-epoch test accuracy.
+def evaluate(
+    run: tuple[Path, ...],
+    lists_protocols: bool,
+    render: tuple[Path, ...],
+    out: Path | None,
+    artifacts: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Train students on a distilled set and on other sets of its size; report last-epoch test accuracy.
 
-    RUN is a run directory, or any directory of class folders of images.
+    RUN is a run directory, or any directory of class folders of images; several are of one method with other seeds.
 
     \b
     Examples:
       d4m-fast evaluate runs/demo --width 32
-      d4m-fast evaluate their-images --train-data fashion-mnist --test-data fashion-mnist --label-kind hard
+      d4m-fast evaluate runs/demo --regime hard --regime online --arms distilled,random,medoid,coreset
+      d4m-fast evaluate their-images --train-data fashion-mnist --test-data fashion-mnist --regime hard
+      d4m-fast evaluate --render runs/demo/evaluation/results.json
     """
+    if lists_protocols:
+        _list_protocols(as_json)
+    elif render:
+        _render(render, out)
+    elif not run:
+        raise UsageError("RUN is missing; or give --protocols, or --render FILE.json")
+    else:
+        _evaluate(run, config_of(EvaluateConfig, options), out, artifacts, as_json, quiet)
+
+
+def _evaluate(
+    runs: Sequence[Path], config: EvaluateConfig, out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
+) -> None:
     from d4m_fast.evaluation import results
+    from d4m_fast.evaluation.workers import is_follower
+    from d4m_fast.examination import open_examination, work_folder
+    from d4m_fast.job import default_artifacts
 
-    subject, train = _students(run, config_of(EvaluateConfig, options))
-    saved = results.saved_results(run, subject)
-    scores = list(track("students", train(), quiet)) if saved is None else saved
-    value = results.to_json(subject, scores)
+    if out is None:
+        out = work_folder(runs[0], default_artifacts() if artifacts is None else artifacts)
+    with _writable(out) as work:
+        examination = open_examination(runs, config, work)
+        checks = examination.check_teachers()
+        if not quiet:
+            for check in checks:
+                say(check.line)
+        value = examination.to_json(_train(examination, quiet), checks)
+        if is_follower():
+            return
+        try:
+            say_result(value, as_json, lambda: _lines(value, checks))
+        finally:  # what took hours is not lost where it cannot be printed
+            if work == out:
+                results.save(out / "results.json", value)
+
+
+@contextlib.contextmanager
+def _writable(out: Path) -> Iterator[Path]:
+    """Yield the directory itself, or a temporary one where nothing can be written to it, and say so."""
+    from d4m_fast.storage import files
+
     try:
-        say_result(value, as_json, lambda: [subject.title, *lines_of(results.table(scores))])
-    finally:  # hours of training are not lost where they cannot be kept, nor where they cannot be printed
-        if saved is None:
-            _save(run, subject, scores)
-
-
-def _save(run: Path, subject: Subject, scores: Sequence[Result]) -> None:
-    from d4m_fast.evaluation import results
-
-    try:
-        results.save_results(run, subject, scores)
+        trial = files.make_directory(out) / f"{files.TEMPORARY}trial"
+        files.write_bytes(trial, b"")
+        files.remove(trial)
     except PreflightError as error:
         say(f"the results are not kept: {error}")
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        yield out
 
 
-def _students(run: Path, config: EvaluateConfig) -> tuple[Subject, Callable[[], Sized[Result]]]:
-    """Return the subject of the measurement, and the training that measures it."""
-    from d4m_fast.evaluation.evaluate import evaluate as plan
+def _train(examination: Examination, quiet: bool) -> list[Result]:
+    """Do all jobs, or this process's share of them under a launcher, and return all results."""
+    from d4m_fast.evaluation.workers import Schedule
+
+    exam, results = examination.build_exam(), list[Result]()
+    for stage, jobs in (("labels", examination.label_tasks()), ("students", examination.tasks())):
+        with examination.timed(stage):
+            for result in track(stage, Schedule(exam, jobs, examination.config.workers), quiet):
+                if result is not None:
+                    results.append(result)
+    return results
+
+
+def _lines(value: dict[str, Any], checks: Sequence[TeacherCheck]) -> list[str]:
+    from d4m_fast.evaluation import results
+
+    return [results.title(value["subject"]), *(check.line for check in checks), *lines_of(results.table(value["rows"]))]
+
+
+def _list_protocols(as_json: bool) -> None:
     from d4m_fast.evaluation.protocols import PROTOCOLS
-    from d4m_fast.evaluation.relabel import open_teacher, weights_sha256
-    from d4m_fast.evaluation.results import Subject
-    from d4m_fast.runs.run import require_finished, source_of
-    from d4m_fast.sources.dataset import open_source
+    from d4m_fast.evaluation.protocol_table import protocols_json, protocols_table, source_lines
 
-    require_finished(run)
-    distilled = open_source(str(run), prompts_needed=False)
-    origin = source_of(run) if config.train_data is None or config.test_data is None else None
-    train = open_source(_data_name("--train-data", config.train_data, origin), prompts_needed=False)
-    test = open_source(_data_name("--test-data", config.test_data, origin), split="test", prompts_needed=False)
-    if test.fingerprint == train.fingerprint:
-        raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
-    soft = config.label_kind == "soft"
-    prompts = [test_class.prompt for test_class in test.classes]
-    teacher = open_teacher(config.teacher, prompts) if soft else None
-    subject = Subject(
-        run=str(run),
-        images_per_class=len(distilled.items) // len(distilled.classes),
-        protocol=config.protocol,
-        student=config.student,
-        width=config.width,
-        label_kind=config.label_kind,
-        seeds=config.seeds,
-        teacher=weights_sha256(config.teacher) if soft else None,
-        data=(distilled.fingerprint, train.fingerprint, test.fingerprint),
-    )
-    return subject, lambda: plan(
-        [distilled],
-        train,
-        test,
-        teacher,
-        protocol=PROTOCOLS[config.protocol],
-        student=config.student,
-        width=config.width,
-        label_kind=config.label_kind,
-        seeds=range(config.seeds),
-        workers=config.workers,
+    shown = list(PROTOCOLS.values())
+    say_result(
+        protocols_json(shown), as_json, lambda: [*lines_of(protocols_table(shown), width=160), *source_lines(shown)]
     )
 
 
-def _data_name(flag: str, value: str | None, origin: str | None) -> str:
-    """Return an option's value, or what the run was made from where it has none.
+def _render(files_of_results: Sequence[Path], out: Path | None) -> None:
+    from d4m_fast.evaluation import results
+    from d4m_fast.report.render import write_report
 
-    Raises:
-        UsageError: neither is known, as of a directory of another method's images.
-    """
-    name = origin if value is None else value
-    if name is None:
-        raise UsageError(f"{flag} is needed: this directory does not say what it was made from")
-    return name
+    values = [results.load(file) for file in files_of_results]
+    path = write_report(values, files_of_results[0].with_name("report.html") if out is None else out)
+    say_lines([str(path)])

@@ -33,7 +33,7 @@ class FiniteCheck:
         """Record a network's outputs (B, ...) for all images of the batch; the decoder may give them in parts."""
         # In float32, because a sum of many halves would overflow where none of them does.
         sums = outputs.flatten(1).sum(1, dtype=torch.float32)
-        if network == "vae_decoder" and self._calls[-1][0] == network:
+        if network == "vae_decoder" and self._calls and self._calls[-1][0] == network:
             self._sums[-1] = torch.cat([self._sums[-1], sums])
         else:
             self._sums.append(sums)

@@ -169,7 +169,7 @@ class Maker:
             )
         with fitting("decode"), self.watch("decode"):
             decoder = self.networks.vae_decoder
-            pixels = [_to_bytes(decoder(latent, check)) for latent in torch.split(latents, batch.decode_batch)]
+            pixels = [to_bytes(decoder(latent, check)) for latent in torch.split(latents, batch.decode_batch)]
             return Pixels(batch, to_host(torch.cat(pixels)), check.read())
 
 
@@ -202,9 +202,16 @@ def _add_noise(
     return noise.mul_(schedule.noise).add_(schedule.signal * clean), generators
 
 
-def _to_bytes(pixels: torch.Tensor) -> torch.Tensor:
+def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
     """Convert (B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8."""
     return (pixels.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8).contiguous()
+
+
+def resized(pixels: np.ndarray, image_size: int) -> np.ndarray:
+    """Return a square image (H, H, 3) uint8 at the size of the written images."""
+    if pixels.shape[0] == image_size:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((image_size, image_size), Image.Resampling.BICUBIC))
 
 
 def _finish(image_size: int, pixels: Pixels) -> list[Sample]:
@@ -212,13 +219,10 @@ def _finish(image_size: int, pixels: Pixels) -> list[Sample]:
     slots = pixels.batch.slots[: pixels.batch.unpadded]
     pixels.verify([slot.name for slot in slots])
     images = pixels.wait().numpy()
-    return [_sample(slot, images[row], image_size) for row, slot in enumerate(slots)]
+    return [_sample(slot, resized(images[row], image_size)) for row, slot in enumerate(slots)]
 
 
-def _sample(slot: Slot, pixels: np.ndarray, image_size: int) -> Sample:
-    if pixels.shape[0] != image_size:
-        image = Image.fromarray(pixels).resize((image_size, image_size), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image)
+def _sample(slot: Slot, pixels: np.ndarray) -> Sample:
     of_class, index = slot.prototypes, slot.index
     return Sample(
         of_class.info,

@@ -50,7 +50,7 @@ class Protocol:
         validations: first epoch, counted from 0, and distance of those whose best accuracy the authors report;
             None where they report the last.
         regime: the labels of the authors.
-        teacher: the authors'; "bundled" is ours of Fashion-MNIST.
+        student, teacher: the authors'; "bundled" is ours of Fashion-MNIST.
         stored_epochs: epochs of labels that the "fixed" regime stores.
         sources: where each field was read.
     """
@@ -81,6 +81,7 @@ class Protocol:
     test_resize: int | None
     validations: tuple[int, int] | None
     regime: Regime
+    student: str
     teacher: str
     stored_epochs: int
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -93,14 +94,14 @@ class Protocol:
                 size = batch
         return size
 
-    def lr_of(self, student: str) -> float:
-        """Return the first rate of a student."""
-        return self.lr.get(student, self.lr[""])
-
-    def lr_factor(self, student: str, progress: float) -> float:
-        """Return the part of a student's first rate that is left after a part of its training, 0 to 1."""
+    def lr_at(self, student: str, step: int, steps: int) -> float:
+        """Return a student's rate at a step, or at an epoch, of as many."""
         horizon = self.lr_horizon.get(student, self.lr_horizon[""])
-        return (1 + math.cos(math.pi * progress / horizon)) / 2
+        return self.lr_of(student) * (1 + math.cos(math.pi * step / (steps * horizon))) / 2
+
+    def lr_of(self, student: str) -> float:
+        """Return a student's first rate."""
+        return self.lr.get(student, self.lr[""])
 
     def is_validated(self, epoch: int) -> bool:
         """Whether the authors look at the test accuracy after this epoch, counted from 0."""
@@ -214,6 +215,7 @@ _IMAGENET: dict[str, Any] = {
     "patches": 1,
     "flip": 0.5,
     "test_resize": 256,
+    "student": "resnet18",
     "teacher": "resnet18",
 }
 _SRE2L = "VILA-Lab/SRe2L 8d00cba, SRe2L/relabel/*.sh, SRe2L/validate/train_FKD.{sh,py}"
@@ -271,6 +273,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             test_resize=None,
             validations=None,
             regime="online",
+            student="convnet3",
             teacher="bundled",
             stored_epochs=10,
             sources=_cited(_OURS),

@@ -1,141 +1,171 @@
-"""Accuracies to a table: mean, standard deviation, and distilled less random."""
+"""Results of an evaluation as JSON, as a file, and as a table."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d4m_fast.config.choices import LabelKind
-from d4m_fast.runs.run import is_run
+from d4m_fast.errors import DataError
+from d4m_fast.evaluation.statistics import Difference, Row, rows_of, scores_of
+from d4m_fast.evaluation.tasks import Result
+from d4m_fast.evaluation.teacher_check import TeacherCheck
 from d4m_fast.storage import files
-from d4m_fast.storage.state import EVALUATION, read_state, write_state
+from d4m_fast.storage.state import EVALUATION, require_state, write_state
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-DISTILLED, RANDOM = "distilled", "random"
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Accuracy of a student on the whole test set after the last epoch, in percent."""
-
-    arm: str
-    label_kind: LabelKind
-    seed: int
-    accuracy: float
+FORMAT = 1  # of the JSON's fields
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The subject of an evaluation: results are comparable, and saved ones reusable, where it is equal.
+    """The subject of an evaluation.
 
     Attributes:
-        run: the directory, as the user named it.
-        seeds: students per arm.
-        teacher: SHA-256 of its weights; None for hard labels.
-        data: fingerprints of the distilled, the random arm's and the test images.
+        runs: the distilled sets' directories, as the user named them.
+        classes: folders of the classes evaluated.
+        protocol: all fields, overrides included.
+        seeds: students per arm and generation.
+        data: fingerprints of the distilled sets, the real images and the test images.
     """
 
-    run: str
+    runs: tuple[str, ...]
     images_per_class: int
-    protocol: str
-    student: str
-    width: int
-    label_kind: LabelKind
+    classes: tuple[str, ...]
+    protocol: Mapping[str, Any]
     seeds: int
-    teacher: str | None
-    data: tuple[str, str, str]
-
-    @property
-    def title(self) -> str:
-        return (
-            f"{self.run}: {self.images_per_class} images per class, {self.student} {self.width} wide,"
-            f" protocol {self.protocol}, last epoch, full test set"
-        )
-
-    def file(self, run: Path) -> Path:
-        return run / "evaluation" / f"{self.protocol}-{self.student}-w{self.width}-{self.label_kind}.json"
+    data: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Summary of an arm under a kind of label. `std` is the sample standard deviation, None for a single seed."""
+def to_json(
+    subject: Subject,
+    results: Iterable[Result],
+    *,
+    image_bytes: Mapping[str, int],
+    checks: Sequence[TeacherCheck],
+    provenance: Mapping[str, Any],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return everything an evaluation says, ready for `json.dumps`.
 
-    arm: str
-    label_kind: LabelKind
-    mean: float
-    std: float | None
-    n: int
-
-
-def summarise(results: Iterable[Result]) -> list[Row]:
-    """Return one row per (label kind, arm), sorted so that the report does not depend on who finished first."""
-    groups: dict[tuple[LabelKind, str], list[float]] = {}
-    for result in sorted(results, key=lambda r: (r.label_kind, r.arm, r.seed)):
-        groups.setdefault((result.label_kind, result.arm), []).append(result.accuracy)
-    rows = []
-    for (kind, arm), accuracies in groups.items():
-        std = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-        rows.append(Row(arm, kind, statistics.fmean(accuracies), std, len(accuracies)))
-    return rows
-
-
-def gains(rows: Iterable[Row]) -> dict[LabelKind, float]:
-    """Return distilled less random under the same recipe, in points, per label kind.
-
-    DD-Ranking's improvement over random (Li et al., 2025). A kind without both arms is left out.
+    Args:
+        image_bytes: of each arm's images, where they are on a disk.
     """
-    means = {(row.label_kind, row.arm): row.mean for row in rows}
-    kinds: list[LabelKind] = [kind for kind, arm in means if arm == DISTILLED]
-    return {k: means[k, DISTILLED] - means[k, RANDOM] for k in kinds if (k, RANDOM) in means}
-
-
-def to_json(subject: Subject, results: Iterable[Result]) -> dict[str, Any]:
-    """Return the subject, rows, gains and every accuracy, ready for `json.dumps`."""
-    ordered = sorted(results, key=lambda r: (r.label_kind, r.arm, r.seed))
-    rows = summarise(ordered)
+    results = list(results)
+    rows = rows_of(results)
     return {
-        # JSON has no tuples: with a list, a subject equals the same one read from a file.
-        "subject": {**asdict(subject), "data": list(subject.data)},
-        "rows": [asdict(row) for row in rows],
-        "gain_points": gains(rows),
-        "results": [asdict(result) for result in ordered],
+        "format": FORMAT,
+        "subject": {**asdict(subject), "runs": list(subject.runs), "classes": list(subject.classes),
+                    "data": list(subject.data)},
+        "rows": [_row(row, subject, image_bytes) for row in rows],
+        "curves": [_curve(result) for row in rows for result in row.results],
+        "scores": scores_of(rows),
+        "teacher_check": checks[0].to_json() if checks else None,
+        "teacher_checks": [check.to_json() for check in checks],
+        "feature_map": None,
+        "provenance": dict(provenance),
+        "seconds": dict(seconds),
     }
 
 
-def save_results(run: Path, subject: Subject, results: Iterable[Result]) -> None:
-    """Save the report below a run directory; another method's images are left as they are."""
-    if is_run(run):
-        files.make_directory(subject.file(run).parent)
-        write_state(subject.file(run), EVALUATION, to_json(subject, results))
+def _row(row: Row, subject: Subject, image_bytes: Mapping[str, int]) -> dict[str, Any]:
+    difference = row.difference_to_random
+    return {
+        "arm": row.arm,
+        "regime": row.regime,
+        "protocol": subject.protocol["name"],
+        "student": row.student,
+        "teacher": row.teacher,
+        "images_per_class": subject.images_per_class,
+        "seeds": [[result.task.generation, result.task.seed] for result in row.results],
+        "accuracy": row.accuracies,
+        "mean": row.mean,
+        "std": row.std,
+        "best_epoch_mean": row.best_epoch_mean,
+        "difference_to_random": None if difference is None else asdict(difference),
+        "label_bytes": row.results[0].label_bytes,
+        "image_bytes": image_bytes.get(row.arm, 0),
+        "per_class": row.per_class,
+        "confusion": [list(line) for line in row.results[0].confusion],
+        "seconds": sum(result.seconds for result in row.results),
+    }
 
 
-def saved_results(run: Path, subject: Subject) -> list[Result] | None:
-    """Return the results of an earlier evaluation of the same subject, of which a new one would be a repetition."""
-    report = read_state(subject.file(run), EVALUATION)
-    # Without its directory, which may have been moved or named by another path.
-    ignored = {"run": None}
-    if report is None or report["subject"] | ignored != to_json(subject, [])["subject"] | ignored:
-        return None
-    return [Result(**result) for result in report["results"]]
+def _curve(result: Result) -> dict[str, Any]:
+    task = result.task
+    return {
+        "arm": task.arm,
+        "regime": task.regime,
+        "student": task.student,
+        "teacher": task.teacher,
+        "generation": task.generation,
+        "seed": task.seed,
+        "losses": list(result.losses),
+        "accuracies": [list(pair) for pair in result.accuracies],
+    }
 
 
-def table(results: Iterable[Result]) -> Table:
-    """Return a table for the terminal: one line per row of `summarise`, the gains below."""
+def title(subject: Mapping[str, Any]) -> str:
+    """Return the line above the table."""
+    protocol = subject["protocol"]
+    return (
+        f"{', '.join(subject['runs'])}: {subject['images_per_class']} images per class, protocol {protocol['name']},"
+        f" {protocol['resolution']} pixels, {protocol['epochs']} epochs, last epoch, full test set"
+    )
+
+
+def save(path: Path, value: Mapping[str, Any]) -> None:
+    """Keep an evaluation as a state file."""
+    write_state(path, EVALUATION, value)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return an evaluation that was kept, or printed by `--json`.
+
+    Raises:
+        DamageError: it was kept, and is not what was written.
+        DataError: it is no evaluation.
+    """
+    try:
+        data = files.read_regular(path)
+        if EVALUATION.heads(data):
+            return require_state(path, EVALUATION)
+        value = json.loads(data)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as results of d4m-fast evaluate --json ({error})") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT or "rows" not in value:
+        raise DataError(f"{path}: no results of this version of d4m-fast evaluate --json; evaluate again")
+    return value
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Return a table for the terminal: one line per row of the JSON."""
     from rich.table import Table
 
-    rows = summarise(results)
-    lines = []
-    for kind, points in gains(rows).items():
-        lines.append(f"distilled - random, {kind} labels: {points:+.2f} points")
-    table = Table(caption_justify="left", caption="\n".join(lines) if lines else None)
-    for name in ("images", "labels", "accuracy %", "std", "n"):
-        table.add_column(name, justify="left" if name in ("images", "labels") else "right")
+    table = Table(caption="difference: from random, paired by seed, 95 % interval", caption_justify="left")
+    for name in ("images", "labels", "student", "accuracy %", "std", "n", "difference"):
+        table.add_column(name, justify="left" if name in ("images", "labels", "student") else "right")
     for row in rows:
-        std = "-" if row.std is None else f"{row.std:.2f}"
-        table.add_row(row.arm, row.label_kind, f"{row.mean:.2f}", std, str(row.n))
+        table.add_row(
+            row["arm"],
+            row["regime"],
+            row["student"],
+            f"{row['mean']:.2f}",
+            "-" if row["std"] is None else f"{row['std']:.2f}",
+            str(len(row["accuracy"])),
+            _difference_text(row["difference_to_random"]),
+        )
     return table
+
+
+def _difference_text(value: Mapping[str, float | None] | None) -> str:
+    if value is None:
+        return ""
+    difference = Difference(**value)  # type: ignore[arg-type]
+    if difference.low is None:
+        return f"{difference.mean:+.2f}"
+    return f"{difference.mean:+.2f} ({difference.low:+.2f} to {difference.high:+.2f})"

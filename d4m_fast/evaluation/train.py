@@ -1,189 +1,242 @@
-"""Training one student: the same recipe for every arm, deterministic on one thread."""
+"""Training one student: the same recipe for every arm, deterministic on one thread of a CPU, resumable."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from d4m_fast.config.choices import LabelKind
-from d4m_fast.evaluation.augment import cutmix, flip, shift
-from d4m_fast.evaluation.convnet import ConvNet
-from d4m_fast.evaluation.images import ImageSet
+from d4m_fast.errors import DamageError, NonFiniteError
+from d4m_fast.evaluation.feeds import Batch, Feed
 from d4m_fast.evaluation.protocols import Protocol
-from d4m_fast.evaluation.relabel import labeller, soft_loss
-from d4m_fast.evaluation.students import STUDENTS
+from d4m_fast.evaluation.targets import ClassSelector
 from d4m_fast.fingerprints import derive_seed
+from d4m_fast.storage import files
 
-TEST_BATCH = 100  # images at a time, so that their activations stay small
+DIGEST = 32  # bytes of SHA-256 before a checkpoint's own
+CHECKPOINT_SECONDS = 20.0  # of training at most that a kill takes, where an epoch is shorter
 
-Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Exam:
-    """Everything that the students of one evaluation share.
-
-    A student has one output per class of the full set. With a subset of classes, its logits and the teacher's are
-    cut to `classes` in training and in testing.
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How a student is computed, which does not change what it is but for rounding.
 
     Attributes:
-        width: channels of the student's convolutions.
-        outputs: classes of the full set.
-        classes: the class ids evaluated, ascending.
-        test: every test image of these classes.
-        teacher: needed for soft labels.
-        student: which of `STUDENTS` is trained.
+        autocast: precision of the forward pass on a GPU; None is float32.
+        compiles: whether torch.compile makes it.
     """
 
-    protocol: Protocol
-    width: int
-    outputs: int
-    classes: tuple[int, ...]
-    test: ImageSet
-    teacher: ConvNet | None = None
-    student: str = "convnet3"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    autocast: torch.dtype | None = None
+    compiles: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Task:
-    """A student to train. Equal seeds give every arm the same initial weights and augmentation draws."""
+@dataclass(slots=True)
+class Curve:
+    """Course of a training: mean loss of each epoch, and test accuracy in percent after the epochs validated."""
 
-    arm: str
-    label_kind: LabelKind
-    seed: int
-    train: ImageSet
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[tuple[int, float]] = field(default_factory=list)
 
 
-def train_student(exam: Exam, task: Task) -> float:
-    """Train a student from scratch and return its last-epoch accuracy on the test set, in percent.
+def fit(
+    student: nn.Module,
+    feed: Feed,
+    protocol: Protocol,
+    *,
+    name: str,
+    seed: int,
+    batches_per_epoch: int,
+    select: ClassSelector,
+    validate: Callable[[nn.Module], float],
+    execution: Execution,
+    checkpoint: Path,
+) -> Curve:
+    """Train a student from where its checkpoint stands, or from the start.
 
-    Depends on nothing but its arguments: it runs on one thread, and leaves PyTorch's threads and random state alone.
+    Args:
+        name: of the student, which may have a rate of its own.
+        seed: of the order of the images and of their augmentation.
+        select: cuts logits to the classes evaluated.
+        validate: returns a student's test accuracy.
+        checkpoint: file that holds the state after an epoch; removed by the caller once the result is kept.
 
     Raises:
-        ValueError: soft labels without a teacher.
+        NonFiniteError: the loss of an epoch is NaN or infinite.
+        DamageError: the checkpoint is not what was written.
+        PreflightError: it cannot be written; the one before stays.
     """
-    with _one_thread():
-        return accuracy(fitted_student(exam, task), exam)
+    optimiser = optimiser_of(student, protocol, protocol.lr_of(name))
+    # Apart from the stream of the initial weights, whose length depends on the width of the student.
+    generator = torch.Generator().manual_seed(derive_seed(seed, "augment"))
+    state = _State(student, optimiser, generator)
+    step_of = Step(student, optimiser, protocol, select, execution)
+    saved_at = time.monotonic()
+    state.restore(checkpoint)
+    for epoch in range(state.epoch, protocol.epochs):
+        student.train()
+        total, images = torch.zeros((), device=execution.device), 0
+        for index, batch in enumerate(feed.epoch(epoch, generator)):
+            units = batches_per_epoch if protocol.lr_unit == "step" else 1
+            step = epoch * units + (index if protocol.lr_unit == "step" else 0)
+            for group in optimiser.param_groups:
+                group["lr"] = protocol.lr_at(name, step, protocol.epochs * units)
+            total += step_of(batch) * len(batch.pixels)
+            images += len(batch.pixels)
+        state.curve.losses.append(_finite(float(total) / images, epoch))
+        state.epoch = epoch + 1
+        if protocol.is_validated(epoch):
+            state.curve.accuracies.append((epoch, validate(student.eval())))
+        is_last = state.epoch == protocol.epochs
+        if not is_last and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+            state.save(checkpoint)
+            saved_at = time.monotonic()
+    student.eval()
+    return state.curve
 
 
-def fitted_student(exam: Exam, task: Task) -> nn.Module:
-    """Return the student after its last epoch, in evaluation mode; see `train_student`."""
-    with _one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(task.seed, "student"))
-        student = STUDENTS[exam.student].build(exam.outputs, exam.protocol.image_size, exam.width)
-        if isinstance(student, ConvNet):
-            quicken(student)
-        _fit(student, exam, task)
-        return student.eval()
+def _finite(loss: float, epoch: int) -> float:
+    if not math.isfinite(loss):
+        raise NonFiniteError("student", f"the loss of epoch {epoch}")
+    return loss
 
 
-# Sums over several threads depend on their number, and with them every later weight.
+def optimiser_of(student: nn.Module, protocol: Protocol, lr: float) -> torch.optim.Optimizer:
+    """Return AdamW over the parameters; without weight decay on what is no weight matrix, if the recipe says so."""
+    # Fused: one call for all parameters instead of a dozen for each of them.
+    if protocol.decays_all:
+        return torch.optim.AdamW(
+            student.parameters(), lr, betas=protocol.betas, weight_decay=protocol.weight_decay, fused=True
+        )
+    decayed, others = [], []
+    for name, parameter in student.named_parameters():
+        # SRe2L's get_parameters: tensors named "weight" with more than one dimension.
+        (decayed if "weight" in name and parameter.ndim > 1 else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": protocol.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr, betas=protocol.betas, fused=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the optimiser over a batch, in the parts that the protocol prescribes."""
+
+    student: nn.Module
+    optimiser: torch.optim.Optimizer
+    protocol: Protocol
+    select: ClassSelector
+    execution: Execution
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Return the mean loss of the batch, detached."""
+        self.optimiser.zero_grad()
+        total = torch.zeros((), device=batch.pixels.device)
+        for part, weight, moves_statistics in parts_of(self.protocol, len(batch.pixels)):
+            pixels = batch.pixels[part]
+            with _momentum(self.student, self.protocol, moves_statistics), self._precision():
+                logits = self.select(self.student(pixels)).float()
+            loss = batch.targets.loss(logits, part)
+            (loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * len(pixels) / len(batch.pixels)
+        self.optimiser.step()
+        return total
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        dtype = self.execution.autocast
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.execution.device.type, dtype)
+
+
+def parts_of(protocol: Protocol, n: int) -> Iterator[tuple[slice, float, bool]]:
+    """Yield the parts of a batch that go through the student together.
+
+    Each has its weight in the gradient, and whether it moves the running statistics of batch normalisation. The loss
+    of a micro-batch is its mean divided by the number of micro-batches of a full batch, as the authors' loops have it.
+    """
+    if protocol.micro_batch is None and protocol.bn_batch is None:
+        yield slice(0, n), 1.0, True
+        return
+    micro = n if protocol.micro_batch is None else protocol.micro_batch
+    full = max(size for _, size in protocol.batch_size)
+    accumulations = 1 if protocol.micro_batch is None else max(full // micro, 1)
+    for start in range(0, n, micro):
+        length = min(micro, n - start)
+        chunk = length if protocol.bn_batch is None else protocol.bn_batch
+        for offset in range(0, length, chunk):
+            part = slice(start + offset, start + min(offset + chunk, length))
+            moves = offset == 0 or protocol.running_stats != "first"
+            yield part, (part.stop - part.start) / length / accumulations, moves
+
+
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _momentum(student: nn.Module, protocol: Protocol, moves_statistics: bool) -> Iterator[None]:
+    """Give batch normalisation the momentum of a part: none, its own, or that of two equal updates in one."""
+    if moves_statistics and protocol.running_stats != "twice":
+        yield
+        return
+    norms = [module for module in student.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm, momentum in zip(norms, momenta, strict=True):
+        # Two updates with the same batch: 1 - (1 - m)^2, which is what RDED's second forward pass comes to.
+        norm.momentum = 0.0 if not moves_statistics else None if momentum is None else 1 - (1 - momentum) ** 2
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
-def _fit(student: nn.Module, exam: Exam, task: Task) -> None:
-    protocol, labels = exam.protocol, positions(exam, task.train.labels)
-    loss = _loss(exam, task.label_kind)
-    # Apart from the stream of the initial weights, whose length depends on the width of the student.
-    generator = torch.Generator().manual_seed(derive_seed(task.seed, "augment"))
-    # Fused: one call for all parameters instead of a dozen for each of them.
-    optimiser = torch.optim.AdamW(student.parameters(), protocol.lr, weight_decay=protocol.weight_decay, fused=True)
-    steps = protocol.epochs * math.ceil(len(labels) / protocol.batch_size)
-    for step, index in enumerate(_batches(len(labels), protocol, generator)):
-        optimiser.param_groups[0]["lr"] = protocol.lr * (1 + math.cos(math.pi * step / steps)) / 2
-        pixels = to_pixels(task.train.images[index])
-        pixels = flip(shift(pixels, protocol.shift, generator), generator)
-        if task.label_kind == "soft":
-            pixels = cutmix(pixels, generator)
-        optimiser.zero_grad()
-        loss(student, pixels, labels[index]).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+@dataclass(slots=True)
+class _State:
+    """Everything that a training goes on with."""
 
+    student: nn.Module
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+    epoch: int = 0
+    curve: Curve = field(default_factory=Curve)
 
-def _batches(n: int, protocol: Protocol, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    for _ in range(protocol.epochs):
-        yield from torch.split(torch.randperm(n, generator=generator), protocol.batch_size)
+    def save(self, path: Path) -> None:
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "student": self.student.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "generator": self.generator.get_state(),
+                "dropout": torch.get_rng_state(),
+                "epoch": self.epoch,
+                "losses": self.curve.losses,
+                "accuracies": self.curve.accuracies,
+            },
+            buffer,
+        )
+        # torch.load looks at no checksum of what it reads.
+        data = buffer.getvalue()
+        files.write_bytes(path, hashlib.sha256(data).digest() + data)
 
-
-def _loss(exam: Exam, label_kind: LabelKind) -> Loss:
-    select, temperature = _class_selector(exam), exam.protocol.temperature
-    if label_kind == "hard":
-        return lambda student, pixels, labels: F.cross_entropy(select(student(pixels)), labels)
-    if exam.teacher is None:
-        raise ValueError("soft labels need a teacher")
-    label = labeller(exam.teacher)
-    return lambda student, pixels, _: soft_loss(select(student(pixels)), select(label(pixels)), temperature)
-
-
-@torch.inference_mode()
-def accuracy(student: nn.Module, exam: Exam) -> float:
-    """Return the percentage of test images whose class has the largest logit among the classes evaluated."""
-    select, labels = _class_selector(exam), positions(exam, exam.test.labels)
-    correct = 0
-    for start in range(0, len(labels), TEST_BATCH):
-        logits = student(to_pixels(exam.test.images[start : start + TEST_BATCH]))
-        correct += int((select(logits).argmax(1) == labels[start : start + TEST_BATCH]).sum())
-    return 100 * correct / len(labels)
-
-
-def positions(exam: Exam, labels: torch.Tensor) -> torch.Tensor:
-    """Convert class ids (N,) to positions among the classes evaluated."""
-    return torch.searchsorted(torch.tensor(exam.classes), labels)
-
-
-def _class_selector(exam: Exam) -> Callable[[torch.Tensor], torch.Tensor]:
-    # A slice of all columns is a view; indexing copies the logits, in training twice per step.
-    if exam.classes == tuple(range(exam.outputs)):
-        return lambda logits: logits[:, : exam.outputs]
-    columns = torch.tensor(exam.classes)
-    return lambda logits: logits[:, columns]
-
-
-def to_pixels(images: torch.Tensor) -> torch.Tensor:
-    """Convert uint8 to float32 in [0, 1]."""
-    return images.float() / 255
-
-
-def quicken(student: ConvNet) -> None:
-    """Make the blocks save a copy (ReLU in place) and pool faster than PyTorch does on a CPU; outputs stay the same."""
-    for block in student.blocks:
-        layers = cast(nn.Sequential, block)
-        # Safe in place: normalisation needs its input in the backward pass, not its output.
-        layers[2] = nn.ReLU(inplace=True)
-        layers[3] = HalvingPool()
-
-
-class HalvingPool(nn.Module):
-    """2x2 average pooling of (N, C, H, W), an odd last row or column dropped; faster than `AvgPool2d` on a CPU."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
-        return cast(torch.Tensor, _Halve.apply(x[:, :, :height, :width]))
-
-
-class _Halve(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        rows = x[:, :, 0::2] + x[:, :, 1::2]
-        return (rows[..., 0::2] + rows[..., 1::2]).mul_(0.25)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        wide = (grads[0] * 0.25).repeat_interleave(2, -1)
-        n, channels, height, width = wide.shape
-        tall = wide.unsqueeze(3).expand(n, channels, height, 2, width)
-        return tall.reshape(n, channels, 2 * height, width)
+    def restore(self, path: Path) -> None:
+        if not path.is_file():
+            return
+        data = files.read_regular(path)
+        try:
+            if hashlib.sha256(data[DIGEST:]).digest() != data[:DIGEST]:
+                raise ValueError("it is not what its checksum says")
+            saved = torch.load(io.BytesIO(data[DIGEST:]), weights_only=True)
+            self.student.load_state_dict(saved["student"])
+            self.optimiser.load_state_dict(saved["optimiser"])
+            self.generator.set_state(saved["generator"])
+            torch.set_rng_state(saved["dropout"])
+        except (EOFError, KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise DamageError(f"{path}: not a student's checkpoint ({reason}); remove it and evaluate again") from error
+        self.epoch = saved["epoch"]
+        self.curve = Curve(saved["losses"], [tuple(pair) for pair in saved["accuracies"]])

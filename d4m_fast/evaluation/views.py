@@ -82,8 +82,11 @@ def draw_boxes(n: int, side: int, scale: tuple[float, float], generator: torch.G
     return torch.stack((top, left, height, width), dim=1)
 
 
-def draw_mix(n: int, resolution: int, generator: torch.Generator) -> Mix:
-    """Draw CutMix of one batch (Yun et al., 2019), beta 1: one box, and a permutation of the batch."""
+def draw_mix(protocol: Protocol, n: int, generator: torch.Generator) -> Mix | None:
+    """Draw CutMix of one batch (Yun et al., 2019), beta 1: one box, and a permutation; None where it is not mixed."""
+    if protocol.cutmix < 1 and (protocol.cutmix == 0 or torch.rand((), generator=generator) >= protocol.cutmix):
+        return None
+    resolution = protocol.resolution
     # With beta 1 the area of the box is uniform, so its side is the root of a uniform number.
     side = (1 - torch.rand((), generator=generator)).sqrt()
     centre = torch.rand(2, generator=generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,6 +73,11 @@ def subset(source: Source, classes: str) -> Source:
     ids = set[int]()
     for token in classes.split(","):
         ids.update(_ids_of_token(token.strip(), source.classes))
+    return with_classes(source, ids)
+
+
+def with_classes(source: Source, ids: Collection[int]) -> Source:
+    """Return a source with the classes of these ids, which stay those of the full set."""
     if len(ids) == len(source.classes):
         return source
     return _Subset(
@@ -81,6 +86,13 @@ def subset(source: Source, classes: str) -> Source:
         fingerprint=hashlib.sha256(f"{source.fingerprint} {sorted(ids)}".encode()).hexdigest(),
         parent=source,
     )
+
+
+def with_items(source: Source, items: Sequence[Item]) -> Source:
+    """Return a source with some items of another, in this order; one may be there twice."""
+    names = [(item.class_id, item.rank) for item in items]
+    digest = hashlib.sha256(f"{source.fingerprint} {names}".encode()).hexdigest()
+    return _Subset(tuple(source.classes), tuple(items), digest, source)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def case() -> Case:
 @pytest.fixture
 def before_quantisation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the decoded pixels through as they are."""
-    monkeypatch.setattr(generate, "_to_bytes", lambda pixels: pixels.permute(0, 2, 3, 1))
+    monkeypatch.setattr(generate, "to_bytes", lambda pixels: pixels.permute(0, 2, 3, 1))
 
 
 @pytest.mark.usefixtures("before_quantisation")

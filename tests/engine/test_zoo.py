@@ -353,7 +353,7 @@ def by_us(networks: Networks, schedule: Schedule, batch: list[Prototypes], guida
 @pytest.fixture
 def before_quantisation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the decoded pixels through as they are."""
-    monkeypatch.setattr(generate, "_to_bytes", lambda pixels: pixels.permute(0, 2, 3, 1))
+    monkeypatch.setattr(generate, "to_bytes", lambda pixels: pixels.permute(0, 2, 3, 1))
     monkeypatch.setattr(generate, "_sample", lambda slot, pixels, _: type("Sample", (), {"pixels": pixels})())
 
 

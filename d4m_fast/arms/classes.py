@@ -1,0 +1,55 @@
+"""A part of a finished set: some of its classes, without generating anything (D4M-G of the paper)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from d4m_fast.errors import DataError, UsageError
+from d4m_fast.sources.dataset import subset, with_classes
+from d4m_fast.sources.records import Source
+from d4m_fast.storage import files
+from d4m_fast.wording import some
+
+
+def part_of(distilled: Source, test: Source, classes: str) -> Source:
+    """Return the classes of a distilled set that `--classes` names.
+
+    Args:
+        test: the set whose class ids count; in it the classes are looked up.
+        classes: folder names, ids and ranges of ids of `test`, separated by commas; or a file with a folder name at
+            the start of each line, as Tiny-ImageNet's `wnids.txt` has them.
+
+    Raises:
+        UsageError: `test` has no such class.
+        DataError: the distilled set has not, or the file cannot be read.
+    """
+    file = Path(classes)
+    names = _names_in(file, test) if file.is_file() else _names_of(classes, test)
+    ids = {class_info.folder: class_info.id for class_info in distilled.classes}
+    missing = [name for name in names if name not in ids]
+    if missing:
+        raise DataError(
+            f"--classes: {len(missing)} of {len(names)} classes are not in the distilled set: {some(missing)};"
+            " leave them out"
+        )
+    return with_classes(distilled, {ids[name] for name in names})
+
+
+def _names_of(classes: str, test: Source) -> list[str]:
+    return [class_info.folder for class_info in subset(test, classes).classes]
+
+
+def _names_in(file: Path, test: Source) -> list[str]:
+    """Return the first words of a file's lines, all of which must be classes of the test set."""
+    try:
+        lines = files.read_regular(file).decode().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--classes {file}: cannot be read ({error}); give a text file, a class a line") from error
+    names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    if not names:
+        raise DataError(f"--classes {file}: names no class; it has a folder name at the start of each line")
+    known = {class_info.folder for class_info in test.classes}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"--classes {file}: no class {unknown[0]!r} in the test set; there are {some(sorted(known))}")
+    return names

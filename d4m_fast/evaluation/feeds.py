@@ -1,0 +1,139 @@
+"""The batches of an epoch, as a student sees them: shown anew with labels made on the spot, or as they were stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol as Interface
+
+import torch
+
+from d4m_fast.evaluation.images import ImageSet
+from d4m_fast.evaluation.label_store import LabelRows, LabelStore, views_at
+from d4m_fast.evaluation.protocols import Protocol
+from d4m_fast.evaluation.targets import HardTargets, SoftTargets, Targets, log_probabilities
+from d4m_fast.evaluation.views import Mix, draw_mix, draw_views, mixed, render
+from d4m_fast.evaluation.augment import pasted
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pixels (N, 3, S, S) float32 in [0, 1], and what the student is told about them."""
+
+    pixels: torch.Tensor
+    targets: Targets
+
+
+class Feed(Interface):
+    """Source of batches; everything random comes from the generator passed in."""
+
+    def epoch(self, number: int, generator: torch.Generator) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HardFeed:
+    """Batches with class ids.
+
+    Attributes:
+        positions: (N,) int64, the images' classes among those evaluated, on the images' device.
+    """
+
+    protocol: Protocol
+    images: ImageSet
+    positions: torch.Tensor
+    batch_size: int
+
+    def epoch(self, number: int, generator: torch.Generator) -> Iterator[Batch]:
+        # Only a recipe that mixes hard labels mixes here: without the area in the loss a pasted box is a wrong label.
+        cutmix = self.protocol.cutmix if self.protocol.mixes_hard_labels else 0.0
+        for rows, pixels, mix in shown_batches(
+            replace(self.protocol, cutmix=cutmix), self.images, self.batch_size, generator
+        ):
+            labels = self.positions[rows]
+            if mix is None:
+                yield Batch(pixels, HardTargets(labels))
+            else:
+                share = mix.share(self.protocol.resolution)
+                yield Batch(pixels, HardTargets(labels, self.positions[rows[mix.partners]], share))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OnlineFeed:
+    """Batches that the teacher labels in every step (training-time matching, as RDED, Sun et al., 2024).
+
+    Attributes:
+        label: pixels (N, 3, S, S) to logits (N, classes evaluated).
+    """
+
+    protocol: Protocol
+    images: ImageSet
+    label: Callable[[torch.Tensor], torch.Tensor]
+    batch_size: int
+
+    def epoch(self, number: int, generator: torch.Generator) -> Iterator[Batch]:
+        for _, pixels, _ in shown_batches(self.protocol, self.images, self.batch_size, generator):
+            yield Batch(pixels, soft_targets(log_probabilities(self.label(pixels), self.temperature), self.protocol))
+
+    @property
+    def temperature(self) -> float:
+        return self.protocol.temperature
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredFeed:
+    """Batches as a stored epoch has them, whose labels need no teacher.
+
+    As many stored epochs as the protocol trains are shown once each, in their order, as the authors do; of fewer, one
+    is drawn for each epoch (LPLD, Xiao & He, 2024).
+    """
+
+    protocol: Protocol
+    images: ImageSet
+    labels: LabelStore
+    batch_size: int
+
+    def epoch(self, number: int, generator: torch.Generator) -> Iterator[Batch]:
+        drawn = int(torch.randint(self.labels.epochs, (), generator=generator))
+        labels = self.labels.epoch(number if self.labels.epochs >= self.protocol.epochs else drawn)
+        batches = torch.split(labels.order, self.batch_size)
+        # The teacher's own batches, whose partners are among them, in another order.
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            yield self._batch(labels, batches[index])
+
+    def _batch(self, labels: LabelRows, rows: torch.Tensor) -> Batch:
+        targets = labels.log_probabilities(rows, self.labels.classes, self.protocol.temperature)
+        pixels = stored_pixels(self.protocol, self.images, self.labels, labels, rows)
+        return Batch(pixels, soft_targets(targets.to(pixels.device), self.protocol))
+
+
+def soft_targets(targets: torch.Tensor, protocol: Protocol) -> SoftTargets:
+    """Return targets at a protocol's temperature."""
+    return SoftTargets(targets, protocol.temperature, protocol.scales_loss)
+
+
+def shown_batches(
+    protocol: Protocol, images: ImageSet, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, Mix | None]]:
+    """Yield the batches of an epoch: rows of the set, pixels, and how these were mixed."""
+    device = images.images.device
+    for rows in torch.split(torch.randperm(len(images), generator=generator), batch_size):
+        views = draw_views(protocol, len(rows), generator).to(device)
+        pixels = render(images.images[rows.to(device)], views, protocol)
+        mix = draw_mix(protocol, len(rows), generator)
+        yield rows, pixels if mix is None else mixed(pixels, mix), mix
+
+
+def stored_pixels(
+    protocol: Protocol, images: ImageSet, store: LabelStore, labels: LabelRows, rows: torch.Tensor
+) -> torch.Tensor:
+    """Show rows of a store as the teacher saw them, in whatever batch: (len(rows), 3, S, S) float32."""
+    device = images.images.device
+    positions = store.rows.argsort()  # of the image of each row
+    partners = labels.partners[rows]
+    needed, index = torch.cat((rows, partners)).unique(return_inverse=True)
+    shown = render(images.images[positions[needed].to(device)], views_at(labels, needed).to(device), protocol)
+    own, others = index.to(device).split(len(rows))
+    boxes = labels.mix_boxes[rows].to(device)
+    if bool((boxes == boxes[0]).all()):  # one box for the batch, as it was mixed
+        boxes = boxes[0]
+    return pasted(shown[own], shown[others], boxes)

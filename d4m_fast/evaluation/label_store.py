@@ -1,0 +1,316 @@
+"""Stored soft labels: for a few epochs, how each image was shown and what the teacher said of it.
+
+    index.json              what the labels are of, by whom, and the SHA-256 of every file; written last
+    epoch-00000.safetensors one row per image, in the order of the index's hashes
+
+A row belongs to an image by the hash of its pixels, so that neither the order of the loader nor a library's sampler
+matters. Logits are float16: all of them, or the `top_k` largest with the logarithm of the rest's sum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from d4m_fast.errors import DataError, ModelError
+from d4m_fast.evaluation.images import ImageSet
+from d4m_fast.evaluation.protocols import Protocol
+from d4m_fast.evaluation.targets import log_probabilities
+from d4m_fast.evaluation.views import Mix, Views, draw_mix, draw_views, mixed, render
+from d4m_fast.fingerprints import derive_seed
+from d4m_fast.storage import files
+from d4m_fast.storage.state import LABELS, read_state, write_state
+
+INDEX = "index.json"
+CACHE_BYTES = 1 << 30  # of labels that are kept in memory from one epoch to the next
+HALF_LIMIT = 65504.0  # largest float16
+
+Label = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRows:
+    """Rows of one stored epoch, one per image.
+
+    Attributes:
+        order: (N,) rows in the order in which the teacher saw them.
+        partners: (N,) row of the image pasted into each; itself where the batch was not mixed.
+        mix_boxes: (N, 4) top, bottom, left, right; empty where it was not.
+        logits: (N, classes) float16, or (N, k) with `indices` (N, k) and `rests` (N,).
+    """
+
+    order: torch.Tensor
+    views: Views
+    partners: torch.Tensor
+    mix_boxes: torch.Tensor
+    logits: torch.Tensor
+    indices: torch.Tensor | None
+    rests: torch.Tensor | None
+
+    def log_probabilities(self, rows: torch.Tensor, classes: int, temperature: float) -> torch.Tensor:
+        """Return the teacher's log-probabilities of rows, (len(rows), classes) float32.
+
+        The mass of the logits that were not kept is spread evenly over their classes.
+        """
+        kept = self.logits[rows].float()
+        if self.indices is None or self.rests is None:
+            return log_probabilities(kept, temperature)
+        others = classes - kept.shape[1]
+        share = self.rests[rows].float() - temperature * float(np.log(others))
+        dense = share.unsqueeze(1).expand(-1, classes).clone()
+        return log_probabilities(dense.scatter_(1, self.indices[rows].long(), kept), temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelStore:
+    """Stored labels of an image set.
+
+    Attributes:
+        rows: (N,) row of the store of each image of the set; every row is that of one image.
+        classes: how many the labels tell apart.
+        bytes: of all files.
+    """
+
+    root: Path
+    rows: torch.Tensor
+    classes: int
+    bytes: int
+    epochs: int
+    _files: dict[str, str]
+    _cache: dict[int, LabelRows] = field(default_factory=dict, compare=False)
+
+    def epoch(self, number: int) -> LabelRows:
+        """Return a stored epoch, its tensors by the store's rows.
+
+        Raises:
+            DamageError: the file is not what was written.
+        """
+        if number in self._cache:
+            return self._cache[number]
+        name = _name(number)
+        labels = _unpacked(_checked_bytes(self.root / name, self._files[name]))
+        if self.bytes <= CACHE_BYTES:
+            self._cache[number] = labels
+        return labels
+
+
+def labels_identity(
+    images: ImageSet, protocol: Protocol, teacher_sha256: str, classes: Sequence[int], draw: int, top_k: int | None
+) -> dict[str, Any]:
+    """Return everything that stored labels depend on."""
+    return {
+        "images": hashlib.sha256("".join(sorted(images.hashes())).encode()).hexdigest(),
+        "protocol": protocol.to_json(),
+        "teacher": teacher_sha256,
+        "classes": list(classes),
+        "draw": draw,
+        "top_k": top_k,
+    }
+
+
+def open_labels(root: Path, images: ImageSet, identity: dict[str, Any]) -> LabelStore | None:
+    """Open stored labels; None if there are none, or the last ones were never finished.
+
+    Raises:
+        DamageError: the index is damaged.
+        DataError: the labels are of other images, or of another teacher or protocol.
+    """
+    index = read_state(root / INDEX, LABELS)
+    if index is None:
+        return None
+    if index["made_by"] != identity:
+        names = sorted(name for name in identity if index["made_by"].get(name) != identity[name])
+        raise DataError(f"{root}: labels of another set (their {', '.join(names)} differ); remove it to label anew")
+    return LabelStore(
+        root, _match(index["hashes"], images, root), len(identity["classes"]), index["bytes"], index["epochs"],
+        index["files"],
+    )
+
+
+def write_labels(
+    root: Path,
+    images: ImageSet,
+    protocol: Protocol,
+    label: Label,
+    identity: dict[str, Any],
+    *,
+    batch_size: int,
+) -> Iterator[int]:
+    """Label `protocol.stored_epochs` epochs of an image set, yielding the number of each when it is on the disk.
+
+    Epochs that an interrupted call left are not made again.
+
+    Args:
+        label: pixels (N, 3, S, S) to logits (N, classes).
+
+    Raises:
+        ModelError: a logit is not finite.
+        PreflightError: no space, no permission.
+    """
+    files.make_directory(root)
+    for number in range(protocol.stored_epochs):
+        if not (root / _name(number)).is_file():
+            generator = torch.Generator().manual_seed(derive_seed(identity["draw"], "labels", number))
+            rows = _label_epoch(images, protocol, label, generator, batch_size, identity["top_k"])
+            files.write_bytes(root / _name(number), _packed(rows))
+        yield number
+    sums, size = dict[str, str](), 0
+    for number in range(protocol.stored_epochs):
+        data = files.read_regular(root / _name(number))
+        sums[_name(number)], size = hashlib.sha256(data).hexdigest(), size + len(data)
+    write_state(
+        root / INDEX,
+        LABELS,
+        {
+            "made_by": identity,
+            "epochs": protocol.stored_epochs,
+            "bytes": size,
+            "files": sums,
+            "hashes": images.hashes(),
+        },
+    )
+
+
+def _label_epoch(
+    images: ImageSet,
+    protocol: Protocol,
+    label: Label,
+    generator: torch.Generator,
+    batch_size: int,
+    top_k: int | None,
+) -> LabelRows:
+    order = torch.randperm(len(images), generator=generator)
+    views, partners, boxes, logits = list[Views](), list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
+    for rows in torch.split(order, batch_size):
+        drawn = draw_views(protocol, len(rows), generator)
+        mix = draw_mix(protocol, len(rows), generator)
+        pixels = render(images.images[rows], drawn.to(images.images.device), protocol)
+        if mix is None:
+            mix = Mix(torch.arange(len(rows)), torch.zeros(4, dtype=torch.int64))
+        else:
+            pixels = mixed(pixels, mix)
+        views.append(drawn)
+        partners.append(rows[mix.partners])
+        boxes.append(mix.box.expand(len(rows), 4))
+        logits.append(_finite(label(pixels).float().cpu()))
+    back = order.argsort()  # from the order of the epoch to that of the rows
+    shown = _views_at(_joined(views), back)
+    kept, indices, rests = _pruned(torch.cat(logits)[back], top_k, protocol.temperature)
+    return LabelRows(order, shown, torch.cat(partners)[back], torch.cat(boxes)[back], kept, indices, rests)
+
+
+def _finite(logits: torch.Tensor) -> torch.Tensor:
+    if not torch.isfinite(logits).all():
+        raise ModelError("the teacher's logits are not finite (NaN or infinity); its weights or its precision are wrong")
+    return logits
+
+
+def _pruned(
+    logits: torch.Tensor, top_k: int | None, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Return logits as they are stored: all, or the largest, where they are and the logarithm of the rest's sum."""
+    bounded = logits.clamp(-HALF_LIMIT, HALF_LIMIT)
+    if top_k is None or top_k >= logits.shape[1]:
+        return bounded.half(), None, None
+    largest, indices = bounded.topk(top_k, dim=1)
+    remaining = bounded.scatter(1, indices, -torch.inf)
+    rests = temperature * torch.logsumexp(remaining / temperature, dim=1)
+    return largest.half(), indices.int(), rests.half()
+
+
+def views_at(labels: LabelRows, rows: torch.Tensor) -> Views:
+    """Return how rows were shown."""
+    return _views_at(labels.views, rows)
+
+
+def _views_at(views: Views, rows: torch.Tensor) -> Views:
+    return Views(
+        None if views.swaps is None else views.swaps[rows],
+        None if views.boxes is None else views.boxes[rows],
+        None if views.offsets is None else views.offsets[:, rows],
+        views.flips[rows],
+    )
+
+
+def _joined(views: Sequence[Views]) -> Views:
+    first = views[0]
+    return Views(
+        None if first.swaps is None else torch.cat([view.swaps for view in views if view.swaps is not None]),
+        None if first.boxes is None else torch.cat([view.boxes for view in views if view.boxes is not None]),
+        None if first.offsets is None else torch.cat([v.offsets for v in views if v.offsets is not None], dim=1),
+        torch.cat([view.flips for view in views]),
+    )
+
+
+def _match(hashes: Sequence[str], images: ImageSet, root: Path) -> torch.Tensor:
+    """Return the row of each image; images with equal pixels take equal hashes' rows in their order."""
+    rows_by_hash = dict[str, list[int]]()
+    for row, digest in enumerate(hashes):
+        rows_by_hash.setdefault(digest, []).append(row)
+    matched = []
+    for position, digest in enumerate(images.hashes()):
+        rows = rows_by_hash.get(digest)
+        if not rows:
+            origin = images.origins[position] if images.origins else f"image {position}"
+            raise DataError(f"{root}: no labels for {origin}; they are of other images")
+        matched.append(rows.pop(0))
+    return torch.tensor(matched)
+
+
+def _name(number: int) -> str:
+    return f"epoch-{number:05d}.safetensors"
+
+
+def _packed(rows: LabelRows) -> bytes:
+    from safetensors.torch import save
+
+    side, views = torch.int16, rows.views
+    tensors = {
+        "order": rows.order.int(),
+        "flips": views.flips,
+        "swaps": views.swaps,
+        "boxes": None if views.boxes is None else views.boxes.to(side),
+        "offsets": None if views.offsets is None else views.offsets.to(side),
+        "partners": rows.partners.int(),
+        "mix_boxes": rows.mix_boxes.to(side),
+        "logits": rows.logits,
+        "indices": rows.indices,
+        "rests": rows.rests,
+    }
+    return save({name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None})
+
+
+def _checked_bytes(path: Path, sha256: str) -> bytes:
+    with LABELS.reading(path):
+        data = files.read_regular(path)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise LABELS.damage(path, "it is not what its checksum says")
+    return data
+
+
+def _unpacked(data: bytes) -> LabelRows:
+    from safetensors.torch import load
+
+    tensors = load(data)
+    boxes, offsets = tensors.get("boxes"), tensors.get("offsets")
+    views = Views(
+        tensors.get("swaps"),
+        None if boxes is None else boxes.long(),
+        None if offsets is None else offsets.long(),
+        tensors["flips"],
+    )
+    return LabelRows(
+        tensors["order"].long(),
+        views,
+        tensors["partners"].long(),
+        tensors["mix_boxes"].long(),
+        tensors["logits"],
+        tensors.get("indices"),
+        tensors.get("rests"),
+    )

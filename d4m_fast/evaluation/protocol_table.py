@@ -1,0 +1,70 @@
+"""The protocols beside each other, with the source of every field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from d4m_fast.evaluation.protocols import Protocol
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_HIDDEN = ("name",)
+
+
+def protocols_json(protocols: Iterable[Protocol]) -> dict[str, Any]:
+    """Return value and source of every field, by protocol."""
+    listing = dict[str, Any]()
+    for protocol in protocols:
+        fields = dict[str, Any]()
+        for name, value in protocol.to_json().items():
+            if name not in _HIDDEN:
+                fields[name] = {"value": value, "source": protocol.sources.get(name, "d4m-fast")}
+        listing[protocol.name] = fields
+    return listing
+
+
+def protocols_table(protocols: Iterable[Protocol]) -> Table:
+    """Return a table for the terminal: a line per field, a column per protocol."""
+    from rich.table import Table
+
+    protocols = list(protocols)
+    table = Table()
+    table.add_column("field")
+    for protocol in protocols:
+        table.add_column(protocol.name)
+    columns = [protocol.to_json() for protocol in protocols]
+    for name in columns[0]:
+        if name not in _HIDDEN:
+            table.add_row(name, *(_text(name, column[name]) for column in columns))
+    return table
+
+
+def source_lines(protocols: Iterable[Protocol]) -> list[str]:
+    """Return one line per protocol and source: the fields that were read there."""
+    lines = []
+    for protocol in protocols:
+        fields = dict[str, list[str]]()
+        for name, source in protocol.sources.items():
+            fields.setdefault(source, []).append(name)
+        most = max(fields, key=lambda source: len(fields[source]))
+        lines.append(f"{protocol.name}: {most}")
+        for source, names in fields.items():
+            if source != most:
+                lines.append(f"  {', '.join(names)}: {source}")
+    return lines
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):  # rates by student, "" being everybody else
+        return ", ".join(f"{student or 'else'} {rate:g}" for student, rate in value.items())
+    if name == "batch_size":
+        return ", ".join(f"{size}" if least == 1 and len(value) == 1 else f"{size} from {least}" for least, size in value)
+    if isinstance(value, list):
+        return " to ".join(f"{part:g}" for part in value) if name == "crop" else ", ".join(f"{p:g}" for p in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

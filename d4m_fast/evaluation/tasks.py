@@ -1,0 +1,299 @@
+"""A student to train and to test: what it shares with the others, what it is, and what came of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from d4m_fast.config.choices import Regime
+from d4m_fast.evaluation.convnet import ConvNet, quicken
+from d4m_fast.evaluation.feeds import Feed, HardFeed, OnlineFeed, StoredFeed
+from d4m_fast.evaluation.images import ImageSet
+from d4m_fast.evaluation.label_store import Label, LabelStore, labels_identity, open_labels, write_labels
+from d4m_fast.evaluation.protocols import Protocol
+from d4m_fast.evaluation.students import build_student
+from d4m_fast.evaluation.targets import ClassSelector, class_selector
+from d4m_fast.evaluation.teachers import Teacher
+from d4m_fast.evaluation.train import Execution, fit
+from d4m_fast.evaluation.views import to_pixels
+from d4m_fast.fingerprints import derive_seed, fingerprint
+from d4m_fast.storage import files
+from d4m_fast.storage.locks import locked
+from d4m_fast.storage.state import STUDENT, read_state, write_state
+
+TEST_BATCH = 100  # images at a time, so that their activations stay small
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A student to train. Equal seeds give every arm the same initial weights and augmentation draws.
+
+    Attributes:
+        set_name: which of the exam's image sets it learns from.
+        generation: number of the distilled run that its set belongs to, from 0.
+        teacher: name of the exam's teacher; None with hard labels.
+    """
+
+    arm: str
+    set_name: str
+    regime: Regime
+    student: str
+    teacher: str | None
+    seed: int
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTask:
+    """An image set that a teacher labels once for all students of the "fixed" regime; `draw` seeds its views."""
+
+    set_name: str
+    teacher: str
+    draw: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exam:
+    """Everything that the students of one evaluation share.
+
+    A student has one output per class of the full set. With a subset of classes, its logits and the teacher's are
+    cut to `classes` in training and in testing.
+
+    Attributes:
+        width: channels of a ConvNet's convolutions.
+        outputs: classes of the full set.
+        classes: the class ids evaluated, ascending.
+        test: every test image of these classes.
+        sets: images to learn from, by name.
+        teachers: by name.
+        top_k: logits that the "fixed" regime stores of each image; None is all.
+        work: directory of results, checkpoints and stored labels.
+    """
+
+    protocol: Protocol
+    width: int
+    outputs: int
+    classes: tuple[int, ...]
+    test: ImageSet
+    sets: Mapping[str, ImageSet]
+    teachers: Mapping[str, Teacher]
+    work: Path
+    top_k: int | None = None
+    execution: Execution = field(default_factory=Execution)
+
+    def select(self) -> ClassSelector:
+        """Return the function that cuts logits to the classes evaluated."""
+        return class_selector(self.classes, self.outputs)
+
+    def images_per_class(self, set_name: str) -> int:
+        return math.ceil(len(self.sets[set_name]) / len(self.classes))
+
+    def batch_size(self, set_name: str) -> int:
+        return self.protocol.batch_for(self.images_per_class(set_name))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a task, in percent of the test images.
+
+    Attributes:
+        accuracy: after the last epoch.
+        best: largest after any epoch that the protocol validates.
+        per_class: after the last epoch, in the order of the classes evaluated.
+        confusion: images of each class (row) taken for each (column), after the last epoch.
+        label_bytes: of the labels that the training read; 0 where the teacher was in the loop.
+    """
+
+    task: Task
+    accuracy: float
+    best: float
+    per_class: tuple[float, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    losses: tuple[float, ...]
+    accuracies: tuple[tuple[int, float], ...]
+    label_bytes: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], task: Task) -> Result:
+        """Return the result of a task that `to_json` wrote."""
+        return cls(
+            task,
+            value["accuracy"],
+            value["best"],
+            tuple(value["per_class"]),
+            tuple(map(tuple, value["confusion"])),
+            tuple(value["losses"]),
+            tuple((epoch, accuracy) for epoch, accuracy in value["accuracies"]),
+            value["label_bytes"],
+            value["seconds"],
+        )
+
+
+def identity_of(exam: Exam, task: Task) -> dict[str, Any]:
+    """Return everything a result depends on, but for the machine's rounding."""
+    return {
+        "images": fingerprint(exam.sets[task.set_name].hashes()),
+        "labels": exam.sets[task.set_name].labels.tolist(),
+        "test": fingerprint([exam.test.hashes(), exam.test.labels.tolist()]),
+        "protocol": exam.protocol.to_json(),
+        "regime": task.regime,
+        "student": task.student,
+        "width": exam.width,
+        "outputs": exam.outputs,
+        "classes": list(exam.classes),
+        "teacher": None if task.teacher is None else exam.teachers[task.teacher].sha256,
+        "top_k": exam.top_k if task.regime == "fixed" else None,
+        "seed": task.seed,
+        "generation": task.generation if task.regime == "fixed" else None,
+        "torch": torch.__version__,
+        "device": exam.execution.device.type,
+        "autocast": str(exam.execution.autocast),
+    }
+
+
+def finish_task(exam: Exam, task: Task) -> Result:
+    """Return what came of a task: as it was kept, or trained now from where the last attempt stands.
+
+    Raises:
+        D4MError: why it cannot be trained; what is kept stays.
+        RunDirectoryError: another process trains it.
+    """
+    with one_thread(exam.execution.device):
+        key = fingerprint(identity_of(exam, task))[:16]
+        place = files.make_directory(exam.work / "students" / key)
+        with locked(place):
+            kept = read_state(place / "result.json", STUDENT)
+            if kept is not None:
+                return Result.from_json(kept, task)
+            result = _train(exam, task, place / "checkpoint.pt")
+            write_state(place / "result.json", STUDENT, result.to_json())
+            files.remove(place / "checkpoint.pt")
+            return result
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """Compute on one thread of a CPU: sums over several depend on their number, and with them every later weight."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(exam: Exam, task: Task, checkpoint: Path) -> Result:
+    device, protocol = exam.execution.device, exam.protocol
+    begun_at = time.monotonic()
+    images = exam.sets[task.set_name].to(device)
+    batch_size = exam.batch_size(task.set_name)
+    feed, label_bytes = _feed(exam, task, images, batch_size)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        student = new_student(exam, task)
+        curve = fit(
+            student,
+            feed,
+            protocol,
+            name=task.student,
+            seed=task.seed,
+            batches_per_epoch=math.ceil(len(images) / batch_size),
+            select=exam.select(),
+            validate=lambda network: accuracy_of(confusion_of(network, exam)),
+            execution=exam.execution,
+            checkpoint=checkpoint,
+        )
+    confusion = confusion_of(student, exam)
+    return Result(
+        task,
+        accuracy=curve.accuracies[-1][1],
+        best=max(accuracy for _, accuracy in curve.accuracies),
+        per_class=tuple(100 * row[i] / max(sum(row), 1) for i, row in enumerate(confusion)),
+        confusion=confusion,
+        losses=tuple(curve.losses),
+        accuracies=tuple(curve.accuracies),
+        label_bytes=label_bytes,
+        seconds=time.monotonic() - begun_at,
+    )
+
+
+def new_student(exam: Exam, task: Task) -> nn.Module:
+    """Return an untrained student; its weights depend on the seed alone."""
+    torch.manual_seed(derive_seed(task.seed, "student"))
+    student = build_student(
+        task.student, classes=exam.outputs, image_size=exam.protocol.resolution, width=exam.width
+    )
+    if isinstance(student, ConvNet):
+        quicken(student)
+    execution = exam.execution
+    student = student.to(execution.device)
+    if execution.device.type == "cuda":
+        student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if execution.compiles:
+        student.compile()
+    return student
+
+
+def _feed(exam: Exam, task: Task, images: ImageSet, batch_size: int) -> tuple[Feed, int]:
+    """Return the batches of a task's regime, and the bytes of the labels that they read."""
+    if task.regime == "hard":
+        positions = torch.searchsorted(torch.tensor(exam.classes), images.labels.cpu()).to(images.images.device)
+        return HardFeed(exam.protocol, images, positions, batch_size), 0
+    assert task.teacher is not None
+    if task.regime == "online":
+        return OnlineFeed(exam.protocol, images, teacher_label(exam, task.teacher), batch_size), 0
+    store = finish_labels(exam, LabelTask(task.set_name, task.teacher, task.generation))
+    return StoredFeed(exam.protocol, images, store, batch_size), store.bytes
+
+
+def finish_labels(exam: Exam, task: LabelTask) -> LabelStore:
+    """Return the stored labels of an image set: those that are there, or those made now, as far as they are missing."""
+    images = exam.sets[task.set_name].to(exam.execution.device)
+    sha256 = exam.teachers[task.teacher].sha256
+    identity = labels_identity(images, exam.protocol, sha256, exam.classes, task.draw, exam.top_k)
+    root = files.make_directory(exam.work / "labels" / fingerprint(identity)[:16])
+    store = open_labels(root, images, identity)
+    if store is None:
+        with locked(root), one_thread(exam.execution.device):
+            label, size = teacher_label(exam, task.teacher), exam.batch_size(task.set_name)
+            for _ in write_labels(root, images, exam.protocol, label, identity, batch_size=size):
+                pass
+        store = open_labels(root, images, identity)
+        assert store is not None
+    return store
+
+
+def teacher_label(exam: Exam, teacher: str) -> Label:
+    """Return a teacher as a function of pixels, its logits cut to the classes evaluated."""
+    select, label = exam.select(), exam.teachers[teacher].labeller()
+    return lambda pixels: select(label(pixels))
+
+
+@torch.inference_mode()
+def confusion_of(student: nn.Module, exam: Exam) -> tuple[tuple[int, ...], ...]:
+    """Count the test images of each class (row) that a student takes for each (column), of the classes evaluated."""
+    select, count, device = exam.select(), len(exam.classes), exam.execution.device
+    positions = torch.searchsorted(torch.tensor(exam.classes), exam.test.labels)
+    cells = torch.zeros(count * count, dtype=torch.int64)
+    for start in range(0, len(exam.test), TEST_BATCH):
+        pixels = to_pixels(exam.test.images[start : start + TEST_BATCH].to(device))
+        predicted = select(student(pixels)).argmax(1).cpu()
+        cells += torch.bincount(positions[start : start + TEST_BATCH] * count + predicted, minlength=count * count)
+    return tuple(map(tuple, cells.view(count, count).tolist()))
+
+
+def accuracy_of(confusion: tuple[tuple[int, ...], ...]) -> float:
+    """Return the percentage of images on the diagonal."""
+    return 100 * sum(row[i] for i, row in enumerate(confusion)) / sum(map(sum, confusion))

@@ -1,0 +1,333 @@
+"""Evaluation on one page: open the sets, check the teachers, build the arms, label, train, compare."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d4m_fast import __version__
+from d4m_fast.arms.build import ArmBuilder
+from d4m_fast.arms.classes import part_of
+from d4m_fast.arms.features import Features, features_of
+from d4m_fast.arms.names import ARMS, parse_arms, parse_folders
+from d4m_fast.config.choices import Regime
+from d4m_fast.config.evaluate import EvaluateConfig
+from d4m_fast.engine.runtime import hardware, resolve_device
+from d4m_fast.errors import DataError, UsageError
+from d4m_fast.evaluation.images import ImageSet, images_per_class, load_images, match_classes, of_classes
+from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol, overridden, parse_override
+from d4m_fast.evaluation.results import Subject, to_json
+from d4m_fast.evaluation.students import build_student
+from d4m_fast.evaluation.tasks import Exam, LabelTask, Result, Task
+from d4m_fast.evaluation.teacher_check import TeacherCheck, check_teacher, require_sound
+from d4m_fast.evaluation.teachers import Teacher, open_teacher
+from d4m_fast.evaluation.train import Execution
+from d4m_fast.evaluation.workers import Job
+from d4m_fast.fingerprints import fingerprint
+from d4m_fast.runs.run import options_of, require_finished, source_of
+from d4m_fast.sources.dataset import open_source
+from d4m_fast.sources.records import Source
+
+# One of each family: plain convolutions, residual, inverted bottlenecks, a transformer.
+MATRIX = ("convnet3", "resnet18", "mobilenet_v3_small", "timm/vit_tiny_patch16_224")
+AUTOCAST = {"none": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A checked request to evaluate.
+
+    Attributes:
+        paths: of the distilled sets, one for each seed of the generation.
+        distilled: their images, of the classes evaluated.
+        test_ids: id in the test set of each class id of the first distilled set.
+        work: directory of results, checkpoints and stored labels.
+    """
+
+    config: EvaluateConfig
+    protocol: Protocol
+    paths: tuple[Path, ...]
+    distilled: tuple[Source, ...]
+    train: Source
+    test: Source
+    test_ids: Mapping[int, int]
+    regimes: tuple[Regime, ...]
+    students: tuple[str, ...]
+    teachers: Mapping[str, Teacher]
+    arms: tuple[str, ...]
+    folders: Mapping[str, Path]
+    work: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Ids in the test set of the classes evaluated, ascending."""
+        return tuple(sorted(self.test_ids.values()))
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of every student and teacher: also for the classes that the distilled set leaves out."""
+        return 1 + max(class_info.id for class_info in self.test.classes)
+
+    @cached_property
+    def test_images(self) -> ImageSet:
+        """All test images of the classes evaluated."""
+        protocol = self.protocol
+        items = of_classes(self.test, set(self.classes))
+        return load_images(self.test, protocol.resolution, items, shorter_side=protocol.test_resize)
+
+    @cached_property
+    def execution(self) -> Execution:
+        device = resolve_device(self.config.device)
+        return Execution(device, AUTOCAST[self.config.autocast], self.config.compile)
+
+    def check_teachers(self) -> list[TeacherCheck]:
+        """Test every teacher on the real test images.
+
+        Raises:
+            ModelError: one is far below what its labels must be worth, and `unchecked_teacher` is not set.
+        """
+        names = {class_info.id: class_info.folder for class_info in self.test.classes}
+        checks = []
+        with self.timed("teacher check"):
+            for teacher in self.teachers.values():
+                check = check_teacher(teacher, self.test_images, names, device=self.execution.device)
+                if not self.config.unchecked_teacher:
+                    require_sound(check)
+                checks.append(check)
+        return checks
+
+    def build_exam(self) -> Exam:
+        """Read or make the images of every arm; the result is all that training needs.
+
+        Raises:
+            errors of `ArmBuilder.build`.
+        """
+        sets = dict[str, ImageSet]()
+        with self.timed("arms"):
+            for arm, generation, seed in self._students_of_arms():
+                name = self._set_name(arm, generation, seed)
+                if name not in sets:
+                    draw = generation * self.config.seeds + seed
+                    sets[name] = self._builders[generation].build(arm, draw)
+        return Exam(
+            self.protocol,
+            self.config.width,
+            self.outputs,
+            self.classes,
+            self.test_images,
+            sets,
+            self.teachers,
+            self.work,
+            self.config.top_k,
+            self.execution,
+        )
+
+    @cached_property
+    def _builders(self) -> list[ArmBuilder]:
+        builders = []
+        for path, distilled in zip(self.paths, self.distilled, strict=True):
+            builder = ArmBuilder(
+                path,
+                distilled,
+                self.train,
+                match_classes(distilled, self.test),
+                self.protocol.resolution,
+                self.execution.device,
+                self._features(),
+                self.config.coreset,
+                self.folders,
+            )
+            builder.require(self.arms)
+            builders.append(builder)
+        return builders
+
+    def require_arms(self) -> None:
+        """Refuse arms that cannot be built, before the teacher is checked."""
+        _ = self._builders
+
+    def _features(self) -> Features | None:
+        if "coreset" not in self.arms or not self.teachers:
+            return None
+        teacher = next(iter(self.teachers.values()))
+        return features_of(teacher.network.to(self.execution.device), self.execution.device)
+
+    def _students_of_arms(self) -> Iterator[tuple[str, int, int]]:
+        """Yield arm, generation and seed of every student of one recipe."""
+        # The slow part of a plan is its last job: with the arms interleaved any number of workers ends evenly.
+        yield from (
+            (arm, generation, seed)
+            for seed, generation, arm in itertools.product(
+                range(self.config.seeds), range(len(self.paths)), self.arms
+            )
+        )
+
+    def _set_name(self, arm: str, generation: int, seed: int) -> str:
+        """Return the name of the images a student learns from: those drawn for it, its generation's, or everybody's."""
+        known = ARMS.get(arm)
+        if known is None or arm in ("whole", "coreset"):
+            return arm
+        return f"{arm}/{generation}/{seed}" if known.is_drawn else f"{arm}/{generation}"
+
+    def tasks(self) -> list[Task]:
+        """Return every student to train."""
+        tasks = []
+        for student, regime in itertools.product(self.students, self.regimes):
+            for teacher in [None] if regime == "hard" else list(self.teachers):
+                for arm, generation, seed in self._students_of_arms():
+                    name = self._set_name(arm, generation, seed)
+                    tasks.append(Task(arm, name, regime, student, teacher, seed, generation))
+        return tasks
+
+    def label_tasks(self) -> list[Job]:
+        """Return every image set that a teacher labels beforehand, each once."""
+        tasks = (task for task in self.tasks() if task.regime == "fixed" and task.teacher is not None)
+        return list(dict.fromkeys(LabelTask(task.set_name, str(task.teacher), task.generation) for task in tasks))
+
+    def to_json(self, results: Sequence[Result], checks: Sequence[TeacherCheck]) -> dict[str, Any]:
+        """Return everything that the evaluation says."""
+        folders = {class_info.id: class_info.folder for class_info in self.test.classes}
+        subject = Subject(
+            runs=tuple(map(str, self.paths)),
+            images_per_class=images_per_class(self.distilled[0]),
+            classes=tuple(folders[class_id] for class_id in self.classes),
+            protocol=self.protocol.to_json(),
+            seeds=self.config.seeds,
+            data=(*(part.fingerprint for part in self.distilled), self.train.fingerprint, self.test.fingerprint),
+        )
+        seconds = {**self.seconds, "total": sum(self.seconds.values())}
+        return to_json(subject, results, checks=checks, provenance=self.provenance, seconds=seconds)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the numbers come from: versions, machine, teachers, and how each distilled set was made."""
+        libraries = ("torch", "torchvision", "timm", "numpy", "pillow")
+        return {
+            "versions": {"d4m-fast": __version__, **{name: importlib.metadata.version(name) for name in libraries}},
+            "machine": hardware(self.execution.device),
+            "autocast": self.config.autocast,
+            "workers": self.config.workers,
+            "width": self.config.width,
+            "top_k": self.config.top_k,
+            "coreset": self.config.coreset if "coreset" in self.arms else None,
+            "teachers": {name: teacher.sha256 for name, teacher in self.teachers.items()},
+            "runs": {str(path): options_of(path) for path in self.paths},
+        }
+
+    def timed(self, stage: str) -> Timer:
+        """Return a context that books its time on a stage."""
+        return Timer(self.seconds, stage)
+
+
+@dataclass(slots=True)
+class Timer:
+    """Context that books its time on a stage."""
+
+    seconds: dict[str, float]
+    stage: str
+    begun_at: float = 0.0
+
+    def __enter__(self) -> None:
+        self.begun_at = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.monotonic() - self.begun_at
+
+
+def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) -> Examination:
+    """Open everything that an evaluation needs, and refuse what cannot be done, before anything is trained.
+
+    Args:
+        paths: run directories or directories of class folders, one for each seed of the generation.
+        work: directory of results, checkpoints and stored labels.
+
+    Raises:
+        D4MError: the first thing that is wrong.
+    """
+    for path in paths:
+        require_finished(path)
+    origin = source_of(paths[0]) if config.train_data is None or config.test_data is None else None
+    train = open_source(_data_name("--train-data", config.train_data, origin), prompts_needed=False)
+    test = open_source(_data_name("--test-data", config.test_data, origin), split="test", prompts_needed=False)
+    if test.fingerprint == train.fingerprint:
+        raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
+    distilled = [open_source(str(path), prompts_needed=False) for path in paths]
+    if config.classes is not None:
+        distilled = [part_of(part, test, config.classes) for part in distilled]
+    _require_alike(distilled)
+    protocol = _protocol(config)
+    arms, folders = parse_arms(config.arms), parse_folders(config.arm)
+    regimes = config.regime if config.regime else (protocol.regime,)
+    needs_teacher = "coreset" in arms or set(regimes) != {"hard"}
+    examination = Examination(
+        config,
+        protocol,
+        tuple(paths),
+        tuple(distilled),
+        train,
+        test,
+        match_classes(distilled[0], test),
+        tuple(dict.fromkeys(regimes)),
+        _students(config, protocol),
+        {},
+        (*arms, *folders),
+        folders,
+        work,
+    )
+    names = config.teacher if config.teacher else (protocol.teacher,)
+    teachers = {name: _teacher(name, examination) for name in names} if needs_teacher else {}
+    examination = replace(examination, teachers=teachers)
+    for student in examination.students:
+        build_student(student, classes=examination.outputs, image_size=protocol.resolution, width=config.width)
+    examination.require_arms()
+    return examination
+
+
+def _protocol(config: EvaluateConfig) -> Protocol:
+    overrides = dict(map(parse_override, config.override))
+    if config.epochs is not None:
+        overrides["epochs"] = str(config.epochs)
+    return overridden(PROTOCOLS[config.protocol], overrides)
+
+
+def _students(config: EvaluateConfig, protocol: Protocol) -> tuple[str, ...]:
+    names = config.student if config.student else MATRIX if config.matrix else (protocol.student,)
+    return tuple(dict.fromkeys(names))
+
+
+def _teacher(name: str, examination: Examination) -> Teacher:
+    prompts = [class_info.prompt for class_info in examination.test.classes]
+    return open_teacher(name, prompts, outputs=examination.outputs, image_size=examination.protocol.resolution)
+
+
+def _require_alike(distilled: Sequence[Source]) -> None:
+    first = distilled[0]
+    folders, budget = {class_info.folder for class_info in first.classes}, images_per_class(first)
+    for other in distilled[1:]:
+        if {class_info.folder for class_info in other.classes} != folders or images_per_class(other) != budget:
+            raise DataError("the runs differ in their classes or in images per class")
+
+
+def _data_name(flag: str, value: str | None, origin: str | None) -> str:
+    """Return an option's value, or what the run was made from where it has none.
+
+    Raises:
+        UsageError: neither is known, as of a directory of another method's images.
+    """
+    name = origin if value is None else value
+    if name is None:
+        raise UsageError(f"{flag} is needed: this directory does not say what it was made from")
+    return name
+
+
+def work_folder(path: Path, artifacts: Path) -> Path:
+    """Return where the evaluation of a set is kept: in the run itself, or of other images in the cache."""
+    return path / "evaluation" if options_of(path) else artifacts / "evaluation" / fingerprint(str(path.resolve()))[:16]
