@@ -15,8 +15,12 @@ ARCH = "timm/tf_efficientnet_lite0"
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage (Tan & Le, 2019, table 1)
 _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _INSIDE = {
-    **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"},
-    **{"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"},
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
 }
 _FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}  # no expansion
 
@@ -44,7 +48,7 @@ def timm_name(name: str) -> str:
 def write_lite0(path: Path) -> Path:
     """Write the weights as timm names them."""
     state = torch.load(lite0_weights(), map_location="cpu", weights_only=True)
-    save_file({timm_name(name): value for name, value in state.items()}, path)
+    save_file({timm_name(name): value.contiguous() for name, value in state.items()}, path)
     return path
 
 

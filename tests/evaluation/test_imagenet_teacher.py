@@ -9,8 +9,8 @@ import torch
 from imagenet_teacher import ARCH, lite0_weights, photographs, write_lite0
 
 from d4m_fast.errors import ModelError
-from d4m_fast.evaluation.images import ImageSet, load_images
 from d4m_fast.evaluation.imagenet import imagenet_wnids
+from d4m_fast.evaluation.images import ImageSet, load_images
 from d4m_fast.evaluation.teacher_check import check_teacher, require_sound
 from d4m_fast.evaluation.teachers import Teacher, open_teacher, save_teacher
 from d4m_fast.sources.dataset import open_source
