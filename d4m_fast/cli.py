@@ -20,6 +20,7 @@ from d4m_fast.commands.evaluate import evaluate
 from d4m_fast.commands.export import export
 from d4m_fast.commands.plan import plan
 from d4m_fast.commands.profile import profile
+from d4m_fast.commands.teach import teach
 from d4m_fast.commands.verify import verify
 from d4m_fast.console import Notices, say
 from d4m_fast.endings import debugging, ending_of, report_unexpected
@@ -45,6 +46,7 @@ def cli() -> None:
     \b
     d4m-fast distill                    distill the bundled images with the bundled model
     d4m-fast evaluate runs/RUN          train students on the result, beside random real images
+    d4m-fast teach IMAGES               train a teacher, where none exists, to label with
     d4m-fast export                     the networks to ONNX, compared with PyTorch and certified
     d4m-fast certify                    every engine of this machine, checked against the CPU and timed
     d4m-fast plan --gpu h100 --ipc 50   FLOPs, hours, disk and memory of a run, calculated before it
@@ -60,7 +62,7 @@ def cli() -> None:
     require_machine()
 
 
-for command in (distill, evaluate, export, certify, verify, plan, profile, doctor):
+for command in (distill, evaluate, teach, export, certify, verify, plan, profile, doctor):
     cli.add_command(command)
 
 

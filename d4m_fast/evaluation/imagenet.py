@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
 from d4m_fast.errors import ModelError
 from d4m_fast.sources.class_names import WNID, imagenet_labels
@@ -23,7 +23,8 @@ def imagenet_indices(folders: Sequence[str]) -> tuple[int, ...] | None:
 
     Folders are named by WordNet ids ("n02012849", "n02012849_crane"), as published sets are by the class's number (all
     1,000 of them: "0" to "999", whatever order they were listed in), or by one of the class's names. A name that
-    several classes have ("crane": the bird, 134, and the machine, 517) is the class that no other folder is.
+    several classes have ("crane": the bird, 134, and the machine, 517) is the class that no other folder is. Capitals
+    count only between folders that are alike but for them ("Cardigan" the dog, and "cardigan").
 
     Raises:
         ModelError: two folders are one class, or a name may still be several.
@@ -36,8 +37,14 @@ def imagenet_indices(folders: Sequence[str]) -> tuple[int, ...] | None:
     matches = [_WNID_FIRST.fullmatch(folder) for folder in folders]
     if all(match is not None and match[1].lower() in index_of_wnid for match in matches):
         return _distinct(folders, [index_of_wnid[match[1].lower()] for match in matches if match is not None])
-    names = _classes_of_names()
-    candidates = [names.get(_plain(folder), frozenset()) for folder in folders]
+    names, spelt = _classes_of_names(_plain), _classes_of_names(_spaced)
+    counts = Counter(map(_plain, folders))
+    candidates = []
+    for folder in folders:
+        if counts[_plain(folder)] > 1:
+            candidates.append(spelt.get(_spaced(folder), frozenset()))
+        else:
+            candidates.append(names.get(_plain(folder), frozenset()))
     if not all(candidates):
         return None
     taken = frozenset[int]().union(*(options for options in candidates if len(options) == 1))
@@ -62,18 +69,22 @@ def _distinct(folders: Sequence[str], indices: Sequence[int]) -> tuple[int, ...]
     return tuple(indices)
 
 
-def _classes_of_names() -> Mapping[str, frozenset[int]]:
-    """Return the classes that each name may mean: WordNet's names of the class, and torchvision's."""
+def _classes_of_names(form: Callable[[str], str]) -> Mapping[str, frozenset[int]]:
+    """Return the classes that each name may mean, WordNet's names of the class and torchvision's, in a form of them."""
     from torchvision.models import ResNet18_Weights
 
     categories = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
     classes = defaultdict[str, set[int]](set)
     for index, (label, category) in enumerate(zip(imagenet_labels().values(), categories, strict=True)):
         for name in (label, category, *label.split(",")):
-            classes[_plain(name)].add(index)
+            classes[form(name)].add(index)
     return {name: frozenset(indices) for name, indices in classes.items()}
 
 
+def _spaced(name: str) -> str:
+    """Return a name with one blank for whatever stands between its words."""
+    return " ".join(re.findall(r"[\w']+", name.replace("_", " ")))
+
+
 def _plain(name: str) -> str:
-    """Return a name in small letters, with one blank for whatever stands between its words."""
-    return " ".join(re.findall(r"[\w']+", name.replace("_", " ").casefold()))
+    return _spaced(name).casefold()

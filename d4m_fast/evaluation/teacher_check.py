@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -216,7 +215,8 @@ def _score(teacher: Teacher, images: torch.Tensor, show: Show, truth: Sequence[i
         predicted = _predict(teacher, images, show)
     except ModelError:  # not finite, of values that it was never meant for
         return 0.0
-    return 100 * sum(map(operator.eq, predicted, truth)) / len(truth)
+    right = sum(prediction == true_class for prediction, true_class in zip(predicted, truth, strict=True))
+    return 100 * right / len(truth)
 
 
 def _normalised(pixels: torch.Tensor) -> torch.Tensor:

@@ -144,8 +144,9 @@ def _open(name: str) -> Teacher:
 
 def outputs_of(network: nn.Module, image_size: int) -> int:
     """Return how many classes a network has, from the logits of one image."""
+    device = next(network.parameters()).device
     with torch.inference_mode():
-        logits: torch.Tensor = network(torch.zeros(1, 3, image_size, image_size))
+        logits: torch.Tensor = network(torch.zeros(1, 3, image_size, image_size, device=device))
     return logits.shape[1]
 
 
