@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from d4m_fast.report.numerals import short
 
@@ -38,11 +39,9 @@ class Scale:
     logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, value = (map(math.log, (self.low, self.high, value))) if self.logarithmic else (
-            self.low,
-            self.high,
-            value,
-        )
+        low, value, high = self.low, value, self.high
+        if self.logarithmic:
+            low, value, high = math.log(low), math.log(value), math.log(high)
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
 
 
@@ -176,8 +175,8 @@ def lines(
             ticks, and the points are marked.
     """
     drawn = [(one, _thinned(points)) for one, points in series if points]
-    xs = [x for _, points in drawn for x, _ in points]  # noqa: the only way to have them in one pass
-    ys = [y for _, points in drawn for _, y in points]
+    everything = list(chain.from_iterable(points for _, points in drawn))
+    xs, ys = [x for x, _ in everything], [y for _, y in everything]
     left, right, bottom = _PLOT_LEFT, WIDTH - _RIGHT, _TOP + _PLOT_HEIGHT
     y_scale, y_ticks = _axis(ys, bottom, _TOP)
     if budgets:
