@@ -102,9 +102,9 @@ class Intervals:
     """Rows of dots and intervals over a common axis."""
 
     description: str
-    unit: str
+    x_label: str
     height: float
-    ticks: list[Tick]
+    x_ticks: list[Tick]
     rows: list[IntervalRow]
     zero: float | None
     kind = "intervals"
@@ -223,10 +223,10 @@ class Bars:
     """Rows of horizontal bars."""
 
     description: str
-    unit: str
+    x_label: str
     height: float
     left: float
-    ticks: list[Tick]
+    x_ticks: list[Tick]
     rows: list[BarRow]
     kind = "bars"
 
@@ -283,7 +283,7 @@ MARKS: Mapping[str, str] = {"real": "h0", "prototype": "m-5 0l5-5 5 5-5 5z", "di
 
 
 def scatter(points: Iterable[tuple[float, float, str, int]], description: str, by_class: bool) -> Scatter:
-    """Draw points (x, y, kind, class), one mark per kind; colours are the classes', or the kinds' where these are many."""
+    """Draw points (x, y, kind, class), a mark per kind, coloured by class or by kind."""
     points = list(points)
     size = 340.0
     xs, ys = [p[0] for p in points], [p[1] for p in points]

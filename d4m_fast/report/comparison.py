@@ -8,9 +8,11 @@ from itertools import combinations
 from typing import Any
 
 from d4m_fast.report.numerals import decimal, signed
+from d4m_fast.wording import some
 
 Row = Mapping[str, Any]
 DISTILLED, RANDOM, WHOLE = "distilled", "random", "whole"
+_BE = ("is", "are")
 _NAMED_SETTINGS = 4  # a verdict on more of them counts instead
 
 
@@ -86,8 +88,9 @@ def _clause(claim: str, settings: Sequence[Setting], rows: Mapping[Setting, Row]
     if not settings:
         return ""
     if len(rows) > _NAMED_SETTINGS:
-        means = [rows[setting]["difference_to_random"]["mean"] for setting in settings]
-        return f"{claim} in {len(settings)} of {len(rows)} settings ({signed(min(means))} to {signed(max(means))} points)"
+        means = sorted(rows[setting]["difference_to_random"]["mean"] for setting in settings)
+        ends = " to ".join(dict.fromkeys((signed(means[0]), signed(means[-1]))))
+        return f"{claim} in {len(settings)} of {len(rows)} settings ({ends} points)"
     students = {setting.student for setting in rows}
     parts = []
     for setting in settings:
@@ -103,13 +106,14 @@ def _rivals(rows: Iterable[Row], distilled: Mapping[Setting, Row]) -> str:
         for row in group:
             if setting in distilled and row["arm"] not in (DISTILLED, RANDOM, WHOLE):
                 leads.setdefault(row["arm"], []).append(row["mean"] - distilled[setting]["mean"])
-    parts = []
+    parts = list[tuple[int, str]]()
     for arm, differences in leads.items():
         ahead = [difference for difference in differences if difference > 0]
         if ahead:
             times = "" if len(differences) == 1 else f" in {len(ahead)} of {len(differences)} settings"
-            parts.append(f"{arm}{times} (by up to {decimal(max(ahead))})")
-    return f"by their means alone these are above distilled: {_listed(parts)}" if parts else ""
+            parts.append((-len(ahead), f"{arm}{times} (by up to {decimal(max(ahead))} points)"))
+    parts.sort(key=lambda part: part[0])
+    return f"by means alone, {some(text for _, text in parts)} {_BE[len(parts) > 1]} above distilled" if parts else ""
 
 
 def interval_words(difference: Mapping[str, Any]) -> str:
@@ -172,7 +176,7 @@ def _order(arms: Sequence[str], means: Mapping[str, Mapping[str, float]]) -> str
         return f"The order of the arms is the same under all {len(means)} students (by their means)."
     return (
         f"The order of the arms holds under all {len(means)} students for {pairs - len(turned)} of {pairs} pairs (by"
-        f" their means); it turns for {', '.join(turned)}."
+        f" their means); it turns for {some(turned)}."
     )
 
 

@@ -54,7 +54,7 @@ def feature_map(
 @torch.no_grad()
 def _features(label_features: Callable[[Tensor], Tensor], images: ImageSet, batch_size: int) -> Tensor:
     """Return (N, D) float64 features on the host, where the decomposition is the same on every machine's device."""
-    batches = [label_features(batch.float() / 255).double().cpu() for batch in images.images.split(batch_size)]
+    batches = [label_features(batch.float() / 255).double().cpu() for batch in torch.split(images.images, batch_size)]
     features = torch.cat(batches)
     if not torch.isfinite(features).all():
         raise NonFiniteError("teacher", f"the features of {len(images)} images")

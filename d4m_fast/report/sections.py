@@ -47,7 +47,9 @@ def sections_of(results: Sequence[Results], run: Path | None) -> list[Section]:
     """Return the sections that these results fill, in the order of the page; all but the budgets are of the first."""
     first = results[0]
     rows = first["rows"]
-    series = series_of(row["arm"] for row in chain.from_iterable(one["rows"] for one in results))
+    # One colour per arm on the whole page; a curve may be of an arm that has no row yet.
+    entries = chain.from_iterable([*one["rows"], *one.get("curves", ())] for one in results)
+    series = series_of(entry["arm"] for entry in entries)
     contents = {
         ("provenance", "Provenance"): _provenance(first),
         ("teacher", "Teacher check"): _teachers(first),
@@ -69,8 +71,11 @@ def sections_of(results: Sequence[Results], run: Path | None) -> list[Section]:
 def _provenance(results: Results) -> dict[str, Any]:
     subject = results["subject"]
     about = {name: value for name, value in subject.items() if name not in ("classes", "protocol")}
-    about = {**about, "classes": len(subject["classes"])}
-    return {"subject": about, "protocol": subject["protocol"], **results.get("provenance", {})}
+    about["classes"] = len(subject["classes"])
+    groups = dict[str, Any]()
+    for name, value in results.get("provenance", {}).items():
+        (groups if isinstance(value, Mapping) else about)[name] = value
+    return {"subject": about, "protocol": subject["protocol"], **groups}
 
 
 def _teachers(results: Results) -> list[dict[str, Any]]:
@@ -118,9 +123,7 @@ def _difference_chart(rows: Sequence[Row], series: Mapping[str, Series]) -> char
     for row in rows:
         difference = row["difference_to_random"]
         if difference is not None:
-            estimates.append(
-                Estimate(series[row["arm"]], difference["mean"], difference["low"], difference["high"])
-            )
+            estimates.append(Estimate(series[row["arm"]], difference["mean"], difference["low"], difference["high"]))
             said.append(f"{row['arm']} {interval_words(difference)}")
     if not estimates:
         return None
@@ -132,20 +135,21 @@ def _curves(curves: Sequence[Mapping[str, Any]], series: Mapping[str, Series]) -
     groups = dict[tuple[str, str, str | None], list[Mapping[str, Any]]]()
     for curve in curves:
         groups.setdefault((curve["regime"], curve["student"], curve["teacher"]), []).append(curve)
-    content = []
+    content = list[dict[str, Any]]()
     for (regime, student, teacher), group in groups.items():
         title = f"{regime} labels, student {student}" + ("" if teacher is None else f", teacher {teacher}")
-        used = series_of(curve["arm"] for curve in group)
-        legend = [series[name] if name in series else one for name, one in used.items()]
-        lookup = {one.name: one for one in legend}
-        losses = [(lookup[curve["arm"]], list(enumerate(curve["losses"]))) for curve in group]
-        accuracies = [(lookup[curve["arm"]], curve["accuracies"]) for curve in group]
+        legend = [series[arm] for arm in dict.fromkeys(curve["arm"] for curve in group)]
+        losses = [(series[curve["arm"]], list(enumerate(curve["losses"]))) for curve in group]
+        accuracies = [(series[curve["arm"]], curve["accuracies"]) for curve in group]
         drawn = [
             _line_chart(losses, "training loss", title),
             _line_chart(accuracies, "test accuracy, %", title),
         ]
-        content.append({"title": title, "legend": legend, "charts": [chart for chart in drawn if chart is not None]})
-    return [one for one in content if one["charts"]]
+        shown = [chart for chart in drawn if chart is not None]
+        if shown:
+            is_first = all(one["regime"] != regime for one in content)
+            content.append({"title": title, "regime": regime, "is_first": is_first, "legend": legend, "charts": shown})
+    return content
 
 
 def _line_chart(lines: Sequence[tuple[Series, charts.Points]], unit: str, title: str) -> Lines | None:
@@ -248,27 +252,24 @@ def _feature_map(results: Results) -> dict[str, Any] | None:
 
 def _bytes(rows: Iterable[Row]) -> dict[str, Any] | None:
     """Return bytes of images and labels by arm and regime, of the first student: others read the same files."""
-    stores = dict[tuple[str, str], Row]()
+    arms = dict[str, dict[str, Row]]()
     for row in rows:
         if all(name in row for name in _BYTES):
-            stores.setdefault((row["regime"], row["arm"]), row)
-    if not stores:
+            arms.setdefault(row["arm"], {}).setdefault(row["regime"], row)
+    if not arms:
         return None
+    arm = DISTILLED if DISTILLED in arms else next(iter(arms))
     series = series_of(["images", "labels"])
-    regimes = dict[str, Row]()
-    for (regime, _), row in sorted(stores.items(), key=lambda item: item[0][1] != DISTILLED):
-        regimes.setdefault(regime, row)
-    drawn = []
-    for regime, row in regimes.items():
-        pairs = [(one, row[name] / 1e6) for one, name in zip(series.values(), _BYTES, strict=True)]
-        drawn.append((regime, pairs))
-    arm = next(iter(regimes.values()))["arm"]
-    said = "; ".join(f"{r} labels: images {grouped(row[_BYTES[0]])}, labels {grouped(row[_BYTES[1]])}" for r, row in regimes.items())
+    drawn, said = [], []
+    for regime, row in arms[arm].items():
+        drawn.append((regime, [(one, row[name] / 1e6) for one, name in zip(series.values(), _BYTES, strict=True)]))
+        said.append(f"{regime} labels: images {grouped(row['image_bytes'])}, labels {grouped(row['label_bytes'])}")
     return {
-        "rows": list(stores.values()),
+        "arms": arms,
+        "regimes": list(dict.fromkeys(chain.from_iterable(arms.values()))),
         "legend": list(series.values()),
         "arm": arm,
-        "chart": charts.bars(drawn, "MB", f"Bytes of {arm} images and of their labels. {said}."),
+        "chart": charts.bars(drawn, "MB", f"Bytes of {arm} images and of their labels. {'; '.join(said)}."),
     }
 
 
@@ -281,5 +282,3 @@ def _seconds(seconds: Mapping[str, float]) -> dict[str, Any] | None:
     drawn = [(stage, [(series, value)]) for stage, value in stages]
     chart = charts.bars(drawn, "s", f"Seconds by stage: {said}.", lambda v: decimal(v, 1)) if drawn else None
     return {"chart": chart, "seconds": seconds}
-
-
