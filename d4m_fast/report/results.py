@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from d4m_fast.errors import DataError
@@ -54,13 +55,62 @@ def check_results(results: Any, name: str) -> None:
     Raises:
         DataError: the message names the first part that is wrong.
     """
-    from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    error = best_match(Draft202012Validator(load_schema()).iter_errors(results))
+    error = best_match(_validator()(load_schema()).iter_errors(results))
     problem = _misfit(results) if error is None else f"{error.json_path}: {_shortened(error.message)}"
     if problem is not None:
         raise DataError(f"{name}: not the results of an evaluation ({problem}); d4m-fast evaluate --json writes them")
+
+
+@cache
+def _validator() -> Any:
+    """Return jsonschema's validator with a short cut: 1,000 classes have a million counts, 50 microseconds each."""
+    from jsonschema import Draft202012Validator, validators
+
+    every_item = Draft202012Validator.VALIDATORS["items"]
+
+    def items(validator: Any, schema: Any, array: Any, parent: Any) -> Iterator[Any]:
+        is_valid = _PLAIN.get(schema.get("$ref"))
+        if is_valid is None or not isinstance(array, list) or not all(map(is_valid, array)):
+            yield from every_item(validator, schema, array, parent)  # which finds the words for what is wrong
+
+    return validators.extend(Draft202012Validator, {"items": items})
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)  # and no bool, which is an int of Python's
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_percent(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 100
+
+
+def _is_tested_epoch(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and _is_percent(value[1])
+
+
+def _is_point(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    x, y, kind, class_id = value
+    return _is_number(x) and _is_number(y) and kind in ("real", "prototype", "distilled") and _is_count(class_id)
+
+
+# Definitions of the schema of which there are many in one array.
+_PLAIN: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
+    {
+        "#/$defs/number": _is_number,
+        "#/$defs/count": _is_count,
+        "#/$defs/percent": _is_percent,
+        "#/$defs/tested_epoch": _is_tested_epoch,
+        "#/$defs/point": _is_point,
+    }
+)
 
 
 def _shortened(message: str) -> str:

@@ -43,7 +43,8 @@ def test_marks_stay_in_the_picture() -> None:
     rng = np.random.default_rng(0)
     series = series_of(f"arm {i}" for i in range(11))
     assert max(one.style for one in series.values()) == 7
-    estimates = [Estimate(one, m, m - 1, m + 1, (m - 0.5,)) for one, m in zip(series.values(), rng.normal(0, 3, 11))]
+    means = zip(series.values(), rng.normal(0, 3, 11).tolist(), strict=True)
+    estimates = [Estimate(one, mean, mean - 1, mean + 1, (mean - 0.5,)) for one, mean in means]
     chart = intervals(estimates, "points", "made up", through_zero=True)
     for row in chart.rows:
         assert row.low is not None

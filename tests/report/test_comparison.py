@@ -11,6 +11,7 @@ from made_up_results import example_results
 from scipy.stats import kendalltau
 
 from d4m_fast.report.comparison import by_budget, by_setting, is_off_zero, matrices, verdict
+from d4m_fast.report.numerals import MINUS
 
 
 def row(arm: str, mean: float, difference: tuple[float, float, float] | None = None, **key: Any) -> dict[str, Any]:
@@ -27,10 +28,10 @@ def test_losses_come_first_and_gains_last() -> None:
     rows += [row("distilled", 70, DRAW, regime="fixed"), row("random", 69.5, regime="fixed")]
     rows += [row("distilled", 70, LOSS, regime="online"), row("random", 72, regime="online")]
     rows += [row("coreset", 71.25, GAIN, regime="fixed")]
-    assert verdict(rows) == (
-        "Random real images beat the distilled ones with online labels (\N{MINUS SIGN}2.00 points, 95 % interval \N{MINUS SIGN}3.00 to \N{MINUS SIGN}1.00);"
+    assert verdict(rows).replace(MINUS, "-") == (
+        "Random real images beat the distilled ones with online labels (-2.00 points, 95 % interval -3.00 to -1.00);"
         " by means alone, coreset (by up to 1.25 points) is above distilled; no difference between distilled and"
-        " random is shown with fixed labels (+0.50 points, 95 % interval \N{MINUS SIGN}0.50 to +1.50); distilled images beat random"
+        " random is shown with fixed labels (+0.50 points, 95 % interval -0.50 to +1.50); distilled images beat random"
         " real ones with hard labels (+3.00 points, 95 % interval +2.00 to +4.00)."
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,43 @@ def test_what_is_refused(change: Change, place: str) -> None:
     assert place in message
     assert "\n" not in message
     assert len(message) < 400
+
+
+ODD = (None, True, "1", -1, 0, 1, 1.0, 0.5, 100, 100.5, -0.5, [], [1], [1, 2], {}, "real", 10**30)
+
+
+@pytest.mark.parametrize("value", ODD)
+@pytest.mark.parametrize("place", ["losses", "count", "percent", "tested", "x", "kind", "class"])
+def test_arrays_of_numbers_are_judged_as_jsonschema_does(place: str, value: object) -> None:
+    results = example_results()
+    curve, row, point = results["curves"][0], results["rows"][1], results["feature_map"]["points"][0]
+    results |= {"curves": [curve], "rows": [row], "feature_map": {"method": "", "points": [point]}}
+    changes = {
+        "losses": (curve["losses"], 1),
+        "count": (row["confusion"][2], 3),
+        "percent": (row["per_class"], 2),
+        "tested": (curve["accuracies"][2], 0),
+        "x": (point, 0),
+        "kind": (point, 2),
+        "class": (point, 3),
+    }
+    array, position = changes[place]
+    array[position] = value
+    is_beyond_the_classes = place == "class" and value in (100, 10**30)
+    if Draft202012Validator(load_schema()).is_valid(results) and not is_beyond_the_classes:
+        check_results(results, "x")
+    else:
+        with pytest.raises(DataError):
+            check_results(results, "x")
+
+
+def test_a_confusion_of_a_thousand_classes_is_quick() -> None:
+    results = example_results()
+    results["subject"]["classes"] = list(map(str, range(1000)))
+    results["rows"] = [{**results["rows"][0], "per_class": [], "confusion": [[7] * 1000] * 1000}]
+    start = time.process_time()
+    check_results(results, "x")
+    assert time.process_time() - start < 5  # a minute without the short cut
 
 
 def test_a_file_is_read_back(tmp_path: Path) -> None:
