@@ -25,6 +25,7 @@ LAYERS = (
     ("console", "endings"),
     ("export",),
     ("measure",),
+    ("report",),
     ("evaluation", "engine.encode", "engine.prototypes", "engine.generate", "engine.trial", "engine.prompts"),
     ("engine.denoise",),
     ("engine.networks",),
