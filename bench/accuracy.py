@@ -1,13 +1,16 @@
-"""Distilled against random real images, for a grid of generation settings; some figures of docs/accuracy.md.
+"""Students on distilled and on other sets of their size; every figure of docs/accuracy.md.
 
-    python bench/accuracy.py --ipc 10 --width 32 --strength 0.7,0.3 --guidance 8,2
+    python bench/accuracy.py --data DIR --ipc 1,10,50 > bench/accuracy.jsonl
+    python bench/accuracy.py --data DIR --ipc 10 --student convnet3 --student resnet18 > bench/architectures.jsonl
+    python bench/accuracy.py --ipc 10 --strength 0.5 --guidance 4 --arms distilled,random
 
-Every row is two runs of the command line: `d4m-fast distill` and `d4m-fast evaluate`. Both resume, so this does.
+A line is a row of `d4m-fast evaluate --json`: an arm under a regime, all generation seeds and students in it. DIR has
+the real images (Fashion-MNIST's IDX files, or a directory of train/ and test/); without it the bundled ones are taken.
+Runs, students and labels are kept below `--out`, so this resumes.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
@@ -16,7 +19,8 @@ from typing import Any
 
 import click
 
-FLAGS = ("strength", "guidance", "prototype", "latent")
+REGIMES = ("hard", "fixed", "online")
+ARMS = "distilled,random,medoid,random-vae,medoid-vae,decoded,coreset"
 
 
 def d4m_fast(*arguments: object) -> dict[str, Any]:
@@ -26,33 +30,58 @@ def d4m_fast(*arguments: object) -> dict[str, Any]:
     return result
 
 
-def measure(out: Path, settings: dict[str, str], ipc: int, seed: int, width: int, kind: str) -> dict[str, Any]:
-    name = "-".join([f"ipc{ipc}", *settings.values(), f"seed{seed}"])
-    options = [part for flag, value in settings.items() for part in (f"--{flag}", value)]
-    d4m_fast("distill", "--ipc", ipc, "--seed", seed, "--out", out / name, *options)
-    saved = out / name / "evaluation" / f"small-convnet3-w{width}-{kind}.json"
-    if not saved.exists():
-        d4m_fast("evaluate", out / name, "--width", width, "--label-kind", kind)
-    report = json.loads(saved.read_text())
-    means = {row["arm"]: f"{row['mean']:.1f} ± {row['std']:.1f}" for row in report["rows"]}
-    return {**settings, "seed": seed, "labels": kind, **means, "gain": f"{report['gain_points'][kind]:+.1f}"}
+def distilled(out: Path, data: tuple[object, ...], ipc: int, seed: int, settings: dict[str, str]) -> Path:
+    """Return the run of a generation seed, finished if it was not."""
+    run = out / "-".join((f"ipc{ipc}", *settings.values(), f"seed{seed}"))
+    flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    # One thread and no engine of its own for each machine: the same images wherever the rounding is the same.
+    fixed = ("--engine", "torch", "--threads", 1, "--artifacts", out / "artifacts")
+    d4m_fast("distill", *data, "--ipc", ipc, "--seed", seed, "--out", run, *fixed, *flags)
+    return run
 
 
 @click.command(help=__doc__)
+@click.option("--data", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", type=click.Path(path_type=Path), default="runs/accuracy", show_default=True)
-@click.option("--ipc", default=10, show_default=True)
+@click.option("--ipc", default="10", show_default=True, help="Images per class, separated by commas.")
+@click.option("--generations", default=3, show_default=True, help="Generation seeds.")
+@click.option("--seeds", default=2, show_default=True, help="Students of each generation seed and arm.")
 @click.option("--width", default=32, show_default=True)
-@click.option("--seeds", default="0", show_default=True, help="Generation seeds.")
-@click.option("--labels", default="soft,hard", show_default=True)
+@click.option("--student", "students", multiple=True, default=["convnet3"], show_default=True)
+@click.option("--teacher", default="bundled", show_default=True)
+@click.option("--regime", "regimes", multiple=True, default=REGIMES, show_default=True)
+@click.option("--arms", default=ARMS, show_default=True)
+@click.option("--workers", default=2, show_default=True)
 @click.option("--strength", default="0.7", show_default=True)
 @click.option("--guidance", default="8", show_default=True)
-@click.option("--prototype", default="mean", show_default=True)
-@click.option("--latent", default="sample", show_default=True)
-def main(out: Path, ipc: int, width: int, seeds: str, labels: str, **grid: str) -> None:
-    for values in itertools.product(*(grid[flag].split(",") for flag in FLAGS)):
-        for seed, kind in itertools.product(map(int, seeds.split(",")), labels.split(",")):
-            row = measure(out, dict(zip(FLAGS, values, strict=True)), ipc, seed, width, kind)
-            click.echo(json.dumps(row, ensure_ascii=False))
+@click.option("--preset", default="reference", show_default=True)
+def main(
+    data: Path | None,
+    out: Path,
+    ipc: str,
+    generations: int,
+    seeds: int,
+    width: int,
+    students: tuple[str, ...],
+    teacher: str,
+    regimes: tuple[str, ...],
+    arms: str,
+    workers: int,
+    **settings: str,
+) -> None:
+    for budget in map(int, ipc.split(",")):
+        source = () if data is None else ("--data", data)
+        runs = [distilled(out, source, budget, seed, settings) for seed in range(generations)]
+        report = d4m_fast(
+            "evaluate",
+            *runs,
+            *("--arms", arms, "--seeds", seeds, "--width", width, "--teacher", teacher, "--workers", workers),
+            *(part for regime in regimes for part in ("--regime", regime)),
+            *(part for student in students for part in ("--student", student)),
+        )
+        for row in report["rows"]:
+            shown = {name: value for name, value in row.items() if name not in ("confusion", "seconds")}
+            click.echo(json.dumps({**shown, **settings, "width": width}))
 
 
 if __name__ == "__main__":
