@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from d4m_fast.evaluation.images import load_images
-from d4m_fast.evaluation.relabel import open_teacher
+from d4m_fast.evaluation.teachers import open_teacher
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.records import by_class
 
@@ -42,10 +42,10 @@ def test_recorded_figures_reach_what_was_asked() -> None:
 
 def test_teacher_is_as_good_as_recorded() -> None:
     source = open_source("bundled", split="test")
-    teacher = open_teacher("bundled", [info.prompt for info in source.classes])
+    teacher = open_teacher("bundled", source.classes)
     images = load_images(source, 32, source.items[:2000])
     with torch.inference_mode():
-        right = teacher(images.images.float() / 255).argmax(1) == images.labels
+        right = teacher.label(images.images.float() / 255).argmax(1) == images.labels
     recorded = json.loads((ASSETS / "figures.json").read_text())["teacher_test_accuracy"]
     assert abs(100 * right.float().mean().item() - recorded) < 2
 

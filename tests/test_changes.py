@@ -18,9 +18,9 @@ from changes import CHANGES
 from driving import Ran, run_cli, tree
 
 from d4m_fast.evaluation import results
-from d4m_fast.evaluation.results import Result, Subject
+from d4m_fast.storage import files
+from d4m_fast.storage.state import STUDENT, write_state
 
-SUBJECT = Subject("run", 2, "small", "convnet3", 4, "hard", 1, None, ("a", "b", "c"))
 KINDS = (
     ("images/", "image"),
     ("prototypes/", "prototypes"),
@@ -65,7 +65,9 @@ def laboratory(root: Path, options: tuple[object, ...]) -> Lab:
     lab = Lab(root, (*options, "--batch-size", 2), {})
     ran = lab.distill(lab.run)
     assert ran.code == 0, ran.err
-    results.save_results(lab.run, SUBJECT, [Result("distilled", "hard", 0, 50.0), Result("random", "hard", 0, 40.0)])
+    results.save(lab.run / "evaluation" / "results.json", {"rows": [{"arm": "distilled", "accuracy": [50.0]}]})
+    student = lab.run / "evaluation" / "students" / "0123456789abcdef" / "result.json"
+    write_state(files.make_directory(student.parent) / student.name, STUDENT, {"accuracy": 50.0})
     assert lab.verify().code == 0
     return Lab(lab.root, lab.options, lab.images_of(lab.run))
 

@@ -79,9 +79,7 @@ def test_another_methods_images_need_their_data_named(run: Path, tmp_path: Path)
     own = run_cli("evaluate", run, *QUICK, "--regime", "hard", "--arm", f"theirs={images}", "--json").json
     theirs = rows(own)["theirs", "hard"]
     assert theirs["accuracy"] == rows(own)["distilled", "hard"]["accuracy"]
-    refused(
-        run_cli("evaluate", images, *data, *QUICK, "--arms", "medoid"), 2, "no run of d4m-fast", "leave them out"
-    )
+    refused(run_cli("evaluate", images, *data, *QUICK, "--arms", "medoid"), 2, "no run of d4m-fast", "leave them out")
 
 
 def test_runs_of_several_generation_seeds_are_paired(run: Path, tmp_path: Path) -> None:

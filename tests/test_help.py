@@ -172,7 +172,7 @@ def test_examples_in_the_help_run(tmp_path: Path) -> None:
         (("distil",), "Did you mean 'distill'?"),
         (("distill", "--sed", 1), "'--seed'"),
         (("distill", "--preset", "unpc"), "Did you mean 'unipc'?"),
-        (("evaluate", "r", "--label-kind", "sof"), "Did you mean 'soft'?"),
+        (("evaluate", "r", "--regime", "onlin"), "Did you mean 'online'?"),
         (("plan", "--gpu", "h10"), "Did you mean 'h100'?"),
         (("profile", "--stages", "unet,decod"), "Did you mean 'decode'?"),
         (("profile", "--engine", "tensort"), "Did you mean 'tensorrt'?"),

@@ -38,7 +38,7 @@ MORE = (
     "tests/test_cli.py",
     "tests/test_disk.py",
     "tests/test_presets.py",
-    "tests/evaluation/test_students.py",
+    "tests/evaluation/test_training.py",
 )
 SETTINGS = {
     "NO_COLOR": "1",

@@ -18,7 +18,7 @@ import pytest
 from driving import Finished, Ran, run_cli
 
 from d4m_fast.errors import DataError, ModelError
-from d4m_fast.evaluation.relabel import load_teacher, teacher_folder
+from d4m_fast.evaluation.teachers import load_teacher, teacher_folder
 from d4m_fast.measure.gpus import GPUS
 from d4m_fast.planning.calibrate import read_profile
 

@@ -22,7 +22,9 @@ def teacher(classes: int, mean: float, std: float) -> ConvNet:
 
 def teacher_loss(model: ConvNet, images: torch.Tensor, labels: torch.Tensor, shift: int) -> torch.Tensor:
     generator = torch.default_generator
-    return F.cross_entropy(model(augment.flip(augment.shift(images, shift, generator), generator)), labels)
+    offsets = torch.randint(0, 2 * shift + 1, (2, len(images), 1), generator=generator)
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return F.cross_entropy(model(augment.flipped(augment.shifted(images, offsets, shift), mirrored)), labels)
 
 
 def vae() -> AutoencoderKL:

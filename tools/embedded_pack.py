@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from d4m_fast.evaluation.convnet import ConvNet
-from d4m_fast.evaluation.relabel import load_teacher, save_teacher
+from d4m_fast.evaluation.teachers import load_teacher, save_teacher
 from d4m_fast.fingerprints import derive_seed
 from d4m_fast.sources.idx_sets import FASHION_MNIST
 

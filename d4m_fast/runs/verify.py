@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, product
 from pathlib import Path
@@ -24,8 +24,9 @@ from d4m_fast.runs.plan import Group, Plan
 from d4m_fast.runs.run import essence
 from d4m_fast.storage import files
 from d4m_fast.storage.locks import locked
-from d4m_fast.storage.state import CONFIG, EVALUATION, PLAN, SUMMARY, read_state, require_state
+from d4m_fast.storage.state import CONFIG, EVALUATION, LABELS, PLAN, STUDENT, SUMMARY, read_state, require_state
 
+_EVALUATED = ((EVALUATION, "*.json"), (STUDENT, "students/*/result.json"), (LABELS, "labels/*/index.json"))
 _FOLDERS = ("images", "prototypes", "groups")
 _OWN_NAME = re.compile(r"\d{5}\.(png|jpg|webp|safetensors|json)")
 
@@ -208,15 +209,28 @@ class _Check:
                     yield _to_finish(name, "damaged", "its SHA-256 is another than the summary says")
 
     def _check_reports(self) -> Iterator[Finding]:
-        """Check the scores that `evaluate` saved, and would print again."""
-        for path in files.entries(self._run / "evaluation"):
-            if path.suffix != ".json":
-                continue
+        """Check what `evaluate` saved and would take again: results, finished students, stored labels."""
+        folder = self._run / "evaluation"
+        for schema, pattern in _EVALUATED:
+            for path in sorted(folder.glob(pattern)):
+                name = path.relative_to(self._run).as_posix()
+                try:
+                    state = read_state(path, schema)
+                except DamageError as error:
+                    yield Finding(name, "damaged", error.reason, (name,))
+                else:
+                    yield from self._check_labels(path, {} if state is None else state.get("files", {}))
+
+    def _check_labels(self, index: Path, sums: Mapping[str, str]) -> Iterator[Finding]:
+        """Check the files of stored labels; without their index they are all made again."""
+        marks = (index.relative_to(self._run).as_posix(),)
+        for file, sha256 in sums.items():
+            path = index.parent / file
             name = path.relative_to(self._run).as_posix()
-            try:
-                read_state(path, EVALUATION)
-            except DamageError as error:
-                yield Finding(name, "damaged", error.reason, (name,))
+            if not files.is_there(path):
+                yield Finding(name, "missing", "", marks)
+            elif hashlib.sha256(files.read_regular(path)).hexdigest() != sha256:
+                yield Finding(name, "damaged", "its SHA-256 is another than the index says", (name, *marks))
 
     def _foreign_files(self) -> Iterator[Finding]:
         """Yield files that no record names; before all groups have records, they may be those of the next."""

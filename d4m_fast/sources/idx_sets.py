@@ -60,10 +60,12 @@ def known_set(*files: Path) -> str | None:
 
 
 def _set_of(file: Path) -> str | None:
-    """Return the set of a file, known by itself or by the packed file beside it that it was unpacked from."""
+    """Return the set of a file: known by itself, by what is packed in it, or by what it was unpacked from."""
     digest = _md5(file)
     packed = file.with_name(f"{file.name}.gz")
-    if digest in _SETS or file.suffix == ".gz" or not packed.is_file():
+    if digest not in _SETS and file.suffix == ".gz":  # packed anew, as Debian's package of Fashion-MNIST is
+        return _SETS.get(_md5(file, gzip.open))
+    if digest in _SETS or not packed.is_file():
         return _SETS.get(digest)
     name = _SETS.get(_md5(packed))
     return name if name is not None and _md5(packed, gzip.open) == digest else None

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from d4m_fast.evaluation.convnet import ConvNet, Norm
-from d4m_fast.evaluation.relabel import labeller
-from d4m_fast.evaluation.train import HalvingPool, quicken
+from d4m_fast.evaluation.convnet import ConvNet, HalvingPool, Norm, quicken
+from d4m_fast.evaluation.teachers import labeller
 
 
 def published(classes: int, width: int = 128) -> nn.Sequential:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fakes import make_source
 from PIL import Image
+from torchvision.transforms import v2
 
 from d4m_fast.errors import DataError
 from d4m_fast.evaluation.images import images_per_class, load_images, match_classes, random_subset
@@ -74,3 +75,15 @@ def test_budget() -> None:
         images_per_class(make_source(["a", "b"], [3, 2]))
     with pytest.raises(DataError, match="'a' has 0"):
         images_per_class(make_source(["a"], [0]))
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (199, 301), (64, 64), (31, 47)])
+def test_oblong_images_are_prepared_as_torchvision_prepares_them(width: int, height: int) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    source = make_source(["a"], [1])
+    object.__setattr__(source, "read", lambda item: Image.fromarray(pixels))
+    for size, shorter_side in ((48, 56), (32, 32)):
+        preset = v2.Compose([v2.Resize(shorter_side), v2.CenterCrop(size)])
+        expected = np.asarray(preset(Image.fromarray(pixels)))
+        images = load_images(source, size, shorter_side=shorter_side).images[0].permute(1, 2, 0).numpy()
+        assert np.array_equal(images, expected)

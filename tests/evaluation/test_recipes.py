@@ -194,6 +194,11 @@ def test_soft_loss_is_the_divergence() -> None:
         assert float(targets.loss(student_logits, slice(0, 6))) == pytest.approx(expected, rel=1e-5)
 
 
+def test_soft_loss_survives_a_certain_teacher() -> None:
+    targets = SoftTargets(log_probabilities(torch.tensor([[1e4, 0.0]]), 1.0), 1.0, scales_loss=True)
+    assert torch.isfinite(targets.loss(torch.zeros(1, 2), slice(0, 1)))
+
+
 @pytest.mark.parametrize("n", [1024, 784, 672, 500, 5])
 def test_parts_of_a_batch_cover_it_once(n: int) -> None:
     for protocol in PROTOCOLS.values():

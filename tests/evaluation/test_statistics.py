@@ -25,7 +25,9 @@ ACCURACIES = {"distilled": [70.5, 72.25, 71.0], "random": [69.0, 68.5, 70.75]}
 
 def result(arm: str, seed: int, accuracy: float, regime: Regime = "online", generation: int = 0) -> Result:
     task = Task(arm, arm, regime, "convnet3", None if regime == "hard" else "t", seed, generation)
-    return Result(task, accuracy, accuracy + 1, (accuracy, accuracy), ((1, 0), (0, 1)), (1.0,), ((0, accuracy),), 7, 1.5)
+    return Result(
+        task, accuracy, accuracy + 1, (accuracy, accuracy), ((1, 0), (0, 1)), (1.0,), ((0, accuracy),), 7, 1.5
+    )
 
 
 RESULTS = [result(arm, seed, value) for arm, values in ACCURACIES.items() for seed, value in enumerate(values)]
