@@ -20,18 +20,7 @@ from typing import Any
 import click
 from safetensors.numpy import load_file
 
-from d4m_fast.config.choices import LabelKind
-from d4m_fast.evaluation.evaluate import evaluate
-from d4m_fast.evaluation.protocols import PROTOCOLS
-from d4m_fast.evaluation.relabel import BUNDLED, open_teacher
-from d4m_fast.evaluation.results import DISTILLED, RANDOM
-from d4m_fast.evaluation.train import Task
-from d4m_fast.evaluation.workers import run_tasks
-from d4m_fast.sources.dataset import open_source
-from d4m_fast.storage import files
-from d4m_fast.storage.state import Schema, require_state, write_state
-
-ACCURACY = Schema("accuracy of a student", 1, "remove {file} and run again")
+REGIMES = {"soft": "online", "hard": "hard"}
 LLOYD = "Lloyd"
 METHODS = {  # --kmeans, --prototype
     "official mini-batches": ("minibatch", "mean"),
@@ -71,30 +60,13 @@ def differs(out: Path, ipc: int, method: str) -> str | None:
     return f"{len(prototypes(mine) - prototypes(lloyd))} of {len(prototypes(mine))}"
 
 
-def accuracies(out: Path, runs: Sequence[Path], arm: str, ipc: int, width: int, kind: LabelKind) -> list[float]:
-    """Of one student per run, trained now where no file has it."""
-    train, test = open_source(BUNDLED), open_source(BUNDLED, split="test")
-    teacher = open_teacher(BUNDLED, [info.prompt for info in test.classes]) if kind == "soft" else None
-    plan = evaluate(
-        [open_source(str(run)) for run in runs],
-        train,
-        test,
-        teacher,
-        protocol=PROTOCOLS["small"],
-        width=width,
-        label_kind=kind,
-        seeds=range(len(runs)),
-    )
-
-    def of(task: Task) -> float:
-        name = f"ipc{ipc}-random" if arm == RANDOM else runs[task.seed].name
-        saved = files.make_directory(out / "students") / f"{name}-w{width}-{kind}-{task.seed}.json"
-        if not saved.exists():
-            (result,) = run_tasks(plan.exam, [task])
-            write_state(saved, ACCURACY, {"accuracy": result.accuracy})
-        return float(require_state(saved, ACCURACY)["accuracy"])
-
-    return [of(task) for task in plan.tasks if task.arm == arm]
+def accuracies(runs: Sequence[Path], arms: str, width: int, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of one student per run and arm, trained now where they were not."""
+    regimes = [part for kind in kinds for part in ("--regime", REGIMES[kind])]
+    command = [sys.executable, "-m", "d4m_fast", "evaluate", *map(str, runs), "--arms", arms, *regimes]
+    command += ["--width", str(width), "--seeds", "1", "--out", str(runs[0].parent / "evaluation"), "--json"]
+    report: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return list(report["rows"])
 
 
 def row(ipc: int, method: str, kind: str, found: Sequence[float], differs: str | None = None) -> dict[str, Any]:
@@ -112,14 +84,15 @@ def row(ipc: int, method: str, kind: str, found: Sequence[float], differs: str |
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), default=list(METHODS))
 @click.option("--threads", default=1, show_default=True, help="Of generation.")
 def main(out: Path, ipc: int, width: int, seeds: int, labels: str, methods: tuple[str, ...], threads: int) -> None:
-    kinds: list[Any] = labels.split(",")
+    kinds = labels.split(",")
     for method in methods:
         runs = [distill(out, ipc, method, seed, threads) for seed in range(seeds)]
-        for kind in kinds:
-            found = accuracies(out, runs, DISTILLED, ipc, width, kind)
-            click.echo(json.dumps(row(ipc, method, kind, found, differs(out, ipc, method))))
-    for kind in kinds:
-        click.echo(json.dumps(row(ipc, "random real images", kind, accuracies(out, runs, RANDOM, ipc, width, kind))))
+        arms = "distilled,random" if method == methods[-1] else "distilled"
+        for measured in accuracies(runs, arms, width, kinds):
+            kind = next(kind for kind, regime in REGIMES.items() if regime == measured["regime"])
+            is_random = measured["arm"] == "random"
+            name, changed = ("random real images", None) if is_random else (method, differs(out, ipc, method))
+            click.echo(json.dumps(row(ipc, name, kind, measured["accuracy"], changed)))
 
 
 if __name__ == "__main__":

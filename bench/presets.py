@@ -20,6 +20,7 @@ import io
 import itertools
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,8 +30,9 @@ import click
 import torch
 
 from d4m_fast.allocator import keep_freed_memory
+from d4m_fast.arms.features import features_of
 from d4m_fast.cli import cli as d4m_fast
-from d4m_fast.config.choices import LabelKind, PresetName, Scheduler
+from d4m_fast.config.choices import PresetName, Regime, Scheduler
 from d4m_fast.config.distill import NEGATIVE_PROMPT
 from d4m_fast.config.generation import PRESETS, Preset
 from d4m_fast.engine.denoise import denoise
@@ -41,14 +43,16 @@ from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.errors import DataError
 from d4m_fast.evaluation.images import ImageSet, load_images, random_subset
 from d4m_fast.evaluation.protocols import PROTOCOLS
-from d4m_fast.evaluation.relabel import load_teacher, open_teacher, teacher_folder
-from d4m_fast.evaluation.train import Exam, Task, accuracy, fitted_student, to_pixels
+from d4m_fast.evaluation.tasks import Exam, Task, accuracy_of, confusion_of, fitted_student, one_thread
+from d4m_fast.evaluation.teachers import open_teacher
+from d4m_fast.evaluation.views import to_pixels
 from d4m_fast.sources.dataset import BUNDLED, open_source
 from d4m_fast.sources.records import ClassInfo
 from d4m_fast.storage import files
 from d4m_fast.storage.state import Schema, require_state, write_state
 
 COLUMNS = tuple(itertools.product(("soft", "hard"), ("held_out", "test")))
+REGIMES: dict[str, tuple[Regime, str | None]] = {"soft": ("online", BUNDLED), "hard": ("hard", None)}
 SIDE, BUNDLED_PER_CLASS, HELD_OUT_PER_CLASS = 32, 500, 1000
 ROW = Schema("row of the presets' bench", 1, "remove {file} and run again")
 RANDOM = "random"
@@ -107,14 +111,20 @@ class Students:
 
     def __init__(self, data: str, width: int) -> None:
         test = open_source(BUNDLED, split="test")
-        teacher = open_teacher(BUNDLED, [info.prompt for info in test.classes])
+        teachers = {BUNDLED: open_teacher(BUNDLED, test.classes)}
         classes = tuple(info.id for info in test.classes)
-        self._exam = Exam(PROTOCOLS["small"], width, len(classes), classes, load_images(test, SIDE), teacher)
+        images = load_images(test, SIDE)
+        self._exam = Exam(PROTOCOLS["small"], width, len(classes), classes, images, {}, teachers, Path())
         self._held_out = dataclasses.replace(self._exam, test=held_out(data))
 
-    def __call__(self, train: ImageSet, kind: LabelKind, seed: int) -> dict[str, float]:
-        student = fitted_student(self._exam, Task("", kind, seed, train))
-        return {"held_out": accuracy(student, self._held_out), "test": accuracy(student, self._exam)}
+    def __call__(self, train: ImageSet, kind: str, seed: int) -> dict[str, float]:
+        regime, teacher = REGIMES[kind]
+        task = Task("", "", regime, "convnet3", teacher, seed)
+        with one_thread(torch.device("cpu")), tempfile.TemporaryDirectory() as folder:
+            exam = dataclasses.replace(self._exam, sets={"": train})
+            student, _, _ = fitted_student(exam, task, Path(folder) / "checkpoint.pt")
+            exams = {"held_out": self._held_out, "test": self._exam}
+            return {name: accuracy_of(confusion_of(student, exam)) for name, exam in exams.items()}
 
 
 def images_of(out: Path, arm: str, ipc: int, seed: int) -> ImageSet:
@@ -138,7 +148,7 @@ def cell(out: Path, arm: str, ipc: int, seed: int, kind: str) -> Path:
     return out / f"ipc{ipc}" / slug(arm) / f"{kind}-{seed}.json"
 
 
-def measure(out: Path, students: Students, arm: str, ipc: int, seed: int, kind: LabelKind) -> None:
+def measure(out: Path, students: Students, arm: str, ipc: int, seed: int, kind: str) -> None:
     file = cell(out, arm, ipc, seed, kind)
     if not file.exists():
         found = students(images_of(out, arm, ipc, seed), kind, seed)
@@ -168,7 +178,7 @@ def accuracy_command(
     for seed in map(int, seeds.split(",")):
         for arm in arms or (CANDIDATES if screen else ARMS):
             for kind in labels.split(","):
-                measure(out, students, arm, ipc, seed, cast(LabelKind, kind))
+                measure(out, students, arm, ipc, seed, kind)
 
 
 @main.command()
@@ -183,12 +193,12 @@ def distance(out: Path, ipc: int, seeds: str, arms: Sequence[str]) -> None:
     PSNR in dB, mean over images. `features`: mean squared distance of the bundled teacher's penultimate features (the
     input of its last layer), as a part of that between two different `reference` images of one class.
     """
-    teacher = load_teacher(teacher_folder(BUNDLED))
+    teacher = features_of(open_teacher(BUNDLED, open_source(BUNDLED).classes).network, torch.device("cpu"))
 
     def load(arm: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         sets = [images_of(out, arm, ipc, int(seed)) for seed in seeds.split(",")]
-        pixels = to_pixels(torch.cat([s.images for s in sets]))
-        return pixels, teacher.features(pixels)[-1].flatten(1), torch.cat([s.labels for s in sets])
+        images = torch.cat([s.images for s in sets])
+        return to_pixels(images), teacher(images), torch.cat([s.labels for s in sets])
 
     pixels, features, labels = load("reference")
     within = torch.stack([2 * features[labels == c].var(0).sum() for c in range(int(labels.max()) + 1)]).mean()

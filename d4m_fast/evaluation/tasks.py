@@ -22,7 +22,7 @@ from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.students import build_student
 from d4m_fast.evaluation.targets import ClassSelector, class_selector
 from d4m_fast.evaluation.teachers import Teacher
-from d4m_fast.evaluation.train import Execution, fit
+from d4m_fast.evaluation.train import Curve, Execution, fit
 from d4m_fast.evaluation.views import to_pixels
 from d4m_fast.fingerprints import derive_seed, fingerprint
 from d4m_fast.storage import files
@@ -195,8 +195,25 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 def _train(exam: Exam, task: Task, checkpoint: Path) -> Result:
+    started_at = time.monotonic()
+    student, curve, label_bytes = fitted_student(exam, task, checkpoint)
+    confusion = confusion_of(student, exam)
+    return Result(
+        task,
+        accuracy=curve.accuracies[-1][1],
+        best=max(accuracy for _, accuracy in curve.accuracies),
+        per_class=tuple(100 * row[i] / max(sum(row), 1) for i, row in enumerate(confusion)),
+        confusion=confusion,
+        losses=tuple(curve.losses),
+        accuracies=tuple(curve.accuracies),
+        label_bytes=label_bytes,
+        seconds=time.monotonic() - started_at,
+    )
+
+
+def fitted_student(exam: Exam, task: Task, checkpoint: Path) -> tuple[nn.Module, Curve, int]:
+    """Return a student after its last epoch, in evaluation mode, its curve, and the bytes of the labels it read."""
     device, protocol = exam.execution.device, exam.protocol
-    begun_at = time.monotonic()
     images = exam.sets[task.set_name].to(device)
     batch_size = exam.batch_size(task.set_name)
     feed, label_bytes = _feed(exam, task, images, batch_size)
@@ -214,18 +231,7 @@ def _train(exam: Exam, task: Task, checkpoint: Path) -> Result:
             execution=exam.execution,
             checkpoint=checkpoint,
         )
-    confusion = confusion_of(student, exam)
-    return Result(
-        task,
-        accuracy=curve.accuracies[-1][1],
-        best=max(accuracy for _, accuracy in curve.accuracies),
-        per_class=tuple(100 * row[i] / max(sum(row), 1) for i, row in enumerate(confusion)),
-        confusion=confusion,
-        losses=tuple(curve.losses),
-        accuracies=tuple(curve.accuracies),
-        label_bytes=label_bytes,
-        seconds=time.monotonic() - begun_at,
-    )
+    return student, curve, label_bytes
 
 
 def new_student(exam: Exam, task: Task) -> nn.Module:

@@ -35,6 +35,18 @@ def test_the_published_files_have_their_names(tmp_path: Path, fashion: tuple[np.
     assert [info.prompt for info in source.classes] == list(FASHION_MNIST)
 
 
+def test_published_files_that_were_packed_anew_have_their_names(
+    tmp_path: Path, fashion: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Debian's package dataset-fashion-mnist holds the published arrays in gzip files of its own."""
+    write(tmp_path, "test", *fashion)
+    for name in idx.FILES["test"]:
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes(), 1))
+        (tmp_path / name).unlink()
+    source = open_source(str(tmp_path), split="test")
+    assert [info.prompt for info in source.classes] == list(FASHION_MNIST)
+
+
 def test_a_changed_pixel_makes_it_another_set(tmp_path: Path, fashion: tuple[np.ndarray, np.ndarray]) -> None:
     images = fashion[0].copy()
     images[5000, 14, 14] ^= 1
