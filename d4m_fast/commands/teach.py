@@ -56,7 +56,7 @@ def _teaching(data: str, config: TeachConfig, folder: Path, quiet: bool) -> Teac
     options = {name: value for name, value in asdict(config).items() if name != "device"}
     train = open_source(data, prompts_needed=False)
     test = open_source(data, split="test", prompts_needed=False)
-    open_record(folder, options, train.fingerprint)  # a directory of something else is refused before images are read
+    record = open_record(folder, options, train.fingerprint)  # refuses other directories before images are read
     if not quiet:
         say_classes(train)
     numbered = all(info.folder.isdecimal() for info in train.classes)
@@ -69,6 +69,7 @@ def _teaching(data: str, config: TeachConfig, folder: Path, quiet: bool) -> Teac
         load_images(test, config.resolution, ids=match_classes(test, train)) if has_test else None,
         train.fingerprint,
         resolve_device(config.device),
+        0 if record is None else record["epoch"],
     )
 
 

@@ -46,6 +46,7 @@ class Teaching:
         train, test: images, on any device; None where the data has no test images.
         fingerprint: of the data.
         device: where it is trained.
+        trained: epochs that were trained before.
     """
 
     folder: Path
@@ -55,20 +56,17 @@ class Teaching:
     test: ImageSet | None
     fingerprint: str
     device: torch.device
+    trained: int = 0
 
     def __len__(self) -> int:
-        record = self._record()
-        return int(self.options["epochs"]) - (0 if record is None else int(record["epoch"]))
+        return int(self.options["epochs"]) - self.trained
 
     def __iter__(self) -> Iterator[float]:
-        record = self._record()
+        record = open_record(self.folder, self.options, self.fingerprint)
         if record is not None and record["result"] is not None:
             return
         with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]):
             yield from self._train(record)
-
-    def _record(self) -> dict[str, Any] | None:
-        return open_record(self.folder, self.options, self.fingerprint)
 
     def _train(self, record: dict[str, Any] | None) -> Iterator[float]:
         torch.manual_seed(derive_seed(self.options["seed"], "teacher"))
@@ -230,5 +228,5 @@ def _restore(model: nn.Module, optimiser: torch.optim.Optimizer, tensors: Mappin
         parts[part][rest] = value
     model.load_state_dict(parts["model"])
     saved = optimiser.state_dict()
-    saved["state"] = {int(index): {"momentum_buffer": value} for index, value in parts["momentum"].items()}
+    saved["state"] = {int(index): {"momentum_buffer": value.clone()} for index, value in parts["momentum"].items()}
     optimiser.load_state_dict(saved)
