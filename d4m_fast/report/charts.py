@@ -6,18 +6,21 @@ Colours, dashes and type are the style sheet's, so that a chart follows the read
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
+from unicodedata import east_asian_width
 
 from d4m_fast.report.numerals import short
 
 WIDTH = 360  # near what a telephone shows, so that letters stay as large as they are meant to be
 STYLES = 8  # series of a chart that can be told apart
-_ROW, _TOP, _BOTTOM, _LEFT, _RIGHT = 18, 8, 36, 84, 12
+_ROW, _TOP, _BOTTOM, _LEFT, _RIGHT = 18, 8, 36, 104, 12
 _PLOT_HEIGHT, _PLOT_LEFT = 190, 44
+_MARGIN = 12  # around a cloud of points
 _MOST_POINTS = 200  # of a line: more than one in two pixels shows nothing
-_LETTERS = 13  # of a label beside a row
+_LETTERS = 13  # of a label beside a row; those of Chinese, Japanese and Korean are twice as wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,10 @@ def intervals(estimates: Sequence[Estimate], unit: str, description: str, throug
 
 def cut(name: str) -> str:
     """Return a name as short as a label may be; the whole one stands in a table nearby."""
-    return name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+    ends = list(accumulate(1 + (east_asian_width(letter) in "WF") for letter in name))
+    if not ends or ends[-1] <= _LETTERS:
+        return name
+    return f"{name[: bisect_left(ends, _LETTERS)]}\N{HORIZONTAL ELLIPSIS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,15 +291,17 @@ MARKS: Mapping[str, str] = {"real": "h0", "prototype": "m-5 0l5-5 5 5-5 5z", "di
 def scatter(points: Iterable[tuple[float, float, str, int]], description: str, by_class: bool) -> Scatter:
     """Draw points (x, y, kind, class), a mark per kind, coloured by class or by kind."""
     points = list(points)
-    size = 340.0
     xs, ys = [p[0] for p in points], [p[1] for p in points]
+    left, low = min(xs), min(ys)
     # One scale for both axes: distances mean the same in all directions.
-    span = max(max(xs) - min(xs), max(ys) - min(ys), 1e-9)
-    height = round(size * (max(ys) - min(ys)) / span) + 24
+    unit = (WIDTH - 2 * _MARGIN) / max(max(xs) - left, max(ys) - low, 1e-9)
+    bottom = round(unit * (max(ys) - low)) + _MARGIN
     marks = dict[tuple[str, int], list[str]]()
     for x, y, kind, class_id in points:
-        place = f"M{12 + (x - min(xs)) / span * size:.1f} {height - 12 - (y - min(ys)) / span * size:.1f}{MARKS[kind]}"
+        place = f"M{_MARGIN + (x - left) * unit:.1f} {bottom - (y - low) * unit:.1f}{MARKS[kind]}"
         style = class_id if by_class else list(MARKS).index(kind)
         marks.setdefault((kind, style), []).append(place)
     order = sorted(marks, key=lambda key: (list(MARKS).index(key[0]), key[1]))  # the few on top of the many
-    return Scatter(description, height, [Cloud(kind, style, "".join(marks[kind, style])) for kind, style in order])
+    return Scatter(
+        description, bottom + _MARGIN, [Cloud(kind, style, "".join(marks[kind, style])) for kind, style in order]
+    )

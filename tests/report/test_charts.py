@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from d4m_fast.report.charts import WIDTH, Estimate, Scale, bars, intervals, lines, scatter, series_of, steps
+from d4m_fast.report.charts import WIDTH, Estimate, Scale, bars, cut, intervals, lines, scatter, series_of, steps
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -49,7 +49,7 @@ def test_marks_stay_in_the_picture() -> None:
     for row in chart.rows:
         assert row.low is not None
         assert row.high is not None
-        assert 84 <= row.low < row.values[0] < row.mean < row.high <= WIDTH
+        assert 104 <= row.low < row.values[0] < row.mean < row.high <= WIDTH
         assert 0 < row.y < chart.height - 36
     assert chart.zero in [tick.at for tick in chart.x_ticks]
 
@@ -78,3 +78,17 @@ def test_scatter_keeps_proportions() -> None:
     (x0, y0), (x1, y1), (x2, y2) = ((float(x), float(y)) for x, y in starts)
     assert (x1 - x0) / (y0 - y1) == pytest.approx(2, abs=0.01)
     assert (x2, y2) == pytest.approx(((x0 + x1) / 2, (y0 + y1) / 2), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("", ""),
+        ("thirteen long", "thirteen long"),
+        ("fourteen  long", "fourteen  lo\N{HORIZONTAL ELLIPSIS}"),
+        ("\u732b" * 6, "\u732b" * 6),
+        ("\u732b" * 7, "\u732b" * 6 + "\N{HORIZONTAL ELLIPSIS}"),
+    ],
+)
+def test_long_labels_are_cut(name: str, label: str) -> None:
+    assert cut(name) == label

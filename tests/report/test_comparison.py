@@ -69,14 +69,14 @@ def test_off_zero(low: float | None, high: float | None, is_off: bool) -> None:
 def test_order_of_arms_against_kendall(seed: int) -> None:
     rng = np.random.default_rng(seed)
     means = rng.permutation(50)[:8].reshape(2, 4) if seed else np.array([[1, 2, 3, 4], [5, 6, 7, 9]])
-    rows = [row(f"arm{j}", means[i, j], student=f"s{i}") for i, j in np.ndindex(2, 4)]
+    rows = [row(f"arm{j}", float(means[i, j]), student=f"s{i}") for i, j in np.ndindex(2, 4)]
     (matrix,) = matrices(rows)
     tau = kendalltau(means[0], means[1]).statistic
     agreeing = round((tau + 1) / 2 * 6)
     expected = "is the same under all 2" if agreeing == 6 else f"for {agreeing} of 6 pairs"
     assert expected in matrix.order
     for i, j in np.ndindex(2, 4):
-        assert matrix.cells[f"s{i}"][f"arm{j}"] == (means[i, j], means[:, j].max() - means[i, j])
+        assert matrix.cells[f"s{i}"][f"arm{j}"] == (float(means[i, j]), float(means[:, j].max() - means[i, j]))
 
 
 def test_one_student_has_no_matrix() -> None:

@@ -64,7 +64,7 @@ def test_what_is_refused(change: Change, place: str) -> None:
     assert len(message) < 400
 
 
-ODD = (None, True, "1", -1, 0, 1, 1.0, 0.5, 100, 100.5, -0.5, [], [1], [1, 2], {}, "real", 10**30)
+ODD: tuple[object, ...] = (None, True, "1", -1, 0, 1, 1.0, 0.5, 100, 100.5, -0.5, [], [1], [1, 2], {}, "real", 10**30)
 
 
 @pytest.mark.parametrize("value", ODD)
