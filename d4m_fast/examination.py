@@ -338,6 +338,6 @@ def _data_name(flag: str, value: str | None, origin: str | None) -> str:
 
 def work_folder(path: Path, artifacts: Path) -> Path:
     """Return where the evaluation of a set is kept: in the run itself, or of other images in the cache."""
-    return (
-        path / "evaluation" if options_of(path) else artifacts / "evaluation" / fingerprint(str(path.absolute()))[:16]
-    )
+    if options_of(path):
+        return path / "evaluation"
+    return artifacts / "evaluation" / fingerprint(str(path.absolute()))[:16]

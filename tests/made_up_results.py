@@ -37,14 +37,14 @@ def example_results(
         for regime in REGIMES:
             _train(rows, curves, rng, student, regime, images_per_class, names)
     return {
-        "version": 1,
+        "format": 1,
         "subject": {
             "run": f"runs/made-up-ipc{images_per_class}",
             "images_per_class": images_per_class,
             "classes": list(names),
             "protocol": {
                 "name": "small[epochs=60]",
-                "version": 1,
+                "format": 1,
                 "resolution": 32,
                 "epochs": EPOCHS,
                 "batch_size": [[1, 50]],

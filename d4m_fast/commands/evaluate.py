@@ -132,10 +132,12 @@ def _list_protocols(as_json: bool) -> None:
     )
 
 
-def _render(files_of_results: Sequence[Path], out: Path | None) -> None:
-    from d4m_fast.evaluation import results
-    from d4m_fast.report.render import write_report
+def _render(results: Sequence[Path], out: Path | None) -> None:
+    from d4m_fast.report.files import write_report
+    from d4m_fast.report.render import render_report
+    from d4m_fast.report.results import read_results
 
-    values = [results.load(file) for file in files_of_results]
-    path = write_report(values, files_of_results[0].with_name("report.html") if out is None else out)
-    say_lines([str(path)])
+    values = [read_results(file) for file in results]
+    run = Path(values[0]["subject"]["run"])
+    html = render_report(values, run if run.is_dir() else None)
+    say_lines([str(write_report(results[0].parent if out is None else out, html))])

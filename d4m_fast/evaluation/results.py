@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d4m_fast.errors import DataError
-from d4m_fast.evaluation.statistics import Difference, Row, rows_of, scores_of
+from d4m_fast.evaluation.statistics import DISTILLED, Difference, Row, rows_of, scores_of
 from d4m_fast.evaluation.tasks import Result
 from d4m_fast.evaluation.teacher_check import TeacherCheck
-from d4m_fast.storage import files
-from d4m_fast.storage.state import EVALUATION, require_state, write_state
+from d4m_fast.storage.state import EVALUATION, write_state
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FORMAT = 1  # of the JSON's fields
+MOST_CONFUSED = 100  # classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +59,7 @@ def to_json(
         "format": FORMAT,
         "subject": {
             **asdict(subject),
+            "run": subject.runs[0],
             "runs": list(subject.runs),
             "classes": list(subject.classes),
             "data": list(subject.data),
@@ -94,9 +93,17 @@ def _row(row: Row, subject: Subject, image_bytes: Mapping[str, int]) -> dict[str
         "label_bytes": row.results[0].label_bytes,
         "image_bytes": image_bytes.get(row.arm),
         "per_class": row.per_class,
-        "confusion": [list(line) for line in row.results[0].confusion],
+        "confusion": _confusion(row),
         "seconds": sum(result.seconds for result in row.results),
     }
+
+
+def _confusion(row: Row) -> list[list[int]] | None:
+    """Return the first student's confusion; of many classes only the distilled arm's, a million numbers for 1,000."""
+    confusion = row.results[0].confusion
+    if len(confusion) > MOST_CONFUSED and row.arm != DISTILLED:
+        return None
+    return [list(line) for line in confusion]
 
 
 def _curve(result: Result) -> dict[str, Any]:
@@ -130,25 +137,6 @@ def check_line(check: Mapping[str, Any]) -> str:
 def save(path: Path, value: Mapping[str, Any]) -> None:
     """Keep an evaluation as a state file."""
     write_state(path, EVALUATION, value)
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Return an evaluation that was kept, or printed by `--json`.
-
-    Raises:
-        DamageError: it was kept, and is not what was written.
-        DataError: it is no evaluation.
-    """
-    try:
-        data = files.read_regular(path)
-        if EVALUATION.heads(data):
-            return require_state(path, EVALUATION)
-        value = json.loads(data)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as results of d4m-fast evaluate --json ({error})") from error
-    if not isinstance(value, dict) or value.get("format") != FORMAT or "rows" not in value:
-        raise DataError(f"{path}: no results of this version of d4m-fast evaluate --json; evaluate again")
-    return value
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> Table:

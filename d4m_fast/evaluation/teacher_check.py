@@ -81,7 +81,7 @@ class TeacherCheck:
         return {
             "teacher": self.teacher,
             "accuracy": self.accuracy,
-            "per_class": dict(self.per_class),
+            "per_class": list(self.per_class.values()),
             "permuted": [str(swap) for swap in self.permuted],
             "images": self.images,
         }

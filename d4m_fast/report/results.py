@@ -13,6 +13,7 @@ from typing import Any
 
 from d4m_fast.errors import DataError
 from d4m_fast.storage import files
+from d4m_fast.storage.state import EVALUATION, require_state
 
 
 @cache
@@ -24,14 +25,17 @@ def load_schema() -> dict[str, Any]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Return what `d4m-fast evaluate --json` has printed into a file.
+    """Return the results in a file that `d4m-fast evaluate` kept, or that its `--json` was printed into.
 
     Raises:
+        DamageError: they were kept, and are not what was written.
         DataError: there is no such file, or it is something else.
         PreflightError: the system would not let it be read.
     """
     try:
-        results = json.loads(files.read_regular(path), parse_constant=_refuse_constant)
+        data = files.read_regular(path)
+        is_kept = EVALUATION.heads(data)
+        results = require_state(path, EVALUATION) if is_kept else json.loads(data, parse_constant=_refuse_constant)
     except OSError as error:
         files.refuse_machine_error(path, error)
         raise DataError(f"{path}: {error.strerror}; name a file that evaluate --json has written") from error

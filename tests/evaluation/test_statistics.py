@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from rich.console import Console
 from scipy import stats
 
 from d4m_fast.config.choices import Regime
-from d4m_fast.errors import DamageError, DataError
 from d4m_fast.evaluation import results
 from d4m_fast.evaluation.protocols import PROTOCOLS
 from d4m_fast.evaluation.results import Subject
@@ -126,17 +124,3 @@ def test_table_shows_arms_and_differences() -> None:
     assert "71.25" in text
     assert "69.42" in text
     assert "+1.83 (" in text
-
-
-def test_results_are_read_as_they_were_kept_or_printed(tmp_path: Path) -> None:
-    results.save(tmp_path / "kept.json", value())
-    (tmp_path / "printed.json").write_text(json.dumps(value()))
-    assert results.load(tmp_path / "kept.json") == results.load(tmp_path / "printed.json") == value()
-    kept = (tmp_path / "kept.json").read_text()
-    (tmp_path / "kept.json").write_text(kept.replace("70.5", "78.5", 1))
-    with pytest.raises(DamageError):
-        results.load(tmp_path / "kept.json")
-    for text in ("[]", "5", "{}", '{"format": 0, "rows": []}', "no json", ""):
-        (tmp_path / "other.json").write_text(text)
-        with pytest.raises(DataError, match=r"other\.json"):
-            results.load(tmp_path / "other.json")

@@ -90,7 +90,7 @@ def test_nothing_leads_out_of_the_page(page: Page) -> None:
 
 def test_what_has_no_data_is_left_out() -> None:
     whole = example_results()
-    bare = {name: whole[name] for name in ("version", "subject")}
+    bare = {name: whole[name] for name in ("format", "subject")}
     names = ("per_class", "confusion", "label_bytes", "image_bytes")
     rows = [{name: value for name, value in row.items() if name not in names} for row in whole["rows"]]
     page = Page(render_report({**bare, "rows": rows}))

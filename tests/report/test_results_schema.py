@@ -13,8 +13,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from made_up_results import example_results
 
-from d4m_fast.errors import DataError
+from d4m_fast.errors import DamageError, DataError
 from d4m_fast.report.results import check_results, load_schema, read_results
+from d4m_fast.storage.state import EVALUATION, write_state
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -30,13 +31,13 @@ def test_made_up_results_are_results(students: tuple[str, ...]) -> None:
 
 def test_optional_parts_may_be_missing() -> None:
     whole = example_results()
-    check_results({name: whole[name] for name in ("version", "subject", "rows")}, "short")
+    check_results({name: whole[name] for name in ("format", "subject", "rows")}, "short")
 
 
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        (lambda r: r.update(version=2), "$.version"),
+        (lambda r: r.update(format=2), "$.format"),
         (lambda r: r.pop("rows"), "'rows' is a required property"),
         (lambda r: r.update(rows=[]), "$.rows"),
         (lambda r: r["rows"][3].update(mean="80"), "$.rows[3].mean"),
@@ -107,7 +108,7 @@ def test_a_file_is_read_back(tmp_path: Path) -> None:
     assert read_results(file) == example_results()
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b'{"version": NaN}', b"[" * 100_000, b"3"])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": NaN}', b"[" * 100_000, b"3"])
 def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "results.json"
     file.write_bytes(data)
@@ -119,3 +120,12 @@ def test_no_file_and_a_directory_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.json", tmp_path):
         with pytest.raises(DataError, match="name a file"):
             read_results(path)
+
+
+def test_results_are_read_as_they_were_kept(tmp_path: Path) -> None:
+    write_state(tmp_path / "kept.json", EVALUATION, example_results())
+    assert read_results(tmp_path / "kept.json") == example_results()
+    text = (tmp_path / "kept.json").read_text()
+    (tmp_path / "kept.json").write_text(text.replace('"hard"', '"harm"', 1))
+    with pytest.raises(DamageError, match="evaluate again"):
+        read_results(tmp_path / "kept.json")
