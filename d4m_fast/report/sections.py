@@ -104,7 +104,6 @@ def _arms(rows: Iterable[Row], series: Mapping[str, Series]) -> list[dict[str, A
             {
                 "setting": setting,
                 "rows": group,
-                "best": max(row["mean"] for row in group),
                 "accuracy": _accuracy_chart(group, series),
                 "difference": _difference_chart(group, series),
             }
