@@ -157,7 +157,7 @@ def test_a_set_without_test_images(folders: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_teacher(folders: Path, tmp_path: Path) -> None:
-    """Every time in a process of its own: sums depend on how many threads PyTorch was given, and in what way."""
+    """Every time in a process of one thread: sums depend on how many PyTorch has."""
     one_thread = {**environment(), "OMP_NUM_THREADS": "1"}
 
     def begin(name: str) -> subprocess.Popen[str]:
