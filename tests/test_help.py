@@ -23,6 +23,7 @@ from d4m_fast.config.export import ExportConfig
 from d4m_fast.config.fields import Group, flag_of, settings_of
 from d4m_fast.config.plan import PlanConfig
 from d4m_fast.config.profile import ProfileConfig
+from d4m_fast.config.teach import TeachConfig
 from d4m_fast.errors import UsageError
 from d4m_fast.options import config_of
 
@@ -34,7 +35,9 @@ CONFIGS: dict[str, Any] = {
     "certify": CertifyConfig,
     "plan": PlanConfig,
     "profile": ProfileConfig,
+    "teach": TeachConfig,
 }
+ARGUMENTS = {"evaluate": ["run"], "teach": ["images"]}
 FILES = ("imagenet/", "their-images", "stable-diffusion-v1-5")
 """In examples: what only a user has."""
 SECTION = re.compile(r"^([A-Z][a-z]+):\n((?:  .*\n|\n)+)", re.M)
@@ -99,8 +102,8 @@ def test_help_shows_every_default_and_every_bound(name: str, config: Any) -> Non
         )
         if isinstance(default, tuple):
             default = ",".join(map(str, default))
-        if default is False:
-            default = flag_of(field, described).replace("--", "no-")
+        if isinstance(default, bool):
+            default = flag_of(field, described).replace("--", "" if default else "no-")
         shown = f"[default: {default}" if isinstance(default, str | int | float) else ""
         assert squeezed(shown) in text
         assert squeezed(described.range) in text
@@ -110,7 +113,7 @@ def test_help_shows_every_default_and_every_bound(name: str, config: Any) -> Non
 def test_the_config_alone_has_the_defaults(name: str, config: Any) -> None:
     """No option of a config has a default of its own: what is not given is None, and the config is as built bare."""
     made = cli.cli.commands[name]
-    with made.make_context(name, ["run"] if name == "evaluate" else []) as context:
+    with made.make_context(name, ARGUMENTS.get(name, [])) as context:
         options = {field.name: context.params[field.name] for field, _ in settings_of(config)}
         assert set(options.values()) == {None}
         assert config_of(config, context.params) == config()
@@ -145,7 +148,7 @@ def test_examples_in_the_help_parse() -> None:
 def runnable() -> Iterator[str]:
     """The examples that need nothing but the package, no GPU, and minutes; a run that they name is made first."""
     yield "d4m-fast distill --ipc 1 --steps 5 --out runs/demo"
-    for name in ("distill", "evaluate", "plan", "export", "certify", "profile", "verify", "doctor"):
+    for name in ("distill", "evaluate", "teach", "plan", "export", "certify", "profile", "verify", "doctor"):
         for line in examples(name):
             takes_long = line == "d4m-fast certify"  # a minute for each stage of each engine
             if not takes_long and not any(words in line for words in (*FILES, "tensorrt", "docs/")):

@@ -25,7 +25,8 @@ def teach(data: str, out: Path | None, as_json: bool, quiet: bool, **options: An
     """Train a teacher on real images, for `evaluate --teacher DIR`; report its accuracy on the data's test images.
 
     DATA is whatever `distill --data` takes. SGD with momentum, one cycle of the learning rate, label smoothing 0.1,
-    random shifts and mirroring. A training that was stopped goes on from its last whole epoch.
+    random shifts and mirroring. A training that was stopped goes on from its last whole epoch, on a CPU with as many
+    threads to the same weights.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Training of a teacher where none exists: resumable after every epoch, bit-equal on a CPU."""
+"""Training of a teacher where none exists: resumable after every epoch, bit-equal on a CPU of as many threads."""
 
 from __future__ import annotations
 
