@@ -36,7 +36,11 @@ def image_root(root: Path, split: str) -> Path:
     names = list_folders(root)
     if "images" in names and is_run({entry.name for entry in list_entries(str(root))}):
         return root / "images"
-    splits = _splits(root, names)
+    splits = {}
+    for name in names:
+        kind = split_of(name)
+        if kind is not None and holds_classes(root / name):
+            splits[name] = kind
     if splits:
         split_root = root / _choose_split(root, splits, split)
         _require_no_classes_beside(root, splits)
@@ -48,16 +52,6 @@ def image_root(root: Path, split: str) -> Path:
     if names and not _are_classes(root, names):
         raise DataError(_refusal(root, names, split))
     return root
-
-
-def _splits(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the folders that are splits by their whole names and hold classes, with their kinds."""
-    splits = {}
-    for name in names:
-        kind = split_of(name)
-        if kind is not None and holds_classes(root / name):
-            splits[name] = kind
-    return splits
 
 
 def unread_beside(root: Path, class_root: Path) -> Iterator[str]:

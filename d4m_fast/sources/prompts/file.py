@@ -42,7 +42,11 @@ def read_prompts(path: Path, classes: Classes) -> list[str]:
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     for entry, folder in zip(entries, classes.folders, strict=True):
-        _require_visible(path, entry, folder)
+        character = invisible_character(entry.text)
+        if character is not None:
+            raise DataError(f"{path}: {entry.place}, the prompt of {folder}, has {character}; take it out")
+        if not entry.text:
+            raise DataError(f"{path}: {entry.place}, the prompt of {folder}, is empty")
     prompts = [entry.text for entry in entries]
     if all(_WNID.search(prompt) for prompt in prompts):
         raise DataError(f"{path}: every prompt has a WordNet id in it, not at the start of its line; {ADVICE}")
@@ -160,11 +164,3 @@ def _plain(node: ast.expr) -> Any:
     if isinstance(node, ast.List | ast.Tuple):
         return [_plain(element) for element in node.elts]
     return ast.literal_eval(node)
-
-
-def _require_visible(path: Path, entry: Entry, folder: str) -> None:
-    character = invisible_character(entry.text)
-    if character is not None:
-        raise DataError(f"{path}: {entry.place}, the prompt of {folder}, has {character}; take it out")
-    if not entry.text:
-        raise DataError(f"{path}: {entry.place}, the prompt of {folder}, is empty")
