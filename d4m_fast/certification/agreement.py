@@ -32,8 +32,9 @@ def agree(engine: Engine, networks: Networks, reference: Reference, request: Req
     limits = LIMITS[engine.precision]
     errors = _half_errors(engine, parities, reference, request, sizes)
     reasons = verdict(parities, decibels, images, limits) + half_verdict(errors)
+    mistyped = ", ".join(c for c in COMPONENTS if networks.runtime(c).dtype != DTYPES[engine.precision])
     checks = (
-        _check_precision(engine, networks),
+        Check(f"tensors are {engine.precision}", not mistyped, f"others: {mistyped}" if mistyped else ""),
         Check(f"within the limits of {engine.precision}", not reasons, "; ".join(reasons)),
         _check_outputs(networks, reference),
     )
@@ -74,11 +75,6 @@ def _half_errors(
         rows = max(SIGNATURES[component].rows(call) for call in reference.probe.calls[component])
         errors[component] = parity.half_errors(ours, _compare(component, half, reference, sizes), rows)
     return errors
-
-
-def _check_precision(engine: Engine, networks: Networks) -> Check:
-    mistyped = [c for c in COMPONENTS if networks.runtime(c).dtype != DTYPES[engine.precision]]
-    return Check(f"tensors are {engine.precision}", not mistyped, f"others: {', '.join(mistyped)}" if mistyped else "")
 
 
 def _check_outputs(networks: Networks, reference: Reference) -> Check:

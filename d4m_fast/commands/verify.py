@@ -63,7 +63,9 @@ def _resuming_command(run: Path) -> str:
 
 
 def _lines(verdict: Verdict, resuming_command: str) -> list[str]:
-    lines = [f"{f.problem}: {verdict.run / f.file} ({f.reason})" for f in verdict.findings[:MOST_FINDINGS]]
+    lines = []
+    for finding in verdict.findings[:MOST_FINDINGS]:
+        lines.append(f"{finding.problem}: {verdict.run / finding.file} ({finding.reason})")
     if len(verdict.findings) > MOST_FINDINGS:
         lines.append(f"and {len(verdict.findings) - MOST_FINDINGS:,} more; --json has all")
     if verdict.findings:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.engine.artifacts import REJECTED, Artifact, find, versions
+from d4m_fast.engine.artifacts import REJECTED, Artifact, find, installed_versions, versions
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Tensors, device_name, full_fp32
 from d4m_fast.engine.signature import COMPONENTS, Component
@@ -188,7 +188,7 @@ def _require_versions(library: str) -> dict[str, str]:
         PreflightError: none is on record, so that another could not be told from it.
     """
     packages = RUN_WITH[library]
-    installed = {name: version for name, version in versions(*packages).items() if version != "not installed"}
+    installed = installed_versions(*packages)
     if not installed:
         raise PreflightError(f"no version of {library} on record: install it from {' or '.join(packages)}")
     return installed

@@ -82,13 +82,16 @@ def export_onnx(
         ModelError: the network cannot be exported, or the exporter froze the batch.
     """
     require_onnx()
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     module = load_module(model, component, torch.float32)
     if for_ort and isinstance(module, UnetModule):  # diffusers' other blocks have attention that does more
         use_ort_attention(module.unet)
     program = _trace(module, component, sizes, opset, static_batch)
     graph = program.model.graph
     graph.name = component
-    _remove_stack_traces(program.model)
+    # The exporter's stack traces have the paths of this machine: with them, no two installations would agree.
+    ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props.update(metadata)
     # Before folding, so that the graph is still the exporter's.
     _require_shapes(graph, component, sizes, static_batch, path)
@@ -167,13 +170,6 @@ def _require_shapes(
                 raise ModelError(
                     f"{path}: axis {axis} of {value.name} is {length} in the graph, asked for was {asked_for}"
                 )
-
-
-def _remove_stack_traces(model: Any) -> None:
-    """Remove the exporter's stack traces: with the paths of this machine, no two installations would agree."""
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    ClearMetadataAndDocStringPass()(model)
 
 
 def _elements_per_row(program: Any, rows: int) -> int:

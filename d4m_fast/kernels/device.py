@@ -112,17 +112,13 @@ def _lots(backend: Backend, tasks: Mapping[int, Task], options: Options) -> Iter
 
 def shape_of(task: Task, options: Options) -> Shape:
     n, d = task.points.shape
-    return Shape(str(task.points.dtype), _method(task, options), padded(n, 64), padded(d, 8), padded(task.k, 8))
-
-
-def _method(task: Task, options: Options) -> DeviceMethod:
-    n, d = task.points.shape
-    if task.start is None and task.k in (1, n):
-        return "closed"
     gram = options.method == "gram"
     if options.method == "auto":
         gram = gram_pays(n, d, task.k, task.points.dtype.itemsize, refine=options.refine)
-    return "gram" if gram else "direct"
+    method: DeviceMethod = "gram" if gram else "direct"
+    if task.start is None and task.k in (1, n):
+        method = "closed"
+    return Shape(str(task.points.dtype), method, padded(n, 64), padded(d, 8), padded(task.k, 8))
 
 
 def _solve_lot(backend: Backend, shape: Shape, lot: Sequence[Task], options: Options) -> list[Outcome]:
