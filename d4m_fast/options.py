@@ -156,19 +156,13 @@ def config_of(kind: type[Config], options: Mapping[str, Any]) -> Config:
     """
     values = {field.name: options[field.name] for field, _ in settings_of(kind)}
     if issubclass(kind, GenerationConfig):
-        values = _without_overridden(values)
+        source = click.get_current_context().get_parameter_source
+        if source("preset") == ParameterSource.COMMANDLINE:
+            # Flags win over files: what the preset sets is not a file's to set.
+            values |= {name: None for name in SETTINGS if source(name) == ParameterSource.DEFAULT_MAP}
         preset = values.pop("preset")
         return kind.of_preset(DistillConfig.preset if preset is None else preset, **values)
     return kind(**{name: value for name, value in values.items() if value is not None})
-
-
-def _without_overridden(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options without a file's values for what a preset given as a flag sets: flags win over files."""
-    source = click.get_current_context().get_parameter_source
-    if source("preset") != ParameterSource.COMMANDLINE:
-        return options
-    overridden = {name for name in SETTINGS if source(name) == ParameterSource.DEFAULT_MAP}
-    return {name: None if name in overridden else value for name, value in options.items()}
 
 
 def _hush(context: click.Context, _: click.Parameter, quiet: bool) -> bool:

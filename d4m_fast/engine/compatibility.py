@@ -137,9 +137,11 @@ def require_vocabulary(folder: Path) -> None:
     Raises:
         ModelError: neither of the two kinds of vocabulary is there.
     """
-    if not any(all(_present(folder / name) for name in names) for names in VOCABULARIES):
-        kinds = " or ".join(" and ".join(names) for names in VOCABULARIES)
-        raise ModelError(f"{folder}: the tokenizer has no vocabulary; {kinds} must be there")
+    for names in VOCABULARIES:
+        if all(_present(folder / name) for name in names):
+            return
+    kinds = " or ".join(map(" and ".join, VOCABULARIES))
+    raise ModelError(f"{folder}: the tokenizer has no vocabulary; {kinds} must be there")
 
 
 def _present(file: Path) -> bool:

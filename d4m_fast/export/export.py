@@ -80,7 +80,12 @@ def certify(job: ExportJob) -> Stream[str]:
 
 
 def _export(job: ExportJob, say: Say) -> Iterator[str]:
-    with locked(files.make_directory(job.path)), _one_build(job):
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(locked(files.make_directory(job.path)))
+        if job.api is not None:
+            # One build of engines per node: each wants most of a GPU's memory, and times its kernels.
+            builds = job.artifacts / "engines" / f".building-on-{platform.node()}"
+            locks.enter_context(locked(files.make_directory(builds)))
         # The certificate goes first and comes last: without one, no run takes the files for an export.
         (job.path / CERTIFICATE_FILE).unlink(missing_ok=True)
         _remove_temporary(job.path)
@@ -96,20 +101,6 @@ def _export(job: ExportJob, say: Say) -> Iterator[str]:
                 yield f"{component} engine"
         yield from _compare(job, _new_certificate(job, reports), reference, probe)
     _refuse_rejected(job)
-
-
-@contextlib.contextmanager
-def _one_build(job: ExportJob) -> Iterator[None]:
-    """Allow one build of engines per node: each wants most of a GPU's memory, and times its kernels.
-
-    Raises:
-        RunDirectoryError: another is running.
-    """
-    if job.api is None:
-        yield
-        return
-    with locked(files.make_directory(job.artifacts / "engines" / f".building-on-{platform.node()}")):
-        yield
 
 
 def _certify(job: ExportJob, certificate: dict[str, Any]) -> Iterator[str]:

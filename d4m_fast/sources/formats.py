@@ -195,7 +195,11 @@ def describe_foreign(head: bytes) -> str | None:
             return description
     if head.startswith(b"\0\0\2\0") and head[4:6] not in (b"", b"\0\0"):
         return "a Windows cursor"
-    return "a TGA image" if _is_targa(head) else _describe_text(head)
+    # TGA has no first bytes of its own, only a header that is plausible or not.
+    has_kinds = len(head) >= 18 and head[1] <= 1 and head[2] in (1, 2, 3, 9, 10, 11) and head[16] in (8, 15, 16, 24, 32)
+    if has_kinds and b"\0\0" not in (head[12:14], head[14:16]):
+        return "a TGA image"
+    return _describe_text(head)
 
 
 def explain_refusal(file: BinaryIO) -> str:
@@ -233,13 +237,6 @@ def _explain_header(name: str, file: BinaryIO) -> str:
     if (is_at_end and name in _READ_IN_ORDER) or is_cut_short(file):
         return "truncated"
     return f"damaged, or of a kind of {name} that Pillow does not read ({reason if reason else 'no reason given'})"
-
-
-def _is_targa(head: bytes) -> bool:
-    """Return whether a header is plausible for TGA, which has no first bytes of its own."""
-    if len(head) < 18 or head[1] > 1 or head[2] not in (1, 2, 3, 9, 10, 11):
-        return False
-    return head[16] in (8, 15, 16, 24, 32) and b"\0\0" not in (head[12:14], head[14:16])
 
 
 def _describe_boxes(head: bytes) -> str | None:
