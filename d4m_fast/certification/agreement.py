@@ -14,7 +14,7 @@ from d4m_fast.certification.request import Request
 from d4m_fast.certification.step import Check, Findings
 from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.networks import Networks
-from d4m_fast.engine.runtime import Runtime
+from d4m_fast.engine.runtime import Runtime, clone
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.export.limits import LIMITS, half_verdict, limits_to_json, verdict
 from d4m_fast.export.probe import final_images
@@ -86,7 +86,7 @@ def _check_outputs(networks: Networks, reference: Reference) -> Check:
     for component in COMPONENTS:
         runtime, calls = networks.runtime(component), reference.probe.calls[component]
         outputs = runtime(calls[0])
-        before = {name: x.clone() for name, x in outputs.items()}
+        before = clone(outputs)
         # Reversed, so that the inputs differ even where only one call was recorded.
         runtime({name: x.flip(0) if x.ndim else x for name, x in calls[-1].items()})
         if not all(torch.equal(x, before[name]) for name, x in outputs.items()):

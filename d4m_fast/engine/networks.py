@@ -58,7 +58,7 @@ class TextEncoder:
         """Return the number of tokens of each uncut prompt, its start and end included."""
         if not prompts:
             return []
-        return [len(ids) for ids in self.tokenizer(list(prompts), verbose=False).input_ids]
+        return list(map(len, self.tokenizer(list(prompts), verbose=False).input_ids))
 
     def _tokenize(self, prompts: Sequence[str]) -> Any:
         length = self.tokenizer.model_max_length

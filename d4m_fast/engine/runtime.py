@@ -99,6 +99,11 @@ def join(pieces: Sequence[Mapping[str, torch.Tensor]], halves: int) -> Tensors:
     return outputs
 
 
+def clone(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Return copies of tensors, in memory that nothing else writes to."""
+    return {name: x.clone() for name, x in tensors.items()}
+
+
 def _indexed(
     inputs: Mapping[str, torch.Tensor], signature: Signature, samples: torch.Tensor, rows: torch.Tensor
 ) -> Tensors:

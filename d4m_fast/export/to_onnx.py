@@ -180,7 +180,7 @@ def _elements_per_row(program: Any, rows: int) -> int:
             results = node.meta.get("val")
             for tensor in results if isinstance(results, tuple | list) else (results,):
                 if isinstance(tensor, torch.Tensor):
-                    largest = max(largest, math.prod(_length(axis) for axis in tensor.shape))
+                    largest = max(largest, math.prod(map(_length, tensor.shape)))
     return largest // rows
 
 
@@ -192,7 +192,7 @@ def _length(axis: int | torch.SymInt) -> int:
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
     """Silence the exporter, whose advice is about its own internals."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    loggers = list(map(logging.getLogger, _LOGGERS))
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

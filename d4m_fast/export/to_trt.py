@@ -173,8 +173,8 @@ def check_network(
     mistyped = {kind: count for kind, count in products.items() if kind.split()[1] != float_type}
     if mistyped or not products:
         raise ModelError(f"{onnx}: {precision} was asked for, but the network has {mistyped or 'no products'}")
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    inputs = list(map(network.get_input, range(network.num_inputs)))
+    outputs = list(map(network.get_output, range(network.num_outputs)))
     for tensor in (*inputs, *outputs):
         is_integer = tensor.name in SIGNATURES[component].integers
         expected = api.member("DataType", "INT64" if is_integer else float_type)
@@ -226,7 +226,7 @@ def _add_profile(
     rows: Range,
 ) -> None:
     signature = SIGNATURES[component]
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    inputs = map(network.get_input, range(network.num_inputs))
     static = all(tensor.shape[0] > 0 for tensor in inputs if tensor.shape)
     profile = builder.create_optimization_profile()
     for name, axes in signature.inputs.items():
@@ -258,7 +258,7 @@ def check_engine(information: str, precision: FloatType, score_sides: Sequence[i
     for layer in json.loads(information)["Layers"]:
         if isinstance(layer, dict):
             outputs += layer.get("Outputs", [])
-    kinds = Counter(_float_type(output) for output in outputs)
+    kinds = Counter(map(_float_type, outputs))
     if kinds["fp16"] + kinds["fp32"] > 0 and not kinds[precision]:
         raise ModelError(f"{name}: {precision} was asked for, but the engine's layers write {dict(kinds)}")
     for output in outputs:

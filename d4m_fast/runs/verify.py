@@ -74,7 +74,7 @@ class Verdict:
             **asdict(self),
             "run": str(self.run),
             "whole": self.whole,
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": list(map(asdict, self.findings)),
             "removed": list(self.removed),
         }
 

@@ -78,7 +78,7 @@ def folders_below(root: Path, split: str, prompts: Prompts, own: Sequence[Path] 
 
 def in_class_order(folders: Sequence[str]) -> list[str]:
     """Sort folders as numbers where all of them are numbers, else as text, which is torchvision's order."""
-    if all(_NUMBER.fullmatch(folder) for folder in folders):
+    if all(map(_NUMBER.fullmatch, folders)):
         return sorted(folders, key=lambda folder: (int(folder), folder))
     return sorted(folders)
 

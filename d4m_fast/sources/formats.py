@@ -249,9 +249,9 @@ def _describe_boxes(head: bytes) -> str | None:
     if brands[0] == b"crx ":
         return "no decoder for Canon RAW in Pillow"
     for pattern, name in _HEIF_BRANDS:
-        if any(pattern.fullmatch(brand) for brand in brands):
+        if any(map(pattern.fullmatch, brands)):
             return f"no decoder for {name} in Pillow"
-    if any(_VIDEO_BRANDS.fullmatch(brand) for brand in brands):
+    if any(map(_VIDEO_BRANDS.fullmatch, brands)):
         return "an MPEG-4 or QuickTime video"
     return f"an ISO media file of brand {head[8:12]!a}, not an image that is read"
 

@@ -49,7 +49,7 @@ def resolve_prompts(folders: Sequence[str], names: Sequence[str] | None, prompts
     """
     if prompts is not None and prompts != OFFICIAL:
         return read_prompts(Path(prompts), Classes(folders, names))
-    wnids = [folder for folder in folders if WNID.fullmatch(folder)] if names is None else []
+    wnids = list(filter(WNID.fullmatch, folders)) if names is None else []
     if prompts == OFFICIAL and (not wnids or len(wnids) < len(folders)):
         raise UsageError("--prompts official: only for ImageNet class folders (n01440764, ...); give a file instead")
     if wnids:

@@ -15,10 +15,9 @@ from d4m_fast.sources.entries import (
     has_file_suffix,
     identify,
     is_broken_folder,
-    is_cache,
     is_folder,
     is_image,
-    is_run,
+    is_own,
     is_skipped,
     list_entries,
     require_plain_names,
@@ -231,7 +230,7 @@ class Walk:
         if not self._is_first_visit(folder):
             return
         entries = list_entries(path)
-        if is_run({entry.name for entry in entries}) or is_cache(entries):
+        if is_own(entries):
             visit.own_folders.append(folder)
             return
         images, folders = self._images_and_folders(path, entries)

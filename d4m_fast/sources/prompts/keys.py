@@ -25,7 +25,7 @@ _PROMPT_COLUMNS = frozenset(
 def pair_lines(lines: Sequence[Entry], classes: Classes) -> list[Entry]:
     """Return the entries of the classes, from lines with or without keys."""
     if any("\t" in line.text for line in lines):
-        return pair_by_key([_tabbed(line) for line in lines], classes)
+        return pair_by_key(list(map(_tabbed, lines)), classes)
     if lines and all(WNID.fullmatch(line.text.strip()) for line in lines):  # such as wnids.txt
         raise ValueError(f"has WordNet ids and no prompts; {ADVICE}")
     quoted_pairs = _quoted_pairs(lines)
