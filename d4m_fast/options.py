@@ -98,17 +98,14 @@ def options_of(config: type) -> Callable[[Function], Function]:
     def add(function: Function) -> Function:
         annotations = get_type_hints(config)
         for field, described in reversed(list(settings_of(config))):  # as stacked decorators do
-            names = [field.name, _names(field, described)]
+            flag = flag_of(field, described)
+            if isinstance(field.default, bool):
+                flag = f"{flag}/--no-{flag.removeprefix('--')}"
             parsed = _parsed(annotations[field.name], described)
-            function = option(*names, group=described.group, help=_help(field, described), **parsed)(function)
+            function = option(field.name, flag, group=described.group, help=_help(field, described), **parsed)(function)
         return function
 
     return add
-
-
-def _names(field: dataclasses.Field[Any], described: Setting) -> str:
-    flag = flag_of(field, described)
-    return f"{flag}/--no-{flag.removeprefix('--')}" if isinstance(field.default, bool) else flag
 
 
 def _parsed(annotation: Any, described: Setting) -> dict[str, Any]:
