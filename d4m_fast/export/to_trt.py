@@ -173,8 +173,8 @@ def check_network(
     mistyped = {kind: count for kind, count in products.items() if kind.split()[1] != float_type}
     if mistyped or not products:
         raise ModelError(f"{onnx}: {precision} was asked for, but the network has {mistyped or 'no products'}")
-    inputs = list(map(network.get_input, range(network.num_inputs)))
-    outputs = list(map(network.get_output, range(network.num_outputs)))
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
     for tensor in (*inputs, *outputs):
         is_integer = tensor.name in SIGNATURES[component].integers
         expected = api.member("DataType", "INT64" if is_integer else float_type)
@@ -226,7 +226,7 @@ def _add_profile(
     rows: Range,
 ) -> None:
     signature = SIGNATURES[component]
-    inputs = map(network.get_input, range(network.num_inputs))
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
     static = all(tensor.shape[0] > 0 for tensor in inputs if tensor.shape)
     profile = builder.create_optimization_profile()
     for name, axes in signature.inputs.items():
