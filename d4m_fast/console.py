@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -104,7 +104,12 @@ def track(label: str, items: Sized[T], quiet: bool) -> Iterator[T]:
 
         yield from track(items, label, len(items), console=Console(file=sys.stderr))
     else:
-        yield from _lines(label, items)
+        last_line_at = time.monotonic()
+        for count, item in enumerate(items, 1):
+            yield item
+            if count == len(items) or time.monotonic() - last_line_at > LINE_SECONDS:
+                say(f"{label} {count}/{len(items)}")
+                last_line_at = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -121,15 +126,6 @@ class Progress:
     def say(self, line: str) -> None:
         if not self.quiet:
             say(line)
-
-
-def _lines(label: str, items: Sized[T]) -> Iterator[T]:
-    last_line_at = time.monotonic()
-    for count, item in enumerate(items, 1):
-        yield item
-        if count == len(items) or time.monotonic() - last_line_at > LINE_SECONDS:
-            say(f"{label} {count}/{len(items)}")
-            last_line_at = time.monotonic()
 
 
 def now_and_then(quiet: bool) -> Callable[[str], None]:
@@ -174,18 +170,15 @@ def say_result(result: dict[str, Any], as_json: bool, lines: Callable[[], Iterab
         OutputError: stdout is closed, full, or read by nobody.
     """
     if as_json:
-        click.echo(printable_json(json.dumps(result, ensure_ascii=_is_narrow(sys.stdout))), file=sys.stdout)
+        encoding = sys.stdout.encoding
+        is_narrow = encoding is not None and not encoding.lower().startswith("utf")  # cannot encode all characters
+        click.echo(printable_json(json.dumps(result, ensure_ascii=is_narrow)), file=sys.stdout)
     else:
         say_lines(lines())
 
 
 def say_lines(lines: Iterable[str]) -> None:
     click.echo("\n".join(map(printable, lines)), file=sys.stdout)
-
-
-def _is_narrow(stream: TextIO) -> bool:
-    """Whether there are characters that a stream cannot encode."""
-    return stream.encoding is not None and not stream.encoding.lower().startswith("utf")
 
 
 def distilled_lines(summary: dict[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ def diagnose() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "libraries": {name: _version(name) for name in LIBRARIES},
-        "devices": ["cpu", *_gpus()],
+        "devices": ["cpu", *map(torch.cuda.get_device_name, range(torch.cuda.device_count()))],
         "device": str(device),
         "engines": {name: _readiness(engine, device) for name, engine in ENGINES.items()},
     }
@@ -42,10 +42,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _gpus() -> list[str]:
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def _readiness(engine: EngineSpec, device: torch.device) -> dict[str, Any]:

@@ -59,7 +59,9 @@ class Ending:
 def ending_of(error: BaseException) -> Ending | None:
     """Return how a command that raised this error ends; None where nobody has foreseen it."""
     if isinstance(error, D4MError):
-        return Ending(f"error: {error}", _code(error))
+        # Memory, threads or files ran out of the machine, whoever has put it in words.
+        is_exhaustion = error.exit_code == D4MError.exit_code and _exhaustion(error) is not None
+        return Ending(f"error: {error}", PreflightError.exit_code if is_exhaustion else error.exit_code)
     if isinstance(error, click.UsageError):
         command = "d4m-fast" if error.ctx is None else error.ctx.command_path
         return Ending(f"Error: {error.format_message().removesuffix('.')}; see {command} --help", error.exit_code)
@@ -70,12 +72,6 @@ def ending_of(error: BaseException) -> Ending | None:
     if isinstance(error, OSError):
         return _of_system(error)
     return _of_exhaustion(error)
-
-
-def _code(error: D4MError) -> int:
-    """Return the machine's exit code where memory, threads or files ran out, whoever has put it in words."""
-    is_specific = error.exit_code != D4MError.exit_code
-    return error.exit_code if is_specific or _exhaustion(error) is None else PreflightError.exit_code
 
 
 def _exhaustion(error: BaseException | None) -> BaseException | None:

@@ -39,7 +39,11 @@ def engine_for(
         return None, "torch, through torch.compile"
     artifact, reason = choose_engine(config.engine, exports, model, device, saved)
     if artifact is not None and not schedule.whole_timesteps:
-        return None, f"torch; {_hindrance(schedule, config.engine)}"
+        first = next(step.timestep for step in schedule.steps if not isinstance(step.timestep, int))
+        cause = f"the schedule has timestep {first:g}, between two noise levels, and exported networks take whole ones"
+        if config.engine != "auto":
+            raise ModelError(f"--engine {config.engine}: {cause}; use --engine torch or another --scheduler")
+        return None, f"torch; {cause}"
     return artifact, reason
 
 
@@ -96,16 +100,3 @@ def _usable(sets: Sequence[Artifact], model: Model, device: torch.device) -> tup
         except (ModelError, PreflightError, DamageError) as error:
             refusals.append(error)
     return usable, refusals
-
-
-def _hindrance(schedule: Schedule, engine: Engine) -> str:
-    """Return why PyTorch computes a schedule that exported networks cannot.
-
-    Raises:
-        ModelError: the engine was asked for by name.
-    """
-    first = next(step.timestep for step in schedule.steps if not isinstance(step.timestep, int))
-    cause = f"the schedule has timestep {first:g}, between two noise levels, and exported networks take whole ones"
-    if engine != "auto":
-        raise ModelError(f"--engine {engine}: {cause}; use --engine torch or another --scheduler")
-    return cause

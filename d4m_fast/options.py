@@ -98,17 +98,14 @@ def options_of(config: type) -> Callable[[Function], Function]:
     def add(function: Function) -> Function:
         annotations = get_type_hints(config)
         for field, described in reversed(list(settings_of(config))):  # as stacked decorators do
-            names = [field.name, _names(field, described)]
+            flag = flag_of(field, described)
+            if isinstance(field.default, bool):
+                flag = f"{flag}/--no-{flag.removeprefix('--')}"
             parsed = _parsed(annotations[field.name], described)
-            function = option(*names, group=described.group, help=_help(field, described), **parsed)(function)
+            function = option(field.name, flag, group=described.group, help=_help(field, described), **parsed)(function)
         return function
 
     return add
-
-
-def _names(field: dataclasses.Field[Any], described: Setting) -> str:
-    flag = flag_of(field, described)
-    return f"{flag}/--no-{flag.removeprefix('--')}" if isinstance(field.default, bool) else flag
 
 
 def _parsed(annotation: Any, described: Setting) -> dict[str, Any]:
@@ -160,19 +157,13 @@ def config_of(kind: type[Config], options: Mapping[str, Any]) -> Config:
     # Click has no None for an option that may be repeated.
     values = {field.name: None if options[field.name] == () else options[field.name] for field, _ in settings_of(kind)}
     if issubclass(kind, GenerationConfig):
-        values = _without_overridden(values)
+        source = click.get_current_context().get_parameter_source
+        if source("preset") == ParameterSource.COMMANDLINE:
+            # Flags win over files: what the preset sets is not a file's to set.
+            values |= {name: None for name in SETTINGS if source(name) == ParameterSource.DEFAULT_MAP}
         preset = values.pop("preset")
         return kind.of_preset(DistillConfig.preset if preset is None else preset, **values)
     return kind(**{name: value for name, value in values.items() if value is not None})
-
-
-def _without_overridden(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options without a file's values for what a preset given as a flag sets: flags win over files."""
-    source = click.get_current_context().get_parameter_source
-    if source("preset") != ParameterSource.COMMANDLINE:
-        return options
-    overridden = {name for name in SETTINGS if source(name) == ParameterSource.DEFAULT_MAP}
-    return {name: None if name in overridden else value for name, value in options.items()}
 
 
 def _hush(context: click.Context, _: click.Parameter, quiet: bool) -> bool:

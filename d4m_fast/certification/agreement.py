@@ -14,7 +14,7 @@ from d4m_fast.certification.request import Request
 from d4m_fast.certification.step import Check, Findings
 from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.networks import Networks
-from d4m_fast.engine.runtime import Runtime
+from d4m_fast.engine.runtime import Runtime, clone
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.export.limits import LIMITS, half_verdict, limits_to_json, verdict
 from d4m_fast.export.probe import final_images
@@ -32,13 +32,17 @@ def agree(engine: Engine, networks: Networks, reference: Reference, request: Req
     limits = LIMITS[engine.precision]
     errors = _half_errors(engine, parities, reference, request, sizes)
     reasons = verdict(parities, decibels, images, limits) + half_verdict(errors)
+    mistyped = ", ".join(c for c in COMPONENTS if networks.runtime(c).dtype != DTYPES[engine.precision])
     checks = (
-        _check_precision(engine, networks),
+        Check(f"tensors are {engine.precision}", not mistyped, f"others: {mistyped}" if mistyped else ""),
         Check(f"within the limits of {engine.precision}", not reasons, "; ".join(reasons)),
         _check_outputs(networks, reference),
     )
+    worst_errors = {}
+    for component in COMPONENTS:
+        worst_errors[component] = parity.largest(call.relative_l2 for call in parities[component])
     figures: dict[str, Any] = {
-        "relative_l2": {c: parity.largest(call.relative_l2 for call in parities[c]) for c in COMPONENTS},
+        "relative_l2": worst_errors,
         "psnr_worst": min(decibels),
         "images": len(images),
         "limits": limits_to_json(limits),
@@ -76,18 +80,13 @@ def _half_errors(
     return errors
 
 
-def _check_precision(engine: Engine, networks: Networks) -> Check:
-    mistyped = [c for c in COMPONENTS if networks.runtime(c).dtype != DTYPES[engine.precision]]
-    return Check(f"tensors are {engine.precision}", not mistyped, f"others: {', '.join(mistyped)}" if mistyped else "")
-
-
 def _check_outputs(networks: Networks, reference: Reference) -> Check:
     """Check that outputs belong to the caller, and not to a buffer that the next call writes to."""
     overwritten = []
     for component in COMPONENTS:
         runtime, calls = networks.runtime(component), reference.probe.calls[component]
         outputs = runtime(calls[0])
-        before = {name: x.clone() for name, x in outputs.items()}
+        before = clone(outputs)
         # Reversed, so that the inputs differ even where only one call was recorded.
         runtime({name: x.flip(0) if x.ndim else x for name, x in calls[-1].items()})
         if not all(torch.equal(x, before[name]) for name, x in outputs.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product, starmap
 from typing import Literal, get_args
 
 import torch
@@ -46,9 +47,9 @@ class Engine:
 def engines_of(request: Request) -> list[Engine]:
     """Return the engines that a device of this kind could run, whether or not they are installed."""
     if request.device.type != "cpu":
-        return [Engine(kind, precision) for kind in get_args(Kind) for precision in DTYPES]
-    on_cpu = [engine for kind in get_args(Kind) if not (engine := Engine(kind, "fp32")).spec.built_per_gpu]
-    return [engine for engine in on_cpu if engine.kind != "compiled" or request.config.compile]
+        return list(starmap(Engine, product(get_args(Kind), DTYPES)))
+    engines = [Engine(kind, "fp32") for kind in get_args(Kind) if kind != "compiled" or request.config.compile]
+    return [engine for engine in engines if not engine.spec.built_per_gpu]
 
 
 def hindrance(engine: Engine, device: torch.device) -> str | None:

@@ -41,7 +41,11 @@ class Memo:
         if not any(name.startswith(prefix) for name in self._answers):
             for name, output in self._open()(inputs).items():
                 self._answers[prefix + name] = output
-        return {name.removeprefix(prefix): x for name, x in self._answers.items() if name.startswith(prefix)}
+        outputs: Tensors = {}
+        for name, output in self._answers.items():
+            if name.startswith(prefix):
+                outputs[name.removeprefix(prefix)] = output
+        return outputs
 
 
 def _digest(inputs: Mapping[str, torch.Tensor]) -> str:

@@ -83,18 +83,13 @@ def _row(name: str, row: Mapping[str, Any]) -> str:
     stages = [_stage(row["stages"].get(stage)) for stage in ("encode", "unet", "decode")]
     agreement = _number(row["relative_l2"], ".1e"), _number(row["psnr_worst"], ".1f")
     ratio = _number(row["ratio"], ".2f")
-    return _line((_title(name), _verdict(row), *agreement, *stages, _rate(row["generate"]), ratio))
+    verdict = "FAILED" if not row["passed"] else "certified" if row["compared"] else "not compared"
+    return _line((_title(name), verdict, *agreement, *stages, _rate(row["generate"]), ratio))
 
 
 def _title(name: str) -> str:
     kind, precision = name.split("-")
     return f"{LABELS[kind]} {precision}"
-
-
-def _verdict(row: Mapping[str, Any]) -> str:
-    if not row["passed"]:
-        return "FAILED"
-    return "certified" if row["compared"] else "not compared"
 
 
 def _stage(figures: Mapping[str, Any] | None) -> str:

@@ -15,7 +15,7 @@ from d4m_fast import __version__
 from d4m_fast.config.certify import CertifyConfig
 from d4m_fast.config.choices import ExportedEngine, FloatType
 from d4m_fast.config.export import ExportConfig
-from d4m_fast.engine.artifacts import versions
+from d4m_fast.engine.artifacts import installed_versions
 from d4m_fast.engine.model import Model
 from d4m_fast.engine.runtime import device_name, processor_name, resolve_device
 from d4m_fast.export.workload import Workload, open_workload
@@ -71,10 +71,9 @@ class Request:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that the result of every step depends on."""
-        installed = {name: version for name, version in versions(*LIBRARIES).items() if version != "not installed"}
         return {
             "machine": self.machine,
-            "versions": {"d4m-fast": __version__, **installed},
+            "versions": {"d4m-fast": __version__, **installed_versions(*LIBRARIES)},
             "model_sha256": self.model.sha256,
             "source_sha256": self.workload.source.fingerprint,
             "resolution": self.workload.resolution,

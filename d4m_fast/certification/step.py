@@ -105,7 +105,7 @@ def _run(step: Step) -> Record:
         "key": step.key(),
         "passed": all(check.passed for check in findings.checks),
         "seconds": round(time.monotonic() - start, 3),
-        "checks": [asdict(check) for check in findings.checks],
+        "checks": list(map(asdict, findings.checks)),
         "figures": findings.figures,
     }
 

@@ -41,9 +41,14 @@ def verify(run: Path, deep: bool, repair: bool, as_json: bool, quiet: bool) -> N
       d4m-fast verify runs/demo --deep --repair
     """
     from d4m_fast.runs.verify import verify as check
+    from d4m_fast.storage.state import CONFIG, require_state
 
     verdict = check(run, deep=deep, repair=repair)
-    resuming_command = _resuming_command(run)
+    config = run / "config.json"
+    places = {"config": config, "out": run, "artifacts": require_state(config, CONFIG)["artifacts"]}
+    resuming_command = "d4m-fast distill"
+    for name, place in places.items():
+        resuming_command += f" --{name} {shlex.quote(str(place))}"
     value = {**verdict.to_json(), "command": None if verdict.whole else resuming_command}
     if not (quiet and verdict.whole) or as_json:
         say_result(value, as_json, lambda: _lines(verdict, resuming_command))
@@ -53,17 +58,10 @@ def verify(run: Path, deep: bool, repair: bool, as_json: bool, quiet: bool) -> N
         sys.exit(D4MError.exit_code)
 
 
-def _resuming_command(run: Path) -> str:
-    """Return the command that makes what is missing of a run."""
-    from d4m_fast.storage.state import CONFIG, require_state
-
-    config = run / "config.json"
-    places = {"config": config, "out": run, "artifacts": require_state(config, CONFIG)["artifacts"]}
-    return " ".join(["d4m-fast distill", *(f"--{name} {shlex.quote(str(place))}" for name, place in places.items())])
-
-
 def _lines(verdict: Verdict, resuming_command: str) -> list[str]:
-    lines = [f"{f.problem}: {verdict.run / f.file} ({f.reason})" for f in verdict.findings[:MOST_FINDINGS]]
+    lines = []
+    for finding in verdict.findings[:MOST_FINDINGS]:
+        lines.append(f"{finding.problem}: {verdict.run / finding.file} ({finding.reason})")
     if len(verdict.findings) > MOST_FINDINGS:
         lines.append(f"and {len(verdict.findings) - MOST_FINDINGS:,} more; --json has all")
     if verdict.findings:

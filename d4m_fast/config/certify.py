@@ -51,4 +51,4 @@ class CertifyConfig:
     @property
     def sizes(self) -> tuple[int, ...] | None:
         """The numbers of `batches`, ascending."""
-        return None if self.batches is None else tuple(sorted({int(b) for b in self.batches.split(",")}))
+        return None if self.batches is None else tuple(sorted(set(map(int, self.batches.split(",")))))

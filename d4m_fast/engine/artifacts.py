@@ -33,6 +33,7 @@ _FIELDS = {
 # Most elements of one activation: CUDA kernels count them in 32 bits.
 ELEMENTS = 2**31 - 1
 EXPORT_AGAIN = "run d4m-fast export again"
+_NOT_INSTALLED = "not installed"
 Status = Literal["certified", "rejected", "unverified"]
 
 
@@ -192,11 +193,16 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: installed_version(name) for name in packages}
 
 
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    return {name: version for name, version in versions(*packages).items() if version != _NOT_INSTALLED}
+
+
 def installed_version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return _NOT_INSTALLED
 
 
 def _read_all(certificates: Iterable[Path]) -> Iterator[Artifact]:

@@ -109,7 +109,12 @@ def read_configs(path: Path) -> ModelConfigs:
     """
     index = _read(path / INDEX) if _present(path / INDEX) else {}
     # First of all, because it says best what a foreign model is: XL, PixArt and the like lack parts, too.
-    _require_pipeline(path, index)
+    pipeline = index.get("_class_name", PIPELINES[0])
+    if pipeline not in PIPELINES:
+        raise ModelError(
+            f"{path / INDEX}: _class_name is {pipeline}; this engine equals diffusers' StableDiffusionImg2ImgPipeline,"
+            f" and diffusers runs only {', '.join(PIPELINES)} with it"
+        )
     config_files = {component: path / component / name for component, name in CONFIGS.items()}
     missing_files = [file for file in (path / INDEX, *config_files.values()) if not _present(file)]
     if missing_files:
@@ -132,9 +137,11 @@ def require_vocabulary(folder: Path) -> None:
     Raises:
         ModelError: neither of the two kinds of vocabulary is there.
     """
-    if not any(all(_present(folder / name) for name in names) for names in VOCABULARIES):
-        kinds = " or ".join(" and ".join(names) for names in VOCABULARIES)
-        raise ModelError(f"{folder}: the tokenizer has no vocabulary; {kinds} must be there")
+    for names in VOCABULARIES:
+        if all(_present(folder / name) for name in names):
+            return
+    kinds = " or ".join(map(" and ".join, VOCABULARIES))
+    raise ModelError(f"{folder}: the tokenizer has no vocabulary; {kinds} must be there")
 
 
 def _present(file: Path) -> bool:
@@ -165,15 +172,6 @@ def _read(file: Path) -> Config:
     if not isinstance(config, dict):
         raise ModelError(f"{file}: not a config (no table of fields)")
     return config
-
-
-def _require_pipeline(path: Path, index: Config) -> None:
-    name = index.get("_class_name", PIPELINES[0])
-    if name not in PIPELINES:
-        raise ModelError(
-            f"{path / INDEX}: _class_name is {name}; this engine equals diffusers' StableDiffusionImg2ImgPipeline, and"
-            f" diffusers runs only {', '.join(PIPELINES)} with it"
-        )
 
 
 def _require_classes(path: Path, index: Config, config_of: Mapping[str, Config]) -> None:

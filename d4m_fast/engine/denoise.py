@@ -8,7 +8,7 @@ from d4m_fast.engine.finite import FiniteCheck
 from d4m_fast.engine.memory import host_empty, to_device
 from d4m_fast.engine.networks import Unet
 from d4m_fast.engine.schedule import Schedule
-from d4m_fast.engine.stepping import Stepper, combine
+from d4m_fast.engine.stepping import combine
 
 
 @torch.inference_mode()
@@ -32,7 +32,11 @@ def denoise(
     predict = _Prediction(noised, states, unet, schedule, guidance, FiniteCheck() if check is None else check)
     if schedule.stepper is None:
         return _by_table(noised, schedule, predict)
-    return _by_scheduler(noised, schedule.stepper, generators, predict)
+    stepping, sample = schedule.stepper.begin(generators), noised
+    for i in range(len(schedule.stepper.timesteps)):
+        output = predict(stepping.scale(sample, i), i)
+        sample = stepping.step(output, i, sample)
+    return sample
 
 
 class _Prediction:
@@ -75,14 +79,3 @@ def _by_table(noised: torch.Tensor, schedule: Schedule, predict: _Prediction) ->
         samples = {j: x for j, x in samples.items() if j == i + 1 or sample_uses.get(j, -1) > i}
         outputs = {j: e for j, e in outputs.items() if output_uses.get(j, -1) > i}
     return samples[len(schedule.steps)]
-
-
-def _by_scheduler(
-    noised: torch.Tensor, stepper: Stepper, generators: list[torch.Generator] | None, predict: _Prediction
-) -> torch.Tensor:
-    """Take the steps with diffusers' scheduler itself."""
-    stepping, sample = stepper.begin(generators), noised
-    for i in range(len(stepper.timesteps)):
-        output = predict(stepping.scale(sample, i), i)
-        sample = stepping.step(output, i, sample)
-    return sample

@@ -100,17 +100,15 @@ class PromptTable:
         if self._networks.unet.doubles(guidance):
             prompts = [self._negative] * len(images) + prompts
         for prompt in dict.fromkeys(prompts):
-            if prompt not in self._states:
-                self._states[prompt] = self._encode(prompt, images)
+            if prompt in self._states:
+                continue
+            states = self._networks.text_encoder([prompt])[0]
+            if not bool(states.isfinite().all()):
+                folders = dict.fromkeys(class_info.folder for class_info in images if class_info.prompt == prompt)
+                owner = f"class {', '.join(folders)}" if folders else "the negative prompt"
+                raise NonFiniteError("text_encoder", f"{owner} ({prompt!r})")
+            self._states[prompt] = states
         return torch.stack([self._states[prompt] for prompt in prompts])
-
-    def _encode(self, prompt: str, images: Sequence[ClassInfo]) -> torch.Tensor:
-        states = self._networks.text_encoder([prompt])[0]
-        if not bool(states.isfinite().all()):
-            folders = dict.fromkeys(class_info.folder for class_info in images if class_info.prompt == prompt)
-            owner = f"class {', '.join(folders)}" if folders else "the negative prompt"
-            raise NonFiniteError("text_encoder", f"{owner} ({prompt!r})")
-        return states
 
 
 def generate(

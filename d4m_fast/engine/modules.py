@@ -77,23 +77,22 @@ def load_module(path: Path, component: Component, dtype: torch.dtype, *, referen
         ModelError: its weights do not fit its config.
     """
     with refusing(f"{path}: {component} cannot be loaded"):
-        return _load(path, component, dtype, reference).eval().requires_grad_(False)
+        if component == "text_encoder":
+            from transformers.models.clip.modeling_clip import CLIPTextModel
 
+            text_encoder = _from_pretrained(CLIPTextModel, path / "text_encoder", "model", dtype)
+            module: torch.nn.Module = TextEncoderModule(text_encoder)
+        elif component == "unet":
+            from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-def _load(path: Path, component: Component, dtype: torch.dtype, reference: bool) -> torch.nn.Module:
-    if component == "text_encoder":
-        from transformers.models.clip.modeling_clip import CLIPTextModel
+            unet = _from_pretrained(UNet2DConditionModel, path / "unet", "diffusion_pytorch_model", dtype)
+            module = DiffusersUnet(unet) if reference or unproven(unet.config) else UnetModule(unet)
+        else:
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        return TextEncoderModule(_from_pretrained(CLIPTextModel, path / "text_encoder", "model", dtype))
-    if component == "unet":
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-        unet = _from_pretrained(UNet2DConditionModel, path / "unet", "diffusion_pytorch_model", dtype)
-        return DiffusersUnet(unet) if reference or unproven(unet.config) else UnetModule(unet)
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    vae = _from_pretrained(AutoencoderKL, path / "vae", "diffusion_pytorch_model", dtype)
-    return VaeEncoderModule(vae) if component == "vae_encoder" else VaeDecoderModule(vae)
+            vae = _from_pretrained(AutoencoderKL, path / "vae", "diffusion_pytorch_model", dtype)
+            module = VaeEncoderModule(vae) if component == "vae_encoder" else VaeDecoderModule(vae)
+        return module.eval().requires_grad_(False)
 
 
 def _from_pretrained(loader: Any, folder: Path, stem: str, dtype: torch.dtype) -> Any:

@@ -58,7 +58,7 @@ class TextEncoder:
         """Return the number of tokens of each uncut prompt, its start and end included."""
         if not prompts:
             return []
-        return [len(ids) for ids in self.tokenizer(list(prompts), verbose=False).input_ids]
+        return list(map(len, self.tokenizer(list(prompts), verbose=False).input_ids))
 
     def _tokenize(self, prompts: Sequence[str]) -> Any:
         length = self.tokenizer.model_max_length
@@ -156,8 +156,13 @@ class Networks:
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
+        from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
         masked = bool(self._config("text_encoder").get("use_attention_mask", False))
-        return TextEncoder(self._open("text_encoder"), _tokenizer(self._path / "tokenizer"), masked)
+        runtime, folder = self._open("text_encoder"), self._path / "tokenizer"
+        with refusing(f"{folder}: tokenizer cannot be loaded"):
+            tokenizer = CLIPTokenizer.from_pretrained(folder)
+        return TextEncoder(runtime, tokenizer, masked)
 
     @cached_property
     def vae_encoder(self) -> VaeEncoder:
@@ -203,10 +208,3 @@ def open_exported(model: Model, resolution: int, artifact: Artifact, device: tor
     opener = ENGINES[artifact.engine].opener
     assert opener is not None, artifact.engine
     return Networks(model.path, opener(artifact, model.sizes(resolution), device))
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
-
-    with refusing(f"{folder}: tokenizer cannot be loaded"):
-        return CLIPTokenizer.from_pretrained(folder)

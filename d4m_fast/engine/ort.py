@@ -15,7 +15,7 @@ import torch
 from d4m_fast.engine.artifacts import Artifact
 from d4m_fast.engine.libraries import one_line
 from d4m_fast.engine.memory import is_exhaustion
-from d4m_fast.engine.runtime import InPieces, OpenRuntime, Runtime, Tensors, cut, join, place
+from d4m_fast.engine.runtime import InPieces, OpenRuntime, Runtime, Tensors, clone, cut, join, place
 from d4m_fast.engine.signature import SIGNATURES, Component
 from d4m_fast.errors import ModelError, PreflightError
 
@@ -140,13 +140,13 @@ class OrtFile:
         if self._captured_buffers is None:
             binding, outputs = session.io_binding(), self._empty(shapes)
             # Clones, because the buffers are written to, and the caller's tensors must not be.
-            buffers = self._bind(binding, {name: x.clone() for name, x in inputs.items()}, outputs)
+            buffers = self._bind(binding, clone(inputs), outputs)
             self._captured_buffers = binding, buffers, outputs
         binding, buffers, outputs = self._captured_buffers
         for name, x in inputs.items():
             buffers[name].copy_(x)
         self._launch(session, binding)
-        return {name: x.clone() for name, x in outputs.items()}
+        return clone(outputs)
 
     def _bind(self, binding: Any, inputs: Tensors, outputs: Tensors) -> Tensors:
         """Bind tensors by their addresses, and return the inputs that were bound, which the caller must keep alive."""

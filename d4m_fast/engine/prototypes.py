@@ -90,7 +90,9 @@ def _prototypes(
         centroids = result.centroids if config.prototype == "mean" else points[result.medoids].astype(np.float32)
         centroids = centroids.reshape(config.ipc, *rows.shape[1:])
         nearest = tuple(origins[class_info.id][rank] for rank in ranks[result.medoids])
-        prototypes.append(Prototypes(class_info, centroids, result.sizes, _inertia_shares(result), nearest))
+        shares, total = result.inertia_per_cluster, result.inertia_per_cluster.sum()
+        shares = shares / total if total > 0 else shares
+        prototypes.append(Prototypes(class_info, centroids, result.sizes, shares, nearest))
     return prototypes, failure
 
 
@@ -106,9 +108,3 @@ def _kmeans(
         return kmeans(arrays, config.ipc, ids=ids, method=config.kmeans, seed=config.seed, threads=config.threads), None
     except BadProblems as error:
         return error.results, error
-
-
-def _inertia_shares(result: KMeansResult) -> np.ndarray:
-    total = result.inertia_per_cluster.sum()
-    shares: np.ndarray = result.inertia_per_cluster / total if total > 0 else result.inertia_per_cluster
-    return shares

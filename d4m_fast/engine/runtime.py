@@ -99,6 +99,11 @@ def join(pieces: Sequence[Mapping[str, torch.Tensor]], halves: int) -> Tensors:
     return outputs
 
 
+def clone(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Return copies of tensors, in memory that nothing else writes to."""
+    return {name: x.clone() for name, x in tensors.items()}
+
+
 def _indexed(
     inputs: Mapping[str, torch.Tensor], signature: Signature, samples: torch.Tensor, rows: torch.Tensor
 ) -> Tensors:
@@ -115,16 +120,13 @@ def place(
     inputs: Mapping[str, torch.Tensor], signature: Signature, device: torch.device, dtype: torch.dtype
 ) -> Tensors:
     """Return the inputs in the signature's order, on a runtime's device and in its dtype."""
-    ordered = {name: inputs[name] for name in signature.axes_of(inputs)}
-    return {name: x.to(device=device, dtype=_dtype(name, x, dtype)) for name, x in ordered.items()}
-
-
-def _dtype(name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that a runtime of some `dtype` takes an input in."""
-    if not x.is_floating_point():
-        return torch.int64
-    # A timestep between two noise levels has more digits than half precision.
-    return torch.float32 if name == "timestep" else dtype
+    placed: Tensors = {}
+    for name in signature.axes_of(inputs):
+        # A timestep between two noise levels has more digits than half precision.
+        float_dtype = torch.float32 if name == "timestep" else dtype
+        x = inputs[name]
+        placed[name] = x.to(device=device, dtype=float_dtype if x.is_floating_point() else torch.int64)
+    return placed
 
 
 def resolve_device(name: str) -> torch.device:

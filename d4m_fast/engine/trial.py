@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -32,23 +32,15 @@ def try_networks(model: Model, networks: Networks, resolution: int, *, compiled:
         NonFiniteError: it returns NaN or infinity.
         OutOfMemoryError: not even one image fits.
     """
-    with _uncompiled(compiled), fitting("open"), torch.inference_mode():
+    # Setting the stance imports torch.compile's whole front end.
+    uncompiled = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+    with uncompiled, fitting("open"), torch.inference_mode():
         _Trial(model, networks, resolution).run()
 
 
 def trial_resolution(model: Model) -> int:
     """Return the side of the smallest image that all levels of the networks can halve, and one level more."""
     return 2 * model.factor * model.unet_factor
-
-
-@contextlib.contextmanager
-def _uncompiled(compiled: bool) -> Iterator[None]:
-    """Keep torch.compile from compiling."""
-    if not compiled:  # setting the stance imports torch.compile's whole front end
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 class _Trial:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from d4m_fast.engine.artifacts import Artifact
-from d4m_fast.engine.runtime import InPieces, OpenRuntime, Runtime, Tensors, place
+from d4m_fast.engine.runtime import InPieces, OpenRuntime, Runtime, Tensors, clone, place
 from d4m_fast.engine.signature import BATCH, SIGNATURES, Component, Signature
 from d4m_fast.engine.trt_api import Api, ICudaEngine, IExecutionContext, load_trt
 from d4m_fast.errors import ModelError, PreflightError
@@ -111,7 +111,7 @@ class TrtRuntime:
             bound.inputs[name].copy_(x)
         self._gpu.ordered(bound.launch)
         # The next call writes to the same buffers.
-        return {name: x.clone() for name, x in bound.outputs.items()}
+        return clone(bound.outputs)
 
     def _bind(self, rows: int, samples: int) -> _Bound:
         profile = self._profile(rows)
@@ -266,7 +266,7 @@ def describe_trt(device: torch.device) -> str:
 
 def _dtype(api: Api, engine: ICudaEngine, component: Component, path: Path) -> torch.dtype:
     signature = SIGNATURES[component]
-    names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+    names = set(map(engine.get_tensor_name, range(engine.num_io_tensors)))
     if names != {*signature.inputs, *signature.outputs}:
         raise ModelError(f"{path}: its tensors {sorted(names)} are not a {component}'s; export it again")
     dtypes = {api.member("DataType", "FLOAT"): torch.float32, api.member("DataType", "HALF"): torch.float16}

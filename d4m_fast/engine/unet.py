@@ -69,7 +69,7 @@ def unproven(config: Mapping[str, Any]) -> list[str]:
         if not key.startswith("_") and values is not _ANY and value not in values:
             entries.append(f"{key}={value}")
     blocks = {*config["down_block_types"], *config["up_block_types"]} - _BLOCKS
-    return entries + sorted(str(block) for block in blocks)
+    return entries + sorted(map(str, blocks))
 
 
 def require_equal(module: UnetModule, where: str) -> None:

@@ -109,20 +109,16 @@ def has_full_precision(folder: Path, stem: str) -> bool:
 
 def _candidate(folder: Path, stem: str, variant: str | None) -> _Candidate | None:
     """Return what `from_pretrained` loads of a variant; None where it is not there."""
-    single, sharded = _single(folder, stem, variant), _sharded(folder, stem, variant)
+    file, single = folder / _file(stem, variant), None
+    if os.path.lexists(file):
+        with _open(file):
+            single = _Candidate(file, (file,))
+    sharded = _sharded(folder, stem, variant)
     if single is None or sharded is None:
         return sharded if single is None else single
     _require_agreement(single, sharded, rounded=False)
     # Where both are there, transformers loads the single file and diffusers the shards.
     return single if stem == WEIGHTS["text_encoder"] else sharded
-
-
-def _single(folder: Path, stem: str, variant: str | None) -> _Candidate | None:
-    file = folder / _file(stem, variant)
-    if not os.path.lexists(file):
-        return None
-    with _open(file):
-        return _Candidate(file, (file,))
 
 
 def _sharded(folder: Path, stem: str, variant: str | None) -> _Candidate | None:

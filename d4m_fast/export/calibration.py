@@ -45,7 +45,9 @@ def activation_maxima(
     peaks = []
     for feed in inputs:
         maxima, sums = np.array(session.run(measures, dict(feed))).reshape(2, -1)
-        peaks.append(_peaks(maxima, sums))
+        # ReduceMax skips NaN (unless it comes first), the sum does not. The maximum of nothing is -inf.
+        not_a_number = np.isnan(maxima) | np.isnan(sums)
+        peaks.append(np.where(not_a_number, np.inf, np.maximum(maxima, 0.0)))
     if not peaks:
         raise ValueError("activations need at least one input")
     return dict(zip(names, np.max(peaks, axis=0).tolist(), strict=True))
@@ -61,9 +63,3 @@ def _add_measures(graph: ir.Graph, value: ir.Value) -> None:
         measure = ir.Value(name=f"{kind}.{value.name}", type=value.type, shape=ir.Shape([]))
         graph.append(ir.node(operator, magnitude.outputs, {"keepdims": 0}, outputs=[measure]))
         graph.outputs.append(measure)
-
-
-def _peaks(maxima: np.ndarray[Any, Any], sums: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    # ONNX Runtime's ReduceMax skips NaN (unless it comes first), its sum does not. The maximum of nothing is -inf.
-    not_a_number = np.isnan(maxima) | np.isnan(sums)
-    return np.where(not_a_number, np.inf, np.maximum(maxima, 0.0))

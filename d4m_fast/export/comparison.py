@@ -99,7 +99,11 @@ def compare_with_reference(
         # Sizes that the trace did not have show a batch that was frozen, or rows that are mixed up.
         batches = (1, 2, 7, largest_batch)
         parities[component] = parity.compare(component, *runtimes, probe.calls[component], batches, GUIDANCE)
-    images, decibels = _compare_images(job, candidate, probe)
+    try:
+        images = final_images(job.workload, probe.prototypes, candidate, batch=job.config.images)
+        decibels = parity.psnr(probe.images, images)
+    except NonFiniteError:  # the networks' own comparison says which
+        images, decibels = probe.images, [0.0] * len(probe.images)
     limits = LIMITS[job.key.precision]
     reasons = verdict(parities, decibels, images, limits)
     if job.key.precision == "fp32":
@@ -107,15 +111,6 @@ def compare_with_reference(
     half = {c: _half_errors(job, c, reference, candidate, probe.calls[c]) for c in COMPONENTS}
     reasons += half_verdict(half) + activation_verdict(activations)
     return Comparison(parities, decibels, limits, half, reasons)
-
-
-def _compare_images(job: ExportJob, candidate: Networks, probe: Probe) -> tuple[np.ndarray, list[float]]:
-    """Return the final images and their PSNR in dB; 0 dB for all where a network returned NaN or infinity."""
-    try:
-        images = final_images(job.workload, probe.prototypes, candidate, batch=job.config.images)
-    except NonFiniteError:  # the networks' own comparison says which
-        return probe.images, [0.0] * len(probe.images)
-    return images, parity.psnr(probe.images, images)
 
 
 def _half_errors(
@@ -156,7 +151,9 @@ def measure_speed(
     seconds_per_image, images = dict.fromkeys(engines, 0.0), len(probe.images)
     for component in generating:
         recorded_calls = probe.calls[component]
-        calls = {name: partial(engine.runtime(component), recorded_calls[0]) for name, engine in engines.items()}
+        calls = {}
+        for name, networks in engines.items():
+            calls[name] = partial(networks.runtime(component), recorded_calls[0])
         for name, seconds in alternate(calls, device, rounds=ALTERNATIONS, pause=PAUSE).items():
             seconds_per_image[name] += len(recorded_calls) * seconds / images
     ratio = seconds_per_image["torch"] / seconds_per_image["exported"]

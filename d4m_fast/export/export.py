@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from d4m_fast import __version__
-from d4m_fast.engine.artifacts import REJECTED, Artifact, find, versions
+from d4m_fast.engine.artifacts import REJECTED, Artifact, find, installed_versions, versions
 from d4m_fast.engine.networks import Networks, open_networks
 from d4m_fast.engine.runtime import Tensors, device_name, full_fp32
 from d4m_fast.engine.signature import COMPONENTS, Component
@@ -80,7 +80,12 @@ def certify(job: ExportJob) -> Stream[str]:
 
 
 def _export(job: ExportJob, say: Say) -> Iterator[str]:
-    with locked(files.make_directory(job.path)), _one_build(job):
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(locked(files.make_directory(job.path)))
+        if job.api is not None:
+            # One build of engines per node: each wants most of a GPU's memory, and times its kernels.
+            builds = job.artifacts / "engines" / f".building-on-{platform.node()}"
+            locks.enter_context(locked(files.make_directory(builds)))
         # The certificate goes first and comes last: without one, no run takes the files for an export.
         (job.path / CERTIFICATE_FILE).unlink(missing_ok=True)
         _remove_temporary(job.path)
@@ -96,20 +101,6 @@ def _export(job: ExportJob, say: Say) -> Iterator[str]:
                 yield f"{component} engine"
         yield from _compare(job, _new_certificate(job, reports), reference, probe)
     _refuse_rejected(job)
-
-
-@contextlib.contextmanager
-def _one_build(job: ExportJob) -> Iterator[None]:
-    """Allow one build of engines per node: each wants most of a GPU's memory, and times its kernels.
-
-    Raises:
-        RunDirectoryError: another is running.
-    """
-    if job.api is None:
-        yield
-        return
-    with locked(files.make_directory(job.artifacts / "engines" / f".building-on-{platform.node()}")):
-        yield
 
 
 def _certify(job: ExportJob, certificate: dict[str, Any]) -> Iterator[str]:
@@ -188,7 +179,7 @@ def _require_versions(library: str) -> dict[str, str]:
         PreflightError: none is on record, so that another could not be told from it.
     """
     packages = RUN_WITH[library]
-    installed = {name: version for name, version in versions(*packages).items() if version != "not installed"}
+    installed = installed_versions(*packages)
     if not installed:
         raise PreflightError(f"no version of {library} on record: install it from {' or '.join(packages)}")
     return installed

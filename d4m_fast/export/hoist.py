@@ -27,6 +27,7 @@ def hoist_context(path: Path, target: Path) -> list[str]:
         PreflightError: the disk refuses.
     """
     import onnx_ir as ir
+    from onnx_ir.passes import common
 
     step, context = ir.load(path), ir.load(path)
     names = [str(value.name) for value in _context_values(step.graph)]
@@ -36,7 +37,9 @@ def hoist_context(path: Path, target: Path) -> list[str]:
     context.graph.name = f"{step.graph.name}_context"
     with refusing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".hoist-") as folder:
         for model, file in ((context, target), (step, path)):
-            _remove_unused(model)
+            common.RemoveUnusedNodesPass()(model)
+            inputs, weights = model.graph.inputs, model.graph.initializers
+            inputs[:] = [value for value in inputs if value.uses() and value.name not in weights]
             save_model(model, Path(folder) / file.name)
         # In the order of their names: the context is there before the step that needs it.
         for file in sorted(Path(folder).iterdir()):
@@ -82,11 +85,3 @@ def _results(graph: ir.Graph) -> dict[str, ir.Value]:
         for value in node.outputs:
             results[str(value.name)] = value
     return results
-
-
-def _remove_unused(model: ir.Model) -> None:
-    from onnx_ir.passes import common
-
-    common.RemoveUnusedNodesPass()(model)
-    weights = model.graph.initializers
-    model.graph.inputs[:] = [value for value in model.graph.inputs if value.uses() and value.name not in weights]

@@ -16,8 +16,10 @@ def listing(artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
     rows = []
     for artifact in artifacts:
         certificate = artifact.certificate
-        row = {name: certificate[name] for name in ("engine", "precision", "resolution", "static_batch")}
-        row = {"path": str(artifact.path), **row, "bytes": artifact.bytes, "status": artifact.status}
+        row: dict[str, Any] = {"path": str(artifact.path)}
+        for name in ("engine", "precision", "resolution", "static_batch"):
+            row[name] = certificate[name]
+        row |= {"bytes": artifact.bytes, "status": artifact.status}
         row["psnr_worst"] = round(certificate["images"]["psnr_worst"], 1)
         row["targets"] = certificate["targets"]
         row["speed"] = None if artifact.speed is None else round(artifact.speed, 2)

@@ -82,13 +82,16 @@ def export_onnx(
         ModelError: the network cannot be exported, or the exporter froze the batch.
     """
     require_onnx()
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     module = load_module(model, component, torch.float32)
     if for_ort and isinstance(module, UnetModule):  # diffusers' other blocks have attention that does more
         use_ort_attention(module.unet)
     program = _trace(module, component, sizes, opset, static_batch)
     graph = program.model.graph
     graph.name = component
-    _remove_stack_traces(program.model)
+    # The exporter's stack traces have the paths of this machine: with them, no two installations would agree.
+    ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props.update(metadata)
     # Before folding, so that the graph is still the exporter's.
     _require_shapes(graph, component, sizes, static_batch, path)
@@ -169,13 +172,6 @@ def _require_shapes(
                 )
 
 
-def _remove_stack_traces(model: Any) -> None:
-    """Remove the exporter's stack traces: with the paths of this machine, no two installations would agree."""
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    ClearMetadataAndDocStringPass()(model)
-
-
 def _elements_per_row(program: Any, rows: int) -> int:
     """Return the elements of the largest activation, by the shapes of the trace of `rows` rows."""
     largest = 0
@@ -184,7 +180,7 @@ def _elements_per_row(program: Any, rows: int) -> int:
             results = node.meta.get("val")
             for tensor in results if isinstance(results, tuple | list) else (results,):
                 if isinstance(tensor, torch.Tensor):
-                    largest = max(largest, math.prod(_length(axis) for axis in tensor.shape))
+                    largest = max(largest, math.prod(map(_length, tensor.shape)))
     return largest // rows
 
 
@@ -196,7 +192,7 @@ def _length(axis: int | torch.SymInt) -> int:
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
     """Silence the exporter, whose advice is about its own internals."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    loggers = list(map(logging.getLogger, _LOGGERS))
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

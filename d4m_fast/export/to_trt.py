@@ -258,7 +258,7 @@ def check_engine(information: str, precision: FloatType, score_sides: Sequence[i
     for layer in json.loads(information)["Layers"]:
         if isinstance(layer, dict):
             outputs += layer.get("Outputs", [])
-    kinds = Counter(_float_type(output) for output in outputs)
+    kinds = Counter(map(_float_type, outputs))
     if kinds["fp16"] + kinds["fp32"] > 0 and not kinds[precision]:
         raise ModelError(f"{name}: {precision} was asked for, but the engine's layers write {dict(kinds)}")
     for output in outputs:

@@ -175,7 +175,10 @@ class Batch:
 
     def pass_on_points(self) -> None:
         """Label points by their nearest centroids, fill empty clusters, and list the points of each."""
-        self._score()
+        k, d = self.shape.k, self.shape.d
+        centroids = (self._centroids, self._shift, self._changed, self._k)  # those that did not change are not split
+        self._launch("split", (k, self.slots), *centroids, k, d, self._parts, self._norms, self._lengths)
+        self._backend.product(self._parts.reshape(self.slots, 2 * k, d), self.points, self._scores)
         scores, mask = (self._scores, self._norms, self._lengths), (self._done, self._n, self._k)
         sizes = (self.shape.n, self.shape.d, self.shape.k, self._found)
         self._launch("assign", self._blocks(THREADS), *scores, self.squares, *mask, *sizes)
@@ -229,14 +232,6 @@ class Batch:
         self._distances(self._centroids, self.labels, self._n, self.distances)
 
     # Launches shared by these
-
-    def _score(self) -> None:
-        """Score all points against all centroids; only those that changed are split anew."""
-        k, d = self.shape.k, self.shape.d
-        outputs = (self._parts, self._norms, self._lengths)
-        inputs = (self._centroids, self._shift, self._changed, self._k)
-        self._launch("split", (k, self.slots), *inputs, k, d, *outputs)
-        self._backend.product(self._parts.reshape(self.slots, 2 * k, d), self.points, self._scores)
 
     def _labels_to(self, value: int) -> None:
         self.labels[:] = value

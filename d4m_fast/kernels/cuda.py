@@ -51,9 +51,9 @@ class CupyBackend:
     def __init__(self, device: int) -> None:
         self.xp = require_cupy()
         self._device = device
-        self._modules = {
-            points: self.xp.RawModule(code=source(), options=options(points), backend="nvrtc") for points in POINT_TYPES
-        }
+        self._modules = {}
+        for points in POINT_TYPES:
+            self._modules[points] = self.xp.RawModule(code=source(), options=options(points), backend="nvrtc")
 
     @contextmanager
     def scope(self) -> Iterator[None]:

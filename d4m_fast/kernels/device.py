@@ -21,7 +21,7 @@ from d4m_fast.kernels.backend import Backend, DeviceArray, DeviceMethod, Shape, 
 from d4m_fast.kernels.batch import Batch
 from d4m_fast.kernels.cuda import CupyBackend, device_of
 from d4m_fast.kernels.device_seeding import choose_seeds
-from d4m_fast.kernels.problem import LARGEST_SQUARE, Float64, Int64, check_shape, generator
+from d4m_fast.kernels.problem import LARGEST_SQUARE, Float64, check_shape, generator
 from d4m_fast.kernels.request import Options, Request
 from d4m_fast.kernels.result import DUPLICATES, KMeansResult, Outcome, effective_k, summarize
 from d4m_fast.kernels.roofline import gram_pays
@@ -112,25 +112,19 @@ def _lots(backend: Backend, tasks: Mapping[int, Task], options: Options) -> Iter
 
 def shape_of(task: Task, options: Options) -> Shape:
     n, d = task.points.shape
-    return Shape(str(task.points.dtype), _method(task, options), padded(n, 64), padded(d, 8), padded(task.k, 8))
-
-
-def _method(task: Task, options: Options) -> DeviceMethod:
-    n, d = task.points.shape
-    if task.start is None and task.k in (1, n):
-        return "closed"
     gram = options.method == "gram"
     if options.method == "auto":
         gram = gram_pays(n, d, task.k, task.points.dtype.itemsize, refine=options.refine)
-    return "gram" if gram else "direct"
+    method: DeviceMethod = "gram" if gram else "direct"
+    if task.start is None and task.k in (1, n):
+        method = "closed"
+    return Shape(str(task.points.dtype), method, padded(n, 64), padded(d, 8), padded(task.k, 8))
 
 
 def _solve_lot(backend: Backend, shape: Shape, lot: Sequence[Task], options: Options) -> list[Outcome]:
     batch = Batch(backend, shape, [task.points for task in lot], [task.k for task in lot])
     batch.centre()
-    errors = [
-        _value_error(task, row) for task, row in zip(lot, batch.measure(), strict=False)
-    ]  # unused slots come last
+    errors = list(map(_value_error, lot, batch.measure()))  # unused slots come last
     if any(errors):
         if all(errors):
             return [error for error in errors if error is not None]
@@ -155,7 +149,10 @@ def _value_error(task: Task, squares: Float64) -> DataError | None:
 def _run(batch: Batch, lot: Sequence[Task], options: Options) -> None:
     batch.reset(options.max_iter)
     if batch.shape.method == "closed":
-        batch.set_labels(_closed_form(batch, lot))
+        # The optimal labels for k of 1 and of n.
+        ks = np.ones((batch.slots, 1), np.int64)
+        ks[: len(lot), 0] = [task.k for task in lot]
+        batch.set_labels(np.arange(batch.shape.n) % ks)
         batch.set_all_means()
     else:
         _start(batch, lot, options.seed)
@@ -166,13 +163,6 @@ def _run(batch: Batch, lot: Sequence[Task], options: Options) -> None:
             batch.pass_on_points()
             batch.set_means()
     batch.measure_distances()
-
-
-def _closed_form(batch: Batch, lot: Sequence[Task]) -> Int64:
-    """Return the optimal labels for k of 1 and of n."""
-    ks = np.ones((batch.slots, 1), np.int64)
-    ks[: len(lot), 0] = [task.k for task in lot]
-    return np.arange(batch.shape.n) % ks
 
 
 def _start(batch: Batch, lot: Sequence[Task], seed: int) -> None:

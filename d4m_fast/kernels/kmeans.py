@@ -33,8 +33,6 @@ from d4m_fast.kernels import direct, gram
 from d4m_fast.kernels.cuda import device_of
 from d4m_fast.kernels.minibatch import official_centres
 from d4m_fast.kernels.problem import (
-    Float32,
-    Float64,
     Int64,
     Problem,
     generator,
@@ -172,19 +170,7 @@ def _official(problem: Problem, rng: np.random.Generator) -> KMeansResult:
 
 
 def _result(problem: Problem, labels: Int64, iterations: int) -> KMeansResult:
-    centroids, distances = _means_and_distances(problem, labels)
-    return _with_effective_k(problem, summarize(centroids, labels, distances, iterations))
-
-
-def _with_effective_k(problem: Problem, result: KMeansResult) -> KMeansResult:
-    # Points are compared only where the inertia says that there may be too few different ones.
-    if result.inertia > DUPLICATES * problem.squares.sum():
-        return result
-    return replace(result, effective_k=effective_k(problem.points, problem.k, problem.id))
-
-
-def _means_and_distances(problem: Problem, labels: Int64) -> tuple[Float32, Float64]:
-    """Return the means of the original points, (k, D), and squared distances from them, (n,)."""
+    """Return the result of labels, with the means of the original points as centroids."""
     centroids = np.empty((problem.k, problem.points.shape[1]), np.float32)
     distances = np.empty(len(labels))
     for c in range(problem.k):
@@ -194,4 +180,11 @@ def _means_and_distances(problem: Problem, labels: Int64) -> tuple[Float32, Floa
         distances[members] = squared_norms(rows, mean)
         # Centred points have lost the last bits of those far off the common mean.
         centroids[c] = sum_rows(problem.original[members]) / len(members) if problem.shift.any() else mean
-    return centroids, distances
+    return _with_effective_k(problem, summarize(centroids, labels, distances, iterations))
+
+
+def _with_effective_k(problem: Problem, result: KMeansResult) -> KMeansResult:
+    # Points are compared only where the inertia says that there may be too few different ones.
+    if result.inertia > DUPLICATES * problem.squares.sum():
+        return result
+    return replace(result, effective_k=effective_k(problem.points, problem.k, problem.id))

@@ -64,7 +64,12 @@ def prepare(points: Any, k: int, problem_id: int) -> Problem:
     original = _array(points, "points", problem_id)
     check_shape(original, k, problem_id)
     rows = np.ascontiguousarray(original, np.float32)
-    squares = _finite_squares(rows, problem_id)
+    with np.errstate(invalid="ignore"):
+        squares = squared_norms(rows)
+    if not np.isfinite(squares).all():
+        raise DataError(f"class {problem_id}: NaN or infinite values in its points")
+    if squares.max() > LARGEST_SQUARE:
+        raise DataError(f"class {problem_id}: values too large for float32 distances (up to {np.abs(rows).max():.3g})")
     # Products of points far off the origin lose the digits in which the points differ.
     shift: Float32 = rows.mean(axis=0)
     if np.square(shift, dtype=np.float64).sum() > COMMON * squares.mean():
@@ -98,18 +103,6 @@ def check_shape(points: Any, k: int, problem_id: int) -> None:
         raise DataError(f"class {problem_id}: k = {k} is below 1")
     if k > len(points):
         raise DataError(f"class {problem_id}: k = {k} is more than its {len(points)} points")
-
-
-def _finite_squares(points: Float32, problem_id: int) -> Float64:
-    with np.errstate(invalid="ignore"):
-        squares = squared_norms(points)
-    if not np.isfinite(squares).all():
-        raise DataError(f"class {problem_id}: NaN or infinite values in its points")
-    if squares.max() > LARGEST_SQUARE:
-        raise DataError(
-            f"class {problem_id}: values too large for float32 distances (up to {np.abs(points).max():.3g})"
-        )
-    return squares
 
 
 def initial_centres(problem: Problem, start: Any) -> Float64:

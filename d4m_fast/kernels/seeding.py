@@ -86,19 +86,15 @@ class _Seeds:
         return seeds, labels
 
     def _choose(self, point: int, distances: Float32) -> None:
-        distances = self._settle(point, distances)
+        # Computed anew where rounding drowns them, so that duplicates are at 0.
+        points, squares = self._problem.points, self._problem.squares
+        near = np.flatnonzero(distances <= FLOAT32_TIE * (squares + squares[point]))
+        distances = distances.copy()
+        distances[near] = squared_norms(points[near], points[point].astype(np.float64))
         closer = distances < self.closest
         self._nearest[closer] = len(self.indices)
         self.closest[closer] = distances[closer]
         self.indices.append(point)
-
-    def _settle(self, seed: int, distances: Float32) -> Float32:
-        """Compute distances to a seed anew where rounding drowns them, so that duplicates are at 0."""
-        points, squares = self._problem.points, self._problem.squares
-        near = np.flatnonzero(distances <= FLOAT32_TIE * (squares + squares[seed]))
-        settled = distances.copy()
-        settled[near] = squared_norms(points[near], points[seed].astype(np.float64))
-        return settled
 
 
 def _draw(masses: Float32, rng: np.random.Generator, count: int) -> Int64:

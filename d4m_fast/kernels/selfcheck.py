@@ -6,6 +6,8 @@ They are small random problems, ragged, tied and duplicated, whose clusters the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -71,9 +73,8 @@ def _deviation(got: Results, expected: Results) -> float:
     """Return 0 where labels, sizes and medoids are equal and inertia and centroids close; else a number above 1."""
     worst = 0.0
     for result, reference in zip(got, expected, strict=True):
-        is_equal = all(
-            np.array_equal(getattr(result, x), getattr(reference, x)) for x in ("labels", "sizes", "medoids")
-        )
+        exact = attrgetter("labels", "sizes", "medoids")
+        is_equal = all(map(np.array_equal, exact(result), exact(reference)))
         is_close = abs(result.inertia - reference.inertia) <= INERTIA * reference.inertia
         distance = float(np.abs(result.centroids - reference.centroids).max())
         if not (is_equal and is_close and distance <= CENTROIDS):
@@ -117,7 +118,7 @@ def _float32(backend: Backend) -> tuple[float, float]:
 
 def _ties(backend: Backend) -> tuple[float, float]:
     """Count wrong labels on a grid, where many points are as far from one centre as from another."""
-    grid = np.array([[x, y] for x in range(8) for y in range(8)], np.float16)
+    grid = np.array([*product(range(8), range(8))], np.float16)
     starts = [grid[[9, 14, 49, 54, 0, 63]].astype(np.float32)]
     got = _solved(backend, [grid], [6], starts=starts, method="direct", max_iter=1)
     distances = np.linalg.norm(grid[:, None].astype(float) - starts[0], axis=2)

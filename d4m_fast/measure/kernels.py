@@ -30,7 +30,11 @@ def time_kernels(gpu: int) -> list[dict[str, Any]]:
     backend = CupyBackend(gpu)
     timings = []
     with backend.scope():
-        batch = _random_batch(backend)
+        points = backend.array(np.random.default_rng(0).standard_normal((N, D), dtype=np.float32).astype(np.float16))
+        slots = IMAGENET.slots(backend.workspace)
+        batch = Batch(backend, IMAGENET, [points] * slots, [K] * slots)
+        batch.centre()
+        batch.measure()
         labels = np.tile(np.arange(IMAGENET.n) % K, (batch.slots, 1))
         for name, (step, best) in _steps(batch).items():
             # Every step begins with the same clusters, all of them to be computed anew.
@@ -43,15 +47,6 @@ def time_kernels(gpu: int) -> list[dict[str, Any]]:
             share = best_seconds / seconds
             timings.append({"name": name, "seconds": seconds, "roofline_seconds": best_seconds, "share": share})
     return timings
-
-
-def _random_batch(backend: CupyBackend) -> Batch:
-    points = backend.array(np.random.default_rng(0).standard_normal((N, D), dtype=np.float32).astype(np.float16))
-    slots = IMAGENET.slots(backend.workspace)
-    batch = Batch(backend, IMAGENET, [points] * slots, [K] * slots)
-    batch.centre()
-    batch.measure()
-    return batch
 
 
 def _steps(batch: Batch) -> Mapping[str, tuple[Callable[[], object], float]]:

@@ -153,4 +153,4 @@ def _finite(error: float) -> float | None:
 
 
 def to_json(parities: Iterable[Parity]) -> list[dict[str, Any]]:
-    return [asdict(parity) for parity in parities]
+    return list(map(asdict, parities))

@@ -22,7 +22,7 @@ def to_json(request: PlanRequest, figures: Sequence[Figure], build: Build | None
         "label": LABEL,
         "request": asdict(request),
         "engine_build": None if build is None else asdict(build),
-        "figures": [asdict(figure) for figure in figures],
+        "figures": list(map(asdict, figures)),
     }
 
 

@@ -49,7 +49,7 @@ class Comparison:
         return tuple(change for change in self.changes if change.ratio < self.floor)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "slower": [asdict(change) for change in self.slower]}
+        return {**asdict(self), "slower": list(map(asdict, self.slower))}
 
 
 def read_older(file: Path) -> dict[str, Any]:

@@ -20,7 +20,17 @@ def chrome_trace(events: Sequence[Event]) -> dict[str, Any]:
     complete_events = []
     for event in events:
         thread = threads.setdefault(event.thread, len(threads) + 1)
-        complete_events.append(_complete(event, thread, zero))
+        complete_events.append(
+            {
+                "ph": "X",
+                "name": f"wait: {event.stage}" if event.waiting else event.stage,
+                "cat": "wait" if event.waiting else "stage",
+                "ts": 1e6 * (event.start - zero),
+                "dur": 1e6 * event.seconds,
+                "pid": PROCESS,
+                "tid": thread,
+            }
+        )
     names = [_name_event("process_name", 0, "d4m-fast")]
     names += [_name_event("thread_name", number, name) for name, number in threads.items()]
     return {"displayTimeUnit": "ms", "traceEvents": names + complete_events}
@@ -28,15 +38,3 @@ def chrome_trace(events: Sequence[Event]) -> dict[str, Any]:
 
 def _name_event(kind: str, thread: int, name: str) -> dict[str, Any]:
     return {"ph": "M", "name": kind, "pid": PROCESS, "tid": thread, "args": {"name": name}}
-
-
-def _complete(event: Event, thread: int, zero: float) -> dict[str, Any]:
-    return {
-        "ph": "X",
-        "name": f"wait: {event.stage}" if event.waiting else event.stage,
-        "cat": "wait" if event.waiting else "stage",
-        "ts": 1e6 * (event.start - zero),
-        "dur": 1e6 * event.seconds,
-        "pid": PROCESS,
-        "tid": thread,
-    }

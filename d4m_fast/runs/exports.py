@@ -26,7 +26,16 @@ def digests(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     Raises:
         PreflightError: one may not be read, or not now.
     """
-    return {name: _digest(path / name) for name in names}
+    sizes_and_sums: dict[str, dict[str, Any]] = {}
+    for name in names:
+        try:
+            with files.open_regular(path / name) as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+                sizes_and_sums[name] = {"bytes": stream.tell(), "sha256": sha256}
+        except OSError as error:
+            files.refuse_machine_error(path / name, error)
+            sizes_and_sums[name] = {"bytes": -1, "sha256": ""}
+    return sizes_and_sums
 
 
 def damaged_files(artifacts: Path, model_sha256: str, set_sha256: str) -> Iterator[tuple[Path, str]]:
@@ -47,13 +56,3 @@ def damaged_files(artifacts: Path, model_sha256: str, set_sha256: str) -> Iterat
             for name, digest in digests(folder, certified).items():
                 if digest != certified[name]:
                     yield folder / name, "not what was certified"
-
-
-def _digest(file: Path) -> dict[str, Any]:
-    try:
-        with files.open_regular(file) as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-            return {"bytes": stream.tell(), "sha256": sha256}
-    except OSError as error:
-        files.refuse_machine_error(file, error)
-        return {"bytes": -1, "sha256": ""}

@@ -67,7 +67,10 @@ class Plan:
         if size == 1:
             raise error.for_one_image()
         entry = {"stage": error.stage, "group": first.id, name: size, "now": size // 2, "error": error.reason}
-        groups = [group if group.id in committed else _limit(group, name, size // 2) for group in self.groups]
+        groups = list(self.groups)
+        for place, group in enumerate(groups):
+            if group.id not in committed:
+                groups[place] = _limit(group, name, size // 2)
         return replace(self, groups=tuple(groups), out_of_memory=(*self.out_of_memory, entry))
 
     def to_json(self) -> dict[str, Any]:

@@ -69,7 +69,12 @@ class RunDirectory:
         self._committed: set[int] | None = None  # not looked for yet
         saved_identity = read_state(path / "config.json", CONFIG)
         if saved_identity is None:
-            _refuse_foreign(path)
+            for entry in path.iterdir():
+                # Before a run begins, d4m-fast makes no other files.
+                if entry.name not in LOCK_FILES and not entry.name.startswith(files.TEMPORARY):
+                    raise RunDirectoryError(
+                        f"{path}: not empty and not a run of ours ({entry.name}); choose another --out"
+                    )
         else:
             differences = list(_differences(essence(saved_identity), essence(identity)))
             if differences:
@@ -105,12 +110,13 @@ class RunDirectory:
         are those with other classes than the plan, which they have where the plan was lost and made anew.
         """
         if self._committed is None:
-            self._committed = {group.id for group in plan.groups if self._is_committed(group)}
+            committed = set[int]()
+            for group in plan.groups:
+                record = read_record(self.path, group.id, self.fingerprint)
+                if record is not None and is_of(record, group) and all(map(self._is_present, files_of(record))):
+                    committed.add(group.id)
+            self._committed = committed
         return self._committed
-
-    def _is_committed(self, group: Group) -> bool:
-        record = read_record(self.path, group.id, self.fingerprint)
-        return record is not None and is_of(record, group) and all(map(self._is_present, files_of(record)))
 
     def _rows(self, plan: Plan) -> Iterator[dict[str, Any]]:
         """Yield the rows of all images, in the order of their groups; one record is in memory at a time."""
@@ -244,7 +250,18 @@ class RunDirectory:
         file = folder / f"{sample.index:05d}{FORMATS[form].suffix}"
         data = to_bytes(sample.pixels, form)
         sha256 = files.write_bytes(file, data, sync_name=False)
-        return {**_provenance(sample), "file": str(file.relative_to(self.path)), "bytes": len(data), "sha256": sha256}
+        return {
+            "class_id": sample.info.id,
+            "index": sample.index,
+            "prompt": sample.info.prompt,
+            "seed": sample.seed,
+            "cluster_size": sample.cluster_size,
+            "inertia_share": sample.inertia_share,
+            "nearest": sample.nearest,
+            "file": str(file.relative_to(self.path)),
+            "bytes": len(data),
+            "sha256": sha256,
+        }
 
     def _commit(self, group: Group, plan: Plan, rows: list[dict[str, Any]], seconds: float) -> None:
         # The names of the images must be durable before the record that says that they are there.
@@ -268,18 +285,6 @@ class RunDirectory:
         self.committed(plan).add(group.id)
 
 
-def _provenance(sample: Sample) -> dict[str, Any]:
-    return {
-        "class_id": sample.info.id,
-        "index": sample.index,
-        "prompt": sample.info.prompt,
-        "seed": sample.seed,
-        "cluster_size": sample.cluster_size,
-        "inertia_share": sample.inertia_share,
-        "nearest": sample.nearest,
-    }
-
-
 def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
     """Yield the options of two identities that differ."""
     for name in sorted({*saved, *current}):
@@ -288,13 +293,6 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterat
             yield from _differences(saved_value, current_value)
         elif saved_value != current_value:
             yield f"{name}: {json.dumps(saved_value)} there, {json.dumps(current_value)} now"
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Refuse a directory with files in it that d4m-fast does not make before a run begins."""
-    for entry in path.iterdir():
-        if entry.name not in LOCK_FILES and not entry.name.startswith(files.TEMPORARY):
-            raise RunDirectoryError(f"{path}: not empty and not a run of ours ({entry.name}); choose another --out")
 
 
 def essence(identity: Mapping[str, Any]) -> dict[str, Any]:

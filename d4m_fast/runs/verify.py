@@ -20,7 +20,7 @@ from d4m_fast.fingerprints import fingerprint
 from d4m_fast.runs import exports, latents
 from d4m_fast.runs.commit import files_of, read_of_run, read_record
 from d4m_fast.runs.image_files import PILLOW_OF
-from d4m_fast.runs.plan import Group, Plan
+from d4m_fast.runs.plan import Plan
 from d4m_fast.runs.run import essence
 from d4m_fast.storage import files
 from d4m_fast.storage.locks import locked
@@ -75,7 +75,7 @@ class Verdict:
             **asdict(self),
             "run": str(self.run),
             "whole": self.whole,
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": list(map(asdict, self.findings)),
             "removed": list(self.removed),
         }
 
@@ -154,19 +154,16 @@ class _Check:
             if self._finished:
                 yield _to_finish(name, "missing", "the run is marked finished")
             return
-        if self._plan is not None and not self._is_planned(record, self._plan.groups[number]):
-            yield _to_finish(name, "damaged", "its images are not those of the plan", name)
-            return
+        if self._plan is not None:
+            planned_images = product(self._plan.groups[number].classes, range(self._identity["options"]["ipc"]))
+            if [(row["class_id"], row["index"]) for row in record["images"]] != list(planned_images):
+                yield _to_finish(name, "damaged", "its images are not those of the plan", name)
+                return
         self._records[number] = record
         for row in files_of(record):
             problem = self._problem(row)
             if problem is not None:
                 yield _to_finish(row["file"], *problem, name)
-
-    def _is_planned(self, record: dict[str, Any], group: Group) -> bool:
-        """Return whether a record has the images of a planned group, in their order."""
-        images = [(row["class_id"], row["index"]) for row in record["images"]]
-        return images == list(product(group.classes, range(self._identity["options"]["ipc"])))
 
     def _problem(self, row: dict[str, Any]) -> tuple[Problem, str] | None:
         """Return the problem of a file of a record, and the reason; None if there is none."""
@@ -304,7 +301,7 @@ def _undecodable(data: bytes, suffix: str, side: int) -> str | None:
 
 def _repaired(verdict: Verdict) -> Verdict:
     """Remove the marks of completion of damaged files, so that a re-run makes them again."""
-    marks = dict.fromkeys(mark for finding in verdict.findings for mark in finding.marks)
+    marks = dict.fromkeys(chain.from_iterable(finding.marks for finding in verdict.findings))
     removed = [mark for mark in marks if os.path.lexists(verdict.run / mark)]
     for mark in removed:
         files.remove(verdict.run / mark)

@@ -142,7 +142,10 @@ def _array_source(
     prompts: Prompts,
 ) -> ArraySource:
     """Return a source: all classes of `names`, or where there are none those of the labels, 0 or 1 to the largest."""
-    _require_arrays(kind, images, labels)
+    are_images = images.dtype == np.uint8 and (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3))
+    if not are_images or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        shapes = f"images {images.shape} {images.dtype}, labels {labels.shape} {labels.dtype}"
+        raise DataError(f"{kind}: {shapes} do not belong together; fetch the set again")
     labels = labels.astype(np.int64)
     stop = len(names) if names is not None else int(labels.max(initial=-1)) + 1
     start = 1 if names is None and labels.size and labels.min() == 1 else 0
@@ -168,13 +171,6 @@ def _fingerprint(kind: str, images: np.ndarray, labels: np.ndarray) -> str:
     digest.update(np.ascontiguousarray(images).data)
     digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def _require_arrays(kind: str, images: np.ndarray, labels: np.ndarray) -> None:
-    are_images = images.dtype == np.uint8 and (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3))
-    if not are_images or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-        shapes = f"images {images.shape} {images.dtype}, labels {labels.shape} {labels.dtype}"
-        raise DataError(f"{kind}: {shapes} do not belong together; fetch the set again")
 
 
 def _require_classes(kind: str, labels: np.ndarray, classes: range) -> None:

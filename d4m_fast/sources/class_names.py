@@ -30,7 +30,7 @@ def names_in_folders(folders: Sequence[str]) -> list[str | None]:
     """Return what follows the WordNet id or number in each folder's name; None where it has none."""
     best: list[re.Match[str] | None] = [None] * len(folders)
     for pattern in _NAMED_FOLDERS:
-        matches = [pattern.fullmatch(folder) for folder in folders]
+        matches = list(map(pattern.fullmatch, folders))
         if matches.count(None) < best.count(None):
             best = matches
     # Where two folders have one number it counts something else, and is a part of their names.

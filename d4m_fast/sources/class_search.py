@@ -78,7 +78,8 @@ def possible_classes(names: Iterable[str]) -> list[str]:
 
 def list_folders(path: Path) -> list[str]:
     """Return the names of the folders that are not hidden or a tool's, sorted."""
-    return sorted(entry.name for entry in list_entries(str(path)) if is_folder(entry) and not is_skipped(entry.name))
+    folders = filter(is_folder, list_entries(str(path)))
+    return sorted(folder.name for folder in folders if not is_skipped(folder.name))
 
 
 def split_below(path: Path, split: str) -> Path | None:

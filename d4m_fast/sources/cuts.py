@@ -72,17 +72,14 @@ def _ends_inside_tiff(file: BinaryIO, head: bytes, size: int) -> bool:
     word, count = (f"{order}Q", f"{order}Q") if is_bigtiff else (f"{order}I", f"{order}H")
     file.seek(struct.unpack_from(word, head, 8 if is_bigtiff else 4)[0])
     for _ in range(struct.unpack(count, file.read(struct.calcsize(count)))[0]):
-        if _reaches_beyond(file.read(20 if is_bigtiff else 12), word, size):
+        entry = file.read(20 if is_bigtiff else 12)
+        tag, kind = struct.unpack_from(f"{order}HH", entry)
+        values, at = struct.unpack_from(f"{order}2{word[1]}", entry, 4)
+        length = values * _TIFF_SIZES.get(kind, 1)
+        # Where a word has no room for the values, they stand elsewhere.
+        if tag in _TIFF_PIXELS and length > struct.calcsize(word) and at + length > size:
             return True
     return False
-
-
-def _reaches_beyond(entry: bytes, word: str, size: int) -> bool:
-    """Return whether the values of an entry, which stand elsewhere where a word has no room for them, are cut off."""
-    tag, kind = struct.unpack_from(f"{word[0]}HH", entry)
-    count, at = struct.unpack_from(f"{word[0]}2{word[1]}", entry, 4)
-    length = count * _TIFF_SIZES.get(kind, 1)
-    return tag in _TIFF_PIXELS and length > struct.calcsize(word) and at + length > size
 
 
 def _lacks_end_mark(mark: bytes) -> Callable[[BinaryIO, bytes, int], bool]:

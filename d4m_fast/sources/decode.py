@@ -188,16 +188,14 @@ def _is_of_machine(error: BaseException) -> bool:
         return error.errno in MACHINE_ERRORS
     if isinstance(error, MemoryError):
         return True
-    return wants_of_machine(error) and not _has_room()
-
-
-def _has_room() -> bool:
-    """Return whether the largest image would fit; Pillow's decoders lack memory for sizes in damaged files, too."""
+    if not wants_of_machine(error):
+        return False
+    # Pillow's decoders lack memory for sizes in damaged files, too: the machine has failed if it holds no large image.
     try:
         mmap.mmap(-1, 4 * MAX_PIXELS).close()
     except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _is_animated(image: ImageFile.ImageFile) -> bool:
@@ -217,13 +215,10 @@ def _reason(error: BaseException) -> str:
         return f"needs what this Pillow was built without ({error})"
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror if error.errno == errno.EINVAL else f"unreadable ({error.strerror})"
-    return _decoder_reason(str(error), type(error).__name__)
-
-
-def _decoder_reason(message: str, kind: str) -> str:
+    message = str(error)
     missing = re.fullmatch(r"(?:de|en)coder (\w+) not available", message)
     if missing:
         return f"no decoder for {_CODECS.get(missing[1], missing[1])} in this Pillow"
     if "truncat" in message.lower() or "not enough image data" in message:
         return "truncated"
-    return message if message == "zero bytes" else f"damaged ({message if message else kind})"
+    return message if message == "zero bytes" else f"damaged ({message if message else type(error).__name__})"

@@ -114,9 +114,15 @@ def is_skipped(name: str) -> bool:
     return name.startswith(".") or name.lower() in _TOOL_FOLDERS or _RECOVERED.fullmatch(name) is not None
 
 
-def is_run(names: Collection[str]) -> bool:
+def is_run(entries: Iterable[os.DirEntry[str]]) -> bool:
     """Return whether a directory with these entries is a run of d4m-fast, or a certificate's folder."""
+    names = {entry.name for entry in entries}
     return "certify.json" in names or not (_RUN_RECORDS.isdisjoint(names) or _RUN_FOLDERS.isdisjoint(names))
+
+
+def is_own(entries: Collection[os.DirEntry[str]]) -> bool:
+    """Return whether a directory with these entries is d4m-fast's: a run, a certificate's folder, or a cache."""
+    return is_run(entries) or is_cache(entries)
 
 
 def is_cache(entries: Collection[os.DirEntry[str]]) -> bool:

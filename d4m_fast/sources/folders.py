@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,19 +61,24 @@ def folders_below(root: Path, split: str, prompts: Prompts, own: Sequence[Path] 
     _check_classes(class_root, files, walk.beside)
     require_one_level(class_root, {folder: walk.inner[folder] for folder in files}, walk.bare)
     classes = class_infos(list(files), None, prompts)
-    _require_prompts(classes)
+    for class_info in classes:
+        if not class_info.prompt.strip():
+            raise DataError(f"class {class_info.folder!a}: its name is no prompt; rename it or give --prompts FILE")
+    notes = list(unread_beside(root, class_root))
+    if len(files) == 1:  # perhaps a whole set that is not sorted by classes
+        notes.append(f"one class only: {next(iter(files))}")
     return FolderSource(
         classes=classes,
         items=tuple(_items(files.values())),
         fingerprint=_fingerprint(files),
         root=class_root,
-        notes=(*unread_beside(root, class_root), *_note_single_class(files), *walk.notes),
+        notes=(*notes, *walk.notes),
     )
 
 
 def in_class_order(folders: Sequence[str]) -> list[str]:
     """Sort folders as numbers where all of them are numbers, else as text, which is torchvision's order."""
-    if all(_NUMBER.fullmatch(folder) for folder in folders):
+    if all(map(_NUMBER.fullmatch, folders)):
         return sorted(folders, key=lambda folder: (int(folder), folder))
     return sorted(folders)
 
@@ -95,18 +100,6 @@ def _check_names(root: Path, folders: Iterable[str]) -> None:
             raise DataError(f"{root}: a folder is called {folder!a}, which nobody sees; rename it")
         if composed.setdefault(unicodedata.normalize("NFC", folder), folder) != folder:
             raise DataError(f"{root}: two folders are called {folder}, with accents stored apart in one; rename one")
-
-
-def _note_single_class(folders: Collection[str]) -> Iterator[str]:
-    """Yield a line about a single folder, which may be a whole set that is not sorted by classes."""
-    if len(folders) == 1:
-        yield f"one class only: {next(iter(folders))}"
-
-
-def _require_prompts(classes: Iterable[ClassInfo]) -> None:
-    for class_info in classes:
-        if not class_info.prompt.strip():
-            raise DataError(f"class {class_info.folder!a}: its name is no prompt; rename it or give --prompts FILE")
 
 
 def _check_classes(root: Path, files: Mapping[str, Sequence[SizedFile]], beside: int) -> None:

@@ -195,7 +195,11 @@ def describe_foreign(head: bytes) -> str | None:
             return description
     if head.startswith(b"\0\0\2\0") and head[4:6] not in (b"", b"\0\0"):
         return "a Windows cursor"
-    return "a TGA image" if _is_targa(head) else _describe_text(head)
+    # TGA has no first bytes of its own, only a header that is plausible or not.
+    has_kinds = len(head) >= 18 and head[1] <= 1 and head[2] in (1, 2, 3, 9, 10, 11) and head[16] in (8, 15, 16, 24, 32)
+    if has_kinds and b"\0\0" not in (head[12:14], head[14:16]):
+        return "a TGA image"
+    return _describe_text(head)
 
 
 def explain_refusal(file: BinaryIO) -> str:
@@ -235,13 +239,6 @@ def _explain_header(name: str, file: BinaryIO) -> str:
     return f"damaged, or of a kind of {name} that Pillow does not read ({reason if reason else 'no reason given'})"
 
 
-def _is_targa(head: bytes) -> bool:
-    """Return whether a header is plausible for TGA, which has no first bytes of its own."""
-    if len(head) < 18 or head[1] > 1 or head[2] not in (1, 2, 3, 9, 10, 11):
-        return False
-    return head[16] in (8, 15, 16, 24, 32) and b"\0\0" not in (head[12:14], head[14:16])
-
-
 def _describe_boxes(head: bytes) -> str | None:
     """Say what an ISO media file is by its brands; None where it is AVIF."""
     size = min(struct.unpack(">I", head[:4])[0], len(head))
@@ -252,9 +249,9 @@ def _describe_boxes(head: bytes) -> str | None:
     if brands[0] == b"crx ":
         return "no decoder for Canon RAW in Pillow"
     for pattern, name in _HEIF_BRANDS:
-        if any(pattern.fullmatch(brand) for brand in brands):
+        if any(map(pattern.fullmatch, brands)):
             return f"no decoder for {name} in Pillow"
-    if any(_VIDEO_BRANDS.fullmatch(brand) for brand in brands):
+    if any(map(_VIDEO_BRANDS.fullmatch, brands)):
         return "an MPEG-4 or QuickTime video"
     return f"an ISO media file of brand {head[8:12]!a}, not an image that is read"
 

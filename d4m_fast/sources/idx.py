@@ -6,7 +6,7 @@ import gzip
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -33,20 +33,17 @@ def find(directory: Path, split: str) -> tuple[Path, Path] | None:
     """
     below = [directory / name / "raw" for name in _TORCHVISION_FOLDERS]
     for folders in ([directory], [directory / "raw"], below):
-        pairs = list(_pairs(folders, split))
+        pairs = []
+        for folder in folders:
+            images, labels = (_variant(folder, stem) for stem in FILES[split])
+            if images is not None and labels is not None:
+                pairs.append((images, labels))
         if len(pairs) > 1:
             places = " and ".join(str(images.parent) for images, _ in pairs)
             raise DataError(f"{directory}: holds several sets; give one of {places}")
         if pairs:
             return pairs[0]
     return None
-
-
-def _pairs(folders: Iterable[Path], split: str) -> Iterator[tuple[Path, Path]]:
-    for folder in folders:
-        images, labels = (_variant(folder, stem) for stem in FILES[split])
-        if images is not None and labels is not None:
-            yield images, labels
 
 
 def refuse_others(directory: Path, split: str) -> None:
@@ -101,18 +98,6 @@ def _variant(folder: Path, stem: str) -> Path | None:
 
 
 def _parse(stream: BinaryIO, path: Path) -> np.ndarray:
-    shape = _read_shape(stream, path)
-    count = math.prod(shape)
-    if count > MAX_BYTES:
-        raise DataError(f"{path}: its header asks for {count:,} bytes; fetch it again")
-    values = stream.read(count + 1)  # one more than there are, to notice a file that goes on
-    if len(values) != count:
-        actual_count = f"{len(values):,}" if len(values) < count else "more"
-        raise DataError(f"{path}: {actual_count} values where its header says {count:,}; fetch it again")
-    return np.frombuffer(values, np.uint8).reshape(shape)
-
-
-def _read_shape(stream: BinaryIO, path: Path) -> tuple[int, ...]:
     magic = stream.read(4)
     if len(magic) == 4 and magic[:2] == b"\0\0" and magic[2] in _TYPES:
         raise DataError(f"{path}: not an IDX file of bytes but of {_TYPES[magic[2]]}; save it as bytes")
@@ -121,4 +106,12 @@ def _read_shape(stream: BinaryIO, path: Path) -> tuple[int, ...]:
     sizes = stream.read(4 * magic[3])
     if len(sizes) != 4 * magic[3]:
         raise DataError(f"{path}: ends inside its header; fetch it again")
-    return tuple(np.frombuffer(sizes, ">u4").tolist())
+    shape = np.frombuffer(sizes, ">u4").tolist()
+    count = math.prod(shape)
+    if count > MAX_BYTES:
+        raise DataError(f"{path}: its header asks for {count:,} bytes; fetch it again")
+    values = stream.read(count + 1)  # one more than there are, to notice a file that goes on
+    if len(values) != count:
+        actual_count = f"{len(values):,}" if len(values) < count else "more"
+        raise DataError(f"{path}: {actual_count} values where its header says {count:,}; fetch it again")
+    return np.frombuffer(values, np.uint8).reshape(shape)

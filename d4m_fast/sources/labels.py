@@ -49,14 +49,16 @@ def resolve_prompts(folders: Sequence[str], names: Sequence[str] | None, prompts
     """
     if prompts is not None and prompts != OFFICIAL:
         return read_prompts(Path(prompts), Classes(folders, names))
-    wnids = [folder for folder in folders if WNID.fullmatch(folder)] if names is None else []
+    wnids = list(filter(WNID.fullmatch, folders)) if names is None else []
     if prompts == OFFICIAL and (not wnids or len(wnids) < len(folders)):
         raise UsageError("--prompts official: only for ImageNet class folders (n01440764, ...); give a file instead")
     if wnids:
-        _require_only_wnids(folders, wnids)
-        return _from_table(folders, official=prompts == OFFICIAL)
+        return _imagenet_prompts(folders, wnids, official=prompts == OFFICIAL)
     texts = spoken_folders(folders) if names is None else [name.replace("_", " ") for name in names]
-    _require_visible(texts)
+    for text in texts:
+        character = invisible_character(text)
+        if character is not None:
+            raise DataError(f"class {text!a}: its name has {character}; rename it or give --prompts FILE")
     return texts
 
 
@@ -76,7 +78,8 @@ def shared_prompts(classes: Iterable[ClassInfo]) -> dict[str, list[str]]:
     return {prompt: sharing for prompt, sharing in folders.items() if len(sharing) > 1}
 
 
-def _require_only_wnids(folders: Sequence[str], wnids: Sequence[str]) -> None:
+def _imagenet_prompts(folders: Sequence[str], wnids: Sequence[str], *, official: bool) -> list[str]:
+    """Return the label lines of folders that are WordNet ids, some of them at least."""
     known_wnids = set(wnids)
     odd_folders = [folder for folder in folders if folder not in known_wnids]
     if odd_folders:
@@ -85,18 +88,8 @@ def _require_only_wnids(folders: Sequence[str], wnids: Sequence[str]) -> None:
             f"{len(wnids):,} of {len(folders):,} folders are WordNet ids; {some(odd_folders)} {verb}: remove it or give"
             " --prompts FILE"
         )
-
-
-def _from_table(folders: Sequence[str], *, official: bool) -> list[str]:
     table = imagenet_labels(official=official)
     unknown = [folder for folder in folders if folder.lower() not in table]
     if unknown:
         raise DataError(f"{some(unknown)}: no ImageNet-1K class, so no label is known; give them with --prompts FILE")
     return [table[folder.lower()] for folder in folders]
-
-
-def _require_visible(names: Iterable[str]) -> None:
-    for name in names:
-        character = invisible_character(name)
-        if character is not None:
-            raise DataError(f"class {name!a}: its name has {character}; rename it or give --prompts FILE")

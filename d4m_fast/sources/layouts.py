@@ -20,7 +20,7 @@ from d4m_fast.sources.class_search import (
     split_below,
     without_companions,
 )
-from d4m_fast.sources.entries import has_images, is_cache, is_run, list_entries
+from d4m_fast.sources.entries import has_images, is_own, is_run, list_entries
 from d4m_fast.sources.splits import SPLIT_KINDS, named_split, numbered_parts, split_of
 from d4m_fast.wording import some
 
@@ -34,9 +34,13 @@ def image_root(root: Path, split: str) -> Path:
         DataError: splits that do not fit, or no class folders here, but perhaps below: then the message says where.
     """
     names = list_folders(root)
-    if "images" in names and is_run({entry.name for entry in list_entries(str(root))}):
+    if "images" in names and is_run(list_entries(str(root))):
         return root / "images"
-    splits = _splits(root, names)
+    splits = {}
+    for name in names:
+        kind = split_of(name)
+        if kind is not None and holds_classes(root / name):
+            splits[name] = kind
     if splits:
         split_root = root / _choose_split(root, splits, split)
         _require_no_classes_beside(root, splits)
@@ -50,19 +54,9 @@ def image_root(root: Path, split: str) -> Path:
     return root
 
 
-def _splits(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the folders that are splits by their whole names and hold classes, with their kinds."""
-    splits = {}
-    for name in names:
-        kind = split_of(name)
-        if kind is not None and holds_classes(root / name):
-            splits[name] = kind
-    return splits
-
-
 def unread_beside(root: Path, class_root: Path) -> Iterator[str]:
     """Yield a line about folders of images beside the folder that `image_root` returned; none where that is `root`."""
-    if class_root == root or is_run({entry.name for entry in list_entries(str(root))}):
+    if class_root == root or is_run(list_entries(str(root))):
         return
     names = _class_like(root)
     if names:
@@ -109,8 +103,8 @@ def _is_by_letter(folder: str, names: Iterable[str]) -> bool:
 
 
 def _require_no_split_inside(root: Path, folder: str, names: Set[str], bare: bool) -> None:
-    splits = sorted(name for name in names if split_of(name))
-    kinds = {split_of(name) for name in splits}
+    splits = sorted(filter(split_of, names))
+    kinds = set(map(split_of, splits))
     if len(kinds) > 1 or (splits and len(splits) == len(names) and not bare):
         raise DataError(
             f"{root}/{folder}: holds {some(splits)}, a part of the set by name; move or link the class folders into one"
@@ -219,17 +213,12 @@ def _class_like(root: Path) -> list[str]:
 
 
 def _is_class_like(path: Path) -> bool:
-    if _is_own(path):
+    if is_own(list_entries(str(path))):
         return False
     if has_images(path):
         return True
     inner_folders = [path / name for name in list_folders(path)[:MAX_LOOKED_INTO]]
-    return any(has_images(folder) and not _is_own(folder) for folder in inner_folders)
-
-
-def _is_own(path: Path) -> bool:
-    entries = list_entries(str(path))
-    return is_run({entry.name for entry in entries}) or is_cache(entries)
+    return any(has_images(folder) and not is_own(list_entries(str(folder))) for folder in inner_folders)
 
 
 def _choose_split(root: Path, splits: Mapping[str, str], split: str) -> str:

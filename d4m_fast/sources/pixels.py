@@ -76,7 +76,11 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _from_wide_grey(image: Image.Image) -> Image.Image:
-    values = _samples(image)
+    values = np.asarray(image)
+    if values.dtype == np.int32 and _sample_format(image) == _UNSIGNED:
+        values = values.view(np.uint32)  # Pillow has no mode for them
+    elif values.dtype == np.uint8:
+        values = values.view(np.int8)  # nor for these
     blank = _blank_pixels(image, values)
     if _without_blank(values, blank).size == 0:
         raise UnscalableError("all its pixels are declared to be without data (GDAL_NODATA)")
@@ -148,15 +152,6 @@ def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
     values *= 0xFF / (high - low)
     np.clip(np.rint(values, out=values), 0, 0xFF, out=values)
     return values.astype(np.uint8)
-
-
-def _samples(image: Image.Image) -> np.ndarray:
-    values = np.asarray(image)
-    if values.dtype == np.int32 and _sample_format(image) == _UNSIGNED:
-        return values.view(np.uint32)  # Pillow has no mode for them
-    if values.dtype == np.uint8:
-        return values.view(np.int8)  # nor for these
-    return values
 
 
 def _grey_range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:

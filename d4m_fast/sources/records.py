@@ -55,4 +55,6 @@ def by_class(items: Iterable[Item]) -> dict[int, list[Item]]:
     classes: dict[int, list[Item]] = {}
     for item in items:
         classes.setdefault(item.class_id, []).append(item)
-    return {class_id: sorted(members, key=lambda item: item.rank) for class_id, members in classes.items()}
+    for members in classes.values():
+        members.sort(key=lambda item: item.rank)
+    return classes

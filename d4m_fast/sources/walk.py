@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from d4m_fast.errors import DataError
@@ -15,10 +15,9 @@ from d4m_fast.sources.entries import (
     has_file_suffix,
     identify,
     is_broken_folder,
-    is_cache,
     is_folder,
     is_image,
-    is_run,
+    is_own,
     is_skipped,
     list_entries,
     require_plain_names,
@@ -92,7 +91,10 @@ class Walk:
         files = [entry for entry in entries if not is_folder(entry)]
         self._require_unbroken(self.root, files, dotted=any(has_file_suffix(entry.name) for entry in folders))
         names = [entry.name for entry in folders if self._is_open(entry)]
-        self._require_unpacked(names, [entry.name for entry in files])
+        for file_name in sorted(entry.name for entry in files):
+            folder = unpacked_name(file_name)
+            if folder is not None and folder not in names:
+                raise DataError(f"{self.root}: {file_name} is still packed: unpack it into a folder, or remove it")
         require_plain_names(self.root, names)
         for entry in files:
             self.beside += is_image(entry.name)
@@ -189,14 +191,11 @@ class Walk:
             self.own_folders.add(os.path.relpath(entry.path, self.root))
             return False
         if entry.is_symlink():
-            self._require_outside_link(entry.path)
+            require_real_folder(entry.path)
+            real = os.path.realpath(entry.path)
+            if real != self._real_root and f"{self._real_root}/".startswith(f"{real.rstrip('/')}/"):
+                raise DataError(f"{entry.path}: links to {real}, a folder above it; remove the link")
         return True
-
-    def _require_outside_link(self, path: str) -> None:
-        require_real_folder(path)
-        real = os.path.realpath(path)
-        if real != self._real_root and f"{self._real_root}/".startswith(f"{real.rstrip('/')}/"):
-            raise DataError(f"{path}: links to {real}, a folder above it; remove the link")
 
     def _register_class(self, folder: str) -> None:
         """Register a class folder, before any is read, so that a link to it from another class is noticed.
@@ -211,12 +210,6 @@ class Walk:
         first_name = self._folder_of.setdefault(identity, folder)
         if first_name != folder:
             raise DataError(f"{path}: is the same folder as {first_name}; remove one of the links")
-
-    def _require_unpacked(self, folders: Collection[str], files: Iterable[str]) -> None:
-        for name in sorted(files):
-            folder = unpacked_name(name)
-            if folder is not None and folder not in folders:
-                raise DataError(f"{self.root}: {name} is still packed: unpack it into a folder, or remove it")
 
     def _leave_out(self, name: str, reason: str = "") -> None:
         """Count a file that is not taken, by the reason or, without one, by its suffix."""
@@ -237,7 +230,7 @@ class Walk:
         if not self._is_first_visit(folder):
             return
         entries = list_entries(path)
-        if is_run({entry.name for entry in entries}) or is_cache(entries):
+        if is_own(entries):
             visit.own_folders.append(folder)
             return
         images, folders = self._images_and_folders(path, entries)

@@ -73,14 +73,10 @@ def refusing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         place = str(path) if error.filename is None else os.fsdecode(error.filename)
-        raise PreflightError(f"{place}: {_refusal(error)}") from error
-
-
-def _refusal(error: OSError) -> str:
-    """Say what the system refuses, and what to do."""
-    if error.errno in _REFUSALS:
-        return _REFUSALS[error.errno]
-    return f"{error if error.strerror is None else error.strerror}; {_ELSEWHERE}"
+        reason = f"{error if error.strerror is None else error.strerror}; {_ELSEWHERE}"
+        if error.errno in _REFUSALS:
+            reason = _REFUSALS[error.errno]
+        raise PreflightError(f"{place}: {reason}") from error
 
 
 def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
@@ -267,7 +263,7 @@ def require_room(*needs: Need) -> None:
 
 def _existing(path: Path) -> Path:
     """Return the path, or the nearest of its parents that is there."""
-    return next(ancestor for ancestor in (path.absolute(), *path.absolute().parents) if os.path.exists(ancestor))
+    return next(filter(os.path.exists, (path.absolute(), *path.absolute().parents)))
 
 
 def bytes_on_disk(path: Path) -> int:

@@ -42,9 +42,13 @@ def read_prompts(path: Path, classes: Classes) -> list[str]:
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     for entry, folder in zip(entries, classes.folders, strict=True):
-        _require_visible(path, entry, folder)
+        character = invisible_character(entry.text)
+        if character is not None:
+            raise DataError(f"{path}: {entry.place}, the prompt of {folder}, has {character}; take it out")
+        if not entry.text:
+            raise DataError(f"{path}: {entry.place}, the prompt of {folder}, is empty")
     prompts = [entry.text for entry in entries]
-    if all(_WNID.search(prompt) for prompt in prompts):
+    if all(map(_WNID.search, prompts)):
         raise DataError(f"{path}: every prompt has a WordNet id in it, not at the start of its line; {ADVICE}")
     return prompts
 
@@ -145,7 +149,7 @@ def _json(text: str) -> Any:
 
 
 def _json_lines(text: str) -> Any:
-    return [_json(line) for line in text.strip().split("\n")]
+    return list(map(_json, text.strip().split("\n")))
 
 
 def _literal(text: str) -> Any:
@@ -158,13 +162,5 @@ def _plain(node: ast.expr) -> Any:
         keys = [ast.literal_eval(key) for key in node.keys if key is not None]
         return _Mapping(zip(map(str, keys), map(_plain, node.values), strict=True))
     if isinstance(node, ast.List | ast.Tuple):
-        return [_plain(element) for element in node.elts]
+        return list(map(_plain, node.elts))
     return ast.literal_eval(node)
-
-
-def _require_visible(path: Path, entry: Entry, folder: str) -> None:
-    character = invisible_character(entry.text)
-    if character is not None:
-        raise DataError(f"{path}: {entry.place}, the prompt of {folder}, has {character}; take it out")
-    if not entry.text:
-        raise DataError(f"{path}: {entry.place}, the prompt of {folder}, is empty")

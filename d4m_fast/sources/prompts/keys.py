@@ -25,8 +25,9 @@ _PROMPT_COLUMNS = frozenset(
 def pair_lines(lines: Sequence[Entry], classes: Classes) -> list[Entry]:
     """Return the entries of the classes, from lines with or without keys."""
     if any("\t" in line.text for line in lines):
-        return pair_by_key([_tabbed(line) for line in lines], classes)
-    _require_more_than_keys(lines)
+        return pair_by_key(list(map(_tabbed, lines)), classes)
+    if lines and all(WNID.fullmatch(line.text.strip()) for line in lines):  # such as wnids.txt
+        raise ValueError(f"has WordNet ids and no prompts; {ADVICE}")
     quoted_pairs = _quoted_pairs(lines)
     if quoted_pairs is not None:
         return pair_by_key(quoted_pairs, classes)
@@ -64,7 +65,7 @@ def pair_mapping(pairs: Sequence[tuple[str, Any]], classes: Classes) -> list[Ent
     if values and all(map(_is_wnid_pair, values)):
         # Keras' imagenet_class_index.json writes great_white_shark.
         pairs = [(str(wnid), str(text).replace("_", " ")) for wnid, text in values]
-    elif values and all(map(_is_class_id, values)):
+    elif values and all(type(value) is int for value in values):  # isinstance would take True for one
         if {composed(key) for key, _ in pairs} & set(map(composed, classes.folders)):
             raise ValueError(f"gives class ids to folders, no prompts; {ADVICE}")
         pairs = [(str(class_id), prompt) for prompt, class_id in pairs]
@@ -78,10 +79,6 @@ def pair_mapping(pairs: Sequence[tuple[str, Any]], classes: Classes) -> list[Ent
 
 def _is_wnid_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and WNID.fullmatch(str(value[0])) is not None
-
-
-def _is_class_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)  # True is an int
 
 
 def has_csv_header(lines: Sequence[Entry]) -> bool:
@@ -118,7 +115,11 @@ def _key_columns(names: Sequence[str], rows: Sequence[Sequence[str]], classes: C
     if len(columns) == 1:
         return columns
     folders = set(map(composed, classes.folders))
-    return [i for i in columns if folders <= {composed(row[i].strip()) for row in rows}]
+    complete_columns = []
+    for i in columns:
+        if folders <= {composed(row[i].strip()) for row in rows}:
+            complete_columns.append(i)
+    return complete_columns
 
 
 def _column_names(header: Sequence[str]) -> list[str]:
@@ -138,12 +139,6 @@ def _tabbed(line: Entry) -> KeyedEntry:
     if not tab or not text.strip() or "\t" in text.strip():
         raise ValueError(f"{line.place} is not folder<TAB>prompt, as other lines are")
     return KeyedEntry(key.strip(), Entry(line.place, text))
-
-
-def _require_more_than_keys(lines: Sequence[Entry]) -> None:
-    """Refuse a list of WordNet ids, such as wnids.txt."""
-    if lines and all(WNID.fullmatch(line.text.strip()) for line in lines):
-        raise ValueError(f"has WordNet ids and no prompts; {ADVICE}")
 
 
 def _matched(pattern: re.Pattern[str], line: Entry) -> KeyedEntry | None:

@@ -51,7 +51,7 @@ def pair_by_key(keyed: Sequence[KeyedEntry], classes: Classes) -> list[Entry]:
     """Return the entries of the classes, found by folder, or else by position in class order, from 0 or from 1."""
     keys = [composed(entry.key) for entry in keyed]
     _refuse_any("given twice", _repeated(keys))
-    folders = [composed(folder) for folder in classes.folders]
+    folders = list(map(composed, classes.folders))
     order = _order_by_folder(keys, folders, wnids=classes.are_wnids)
     if order is not None:
         return _cleaned([keyed[position].entry for position in order], classes)
@@ -60,7 +60,7 @@ def pair_by_key(keyed: Sequence[KeyedEntry], classes: Classes) -> list[Entry]:
         _refuse_any("no such class folder", () if wnids else set(keys) - set(folders))
         _refuse_any("no prompt for", set(folders) - set(keys))
         raise ValueError(f"its keys are not those of the classes; {ADVICE}")
-    order = _order_by_number([int(key) for key in keys], classes)
+    order = _order_by_number(list(map(int, keys)), classes)
     entries = _cleaned([keyed[position].entry for position in order], classes)
     _require_own_names(entries, classes)
     return entries
@@ -126,7 +126,7 @@ def _require_count(entries: int, classes: int) -> None:
 def _cleaned(entries: Sequence[Entry], classes: Classes) -> list[Entry]:
     """Return the entries without what the form of the file adds to their texts: quotes, bullets, a second key."""
     texts = _unwrapped([entry.text.strip() for entry in entries])
-    if len(texts) > 1 and all(text.isdecimal() for text in texts):
+    if len(texts) > 1 and all(map(str.isdecimal, texts)):
         raise ValueError(f"gives numbers, no prompts; {ADVICE}")
     texts = _without_second_key(texts, classes)
     if list(texts) == list(classes.folders):  # CUB-200's classes.txt: 1 001.Black_footed_Albatross
@@ -142,7 +142,7 @@ def _unwrapped(texts: Sequence[str]) -> Sequence[str]:
     for wrapping in (_BULLET, _QUOTED):
         matches = _match_all(wrapping, texts)
         if matches is not None:
-            texts = [_wrapped_text(match) for match in matches]
+            texts = list(map(_wrapped_text, matches))
     matches = _match_all(_DEVKIT_VALUE, texts)
     if matches is not None and len({match[1] for match in matches}) == len(texts):
         return [match[2].replace("_", " ") for match in matches]
