@@ -65,7 +65,7 @@ def measure(out: Path, pixels: torch.Tensor, labels: torch.Tensor, sheet: Path) 
         pixels: the test images, RGB in [0, 1].
         sheet: where the contact sheet of text-to-image samples goes.
     """
-    teacher = load_teacher(out / "teacher")
+    teacher = load_teacher(out / "teacher").network
     rebuilt = _reconstructions(out / "model", pixels)
     samples, prompted = _samples(out / "model")
     _contact_sheet(samples).save(sheet)

@@ -74,7 +74,7 @@ def test_on_real_images_both_beat_random_draws() -> None:
     source = open_source("bundled")
     items = [item for item in source.items if item.class_id == 1]
     pixels = np.stack([np.asarray(source.read(item)) for item in items]).transpose(0, 3, 1, 2)
-    features = features_of(load_teacher(teacher_folder(BUNDLED)), CPU)(torch.from_numpy(pixels))
+    features = features_of(load_teacher(teacher_folder(BUNDLED)).network, CPU)(torch.from_numpy(pixels))
     x = features.double().numpy()
     rng = np.random.default_rng(0)
 

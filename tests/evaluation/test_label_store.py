@@ -127,7 +127,7 @@ def test_an_interrupted_labelling_goes_on_where_it_stopped(tmp_path: Path) -> No
     identity = labels_identity(images, recipe, "sha", range(CLASSES), 0, None)
     labelling = write_labels(tmp_path / "halted", images, recipe, teacher, identity, batch_size=5)
     next(labelling)
-    labelling.close()
+    del labelling
     assert open_labels(tmp_path / "halted", images, identity) is None
     first = (tmp_path / "halted" / "epoch-00000.safetensors").stat().st_mtime_ns
     store(tmp_path / "halted", images, recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,13 +46,13 @@ def our_step(protocol: Protocol, network: nn.Module, pixels: torch.Tensor, logit
 
 def published_optimiser(network: nn.Module) -> torch.optim.Optimizer:
     """SRe2L's get_parameters, and its AdamW."""
-    decayed, others = [], []
+    decayed, others = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in network.named_parameters():
         if len(parameter.shape) <= 1 or "weight" not in name:
             others.append(parameter)
         else:
             decayed.append(parameter)
-    groups = [{"params": others, "weight_decay": 0}, {"params": decayed}]
+    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0}, {"params": decayed}]
     return torch.optim.AdamW(groups, lr=0.001, betas=(0.9, 0.999), weight_decay=0.01)
 
 
@@ -84,7 +85,7 @@ def rded_step(network: nn.Module, pixels: torch.Tensor, logits: torch.Tensor) ->
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
-    return loss.item()
+    return float(loss)
 
 
 def assert_alike(ours: nn.Module, theirs: nn.Module) -> None:
@@ -96,9 +97,9 @@ def assert_alike(ours: nn.Module, theirs: nn.Module) -> None:
         clear = other.grad.abs() > 1e-4  # where AdamW's first step, of one size, has a certain sign
         moved = (parameter - other).detach().abs()[clear]
         assert (moved < 1e-5).all(), name  # weight decay included
-    for (name, buffer), other in zip(ours.named_buffers(), theirs.buffers(), strict=True):
+    for (name, buffer), statistic in zip(ours.named_buffers(), theirs.buffers(), strict=True):
         if buffer.is_floating_point():
-            assert float((buffer - other).abs().max()) < 1e-5, name
+            assert float((buffer - statistic).abs().max()) < 1e-5, name
 
 
 @pytest.mark.parametrize("images", [12, 9])
@@ -132,7 +133,7 @@ def data_parallel_step(network: nn.Module, pixels: torch.Tensor, logits: torch.T
             outputs.append(torch.func.functional_call(network, replica, chunk))
         soft = F.softmax(logits[start : start + 6] / 20, dim=1)
         loss = nn.KLDivLoss(reduction="batchmean")(F.log_softmax(torch.cat(outputs) / 20, dim=1), soft) / 2
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     optimiser.step()
 
 

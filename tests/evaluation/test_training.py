@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,13 +19,14 @@ from fakes import stripes
 
 from d4m_fast.config.choices import Regime
 from d4m_fast.errors import DamageError, ModelError, NonFiniteError, PreflightError
-from d4m_fast.evaluation import feeds, tasks, train
+from d4m_fast.evaluation import tasks, train
 from d4m_fast.evaluation.convnet import ConvNet
-from d4m_fast.evaluation.feeds import Batch, HardFeed, OnlineFeed
+from d4m_fast.evaluation.feeds import Batch, HardFeed, OnlineFeed, StoredFeed
 from d4m_fast.evaluation.images import ImageSet
 from d4m_fast.evaluation.protocols import PROTOCOLS
 from d4m_fast.evaluation.tasks import Exam, Result, Task, confusion_of, finish_task
 from d4m_fast.evaluation.workers import run_jobs, share_jobs
+from d4m_fast.storage import files
 
 REGIMES: tuple[Regime, ...] = get_args(Regime)
 
@@ -103,7 +104,7 @@ def test_a_killed_student_goes_on_to_equal_bits(
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
     changes = {"epochs": 9, "batch_size": ((1, 8),), "validations": (0, 2)}
     whole = finish_task(exam(tmp_path / "whole", **changes), task(regime, student=student))  # type: ignore[arg-type]
-    kind = {"hard": HardFeed, "online": OnlineFeed, "fixed": feeds.StoredFeed}[regime]
+    kind: Any = {"hard": HardFeed, "online": OnlineFeed, "fixed": StoredFeed}[regime]
     with monkeypatch.context() as patch:
         patch.setattr(kind, "epoch", halting(kind.epoch, 7))
         with pytest.raises(Halt):
@@ -149,7 +150,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
     writes = 0
-    write = train.files.write_bytes
+    write = files.write_bytes
 
     def filling(path: Path, data: bytes) -> str:
         nonlocal writes
@@ -160,7 +161,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
 
     whole = finish_task(exam(tmp_path / "whole"), task("hard"))
     with monkeypatch.context() as patch:
-        patch.setattr(train.files, "write_bytes", filling)
+        patch.setattr(files, "write_bytes", filling)
         with pytest.raises(PreflightError, match="no space left"):
             finish_task(exam(tmp_path / "full"), task("hard"))
     assert list(tmp_path.glob("full/students/*/checkpoint.pt"))
@@ -185,7 +186,7 @@ def test_a_teacher_without_finite_logits_is_named(tmp_path: Path) -> None:
     teacher.network.head.bias.fill_(float("nan"))  # type: ignore[union-attr, operator]
     for regime in ("online", "fixed"):
         with pytest.raises(ModelError, match="NaN or infinite"):
-            finish_task(exam(tmp_path, teacher=teacher), task(regime))  # type: ignore[arg-type]
+            finish_task(exam(tmp_path, teacher=teacher), task(regime))
 
 
 def many(work: Path) -> tuple[Exam, list[Task]]:
