@@ -22,7 +22,7 @@ from d4m_fast.config.choices import Regime
 from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.engine.runtime import hardware, resolve_device
 from d4m_fast.errors import DataError, UsageError
-from d4m_fast.evaluation.images import ImageSet, images_per_class, load_images, match_classes, of_classes
+from d4m_fast.evaluation.images import ImageSet, images_per_class, is_same_set, load_images, match_classes, of_classes
 from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol, overridden, parse_override
 from d4m_fast.evaluation.results import Subject, to_json
 from d4m_fast.evaluation.students import build_student
@@ -269,7 +269,7 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
     origin = source_of(paths[0]) if config.train_data is None or config.test_data is None else None
     train = open_source(_data_name("--train-data", config.train_data, origin), prompts_needed=False)
     test = open_source(_data_name("--test-data", config.test_data, origin), split="test", prompts_needed=False)
-    if test.fingerprint == train.fingerprint:
+    if is_same_set(test, train):
         raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
     distilled = [open_source(str(path), prompts_needed=False) for path in paths]
     if config.classes is not None:

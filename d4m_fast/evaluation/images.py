@@ -13,7 +13,7 @@ from PIL import Image
 
 from d4m_fast.errors import DataError
 from d4m_fast.fingerprints import derive_seed
-from d4m_fast.sources.records import Item, Source
+from d4m_fast.sources.records import Item, Source, by_class
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +111,24 @@ def match_classes(source: Source, reference: Source) -> dict[int, int]:
                 f"no class {class_info.folder!r} among the real images; is this the data the run was made from?"
             )
     return {class_info.id: reference_ids[class_info.folder] for class_info in source.classes}
+
+
+def is_same_set(one: Source, other: Source) -> bool:
+    """Whether two sources are the same images, also where one is a copy of the other.
+
+    A folder's fingerprint is of names and sizes, which uncompressed images of a train and a test set share.
+
+    Raises:
+        DataError: an image that would tell is damaged.
+    """
+    if one.fingerprint != other.fingerprint:
+        return False
+    firsts = zip(_first_of_classes(one), _first_of_classes(other), strict=True)
+    return all(one.read(mine).tobytes() == other.read(theirs).tobytes() for mine, theirs in firsts)
+
+
+def _first_of_classes(source: Source) -> list[Item]:
+    return [items[0] for _, items in sorted(by_class(source.items).items())]
 
 
 def of_classes(source: Source, class_ids: Collection[int]) -> list[Item]:
