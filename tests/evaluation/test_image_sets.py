@@ -16,7 +16,6 @@ from d4m_fast.errors import DataError, PreflightError
 from d4m_fast.evaluation import images
 from d4m_fast.evaluation.images import images_per_class, load_images, match_classes, random_subset
 from d4m_fast.sources.records import Item
-from d4m_fast.storage import files
 
 
 def test_images_of_the_right_size_are_untouched() -> None:
@@ -104,7 +103,7 @@ def test_a_large_set_lies_in_a_file_that_nobody_sees(tmp_path: Path, monkeypatch
     assert torch.equal(mapped.images, in_memory.images)
     assert str(tmp_path) in Path("/proc/self/maps").read_text()
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(PreflightError, match=r"the images of a set need up to 76,800 bytes, 0 are free"):
         load_images(source, 16)
 

@@ -123,7 +123,7 @@ def test_json_does_not_depend_on_the_order() -> None:
 def test_table_shows_arms_and_differences() -> None:
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(results.table(value()["rows"]))  # type: ignore[arg-type]
+        console.print(results.table(value()["rows"]))
     text = capture.get()
     assert "71.25" in text
     assert "69.42" in text
