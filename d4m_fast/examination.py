@@ -308,7 +308,7 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
         tuple(distilled),
         train,
         test,
-        match_classes(distilled[0], test),
+        match_classes(distilled[0], test, "test"),
         tuple(dict.fromkeys(regimes)),
         _students(config, protocol),
         {},

@@ -122,8 +122,11 @@ def _central_square(image: Image.Image, size: int, shorter_side: int | None) -> 
     return image.crop((left, top, left + size, top + size))
 
 
-def match_classes(source: Source, reference: Source) -> dict[int, int]:
+def match_classes(source: Source, reference: Source, name: str = "real") -> dict[int, int]:
     """Return the id in `reference` of each class id of `source`, found by folder name.
+
+    Args:
+        name: what the reference's images are called.
 
     Raises:
         DataError: a folder of `source` has no match; the message names the first.
@@ -132,7 +135,7 @@ def match_classes(source: Source, reference: Source) -> dict[int, int]:
     for class_info in source.classes:
         if class_info.folder not in reference_ids:
             raise DataError(
-                f"no class {class_info.folder!r} among the real images; is this the data the run was made from?"
+                f"no class {class_info.folder!r} among the {name} images; is this the data the run was made from?"
             )
     return {class_info.id: reference_ids[class_info.folder] for class_info in source.classes}
 
@@ -173,7 +176,8 @@ def images_per_class(source: Source) -> int:
     for class_info in source.classes:
         if counts[class_info.id] < max(budget, 1):
             raise DataError(
-                f"class {class_info.folder!r} has {counts[class_info.id]} images of {budget}: finish the run first"
+                f"class {class_info.folder!r} has {counts[class_info.id]} images and another class {budget}; every class"
+                " needs as many: finish the run, or even them out"
             )
     return budget
 
@@ -192,12 +196,13 @@ def random_subset(source: Source, per_class: int, seed: int, class_ids: Collecti
     members: dict[int, list[Item]] = {class_info.id: [] for class_info in source.classes}
     for item in source.items:
         members[item.class_id].append(item)
+    folders = {class_info.id: class_info.folder for class_info in source.classes}
     drawn_items: list[Item] = []
     for class_id in sorted(members if class_ids is None else members.keys() & set(class_ids)):
         items = members[class_id]
         if len(items) < per_class:
             raise DataError(
-                f"class {class_id} has {len(items)} real images, {per_class} are needed for the random subset"
+                f"class {folders[class_id]!r} has {len(items)} real images, {per_class} are needed for the random subset"
             )
         generator = torch.Generator().manual_seed(derive_seed(seed, class_id, "random"))
         # Sorted first: the draw must not depend on the order in which a file system lists its files.
