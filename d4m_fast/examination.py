@@ -288,12 +288,12 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
     """
     for path in paths:
         require_finished(path)
+    distilled = [open_source(str(path), prompts_needed=False) for path in paths]
     origin = source_of(paths[0]) if config.train_data is None or config.test_data is None else None
     train = open_source(_data_name("--train-data", config.train_data, origin), prompts_needed=False)
     test = open_source(_data_name("--test-data", config.test_data, origin), split="test", prompts_needed=False)
     if test.fingerprint == train.fingerprint:
         raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
-    distilled = [open_source(str(path), prompts_needed=False) for path in paths]
     if config.classes is not None:
         distilled = [part_of(part, test, config.classes) for part in distilled]
     _require_alike(distilled)
