@@ -10,7 +10,8 @@ import torch
 
 from d4m_fast.evaluation.augment import pasted
 from d4m_fast.evaluation.images import ImageSet
-from d4m_fast.evaluation.label_store import LabelRows, LabelStore, views_at
+from d4m_fast.evaluation.label_rows import LabelRows, views_at
+from d4m_fast.evaluation.label_store import LabelStore
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.targets import HardTargets, SoftTargets, Targets, log_probabilities
 from d4m_fast.evaluation.views import Mix, draw_mix, draw_views, mixed, render
@@ -131,7 +132,7 @@ def stored_pixels(
     positions = store.rows.argsort()  # of the image of each row
     partners = labels.partners[rows]
     needed, index = torch.unique(torch.cat((rows, partners)), return_inverse=True)
-    shown = render(images.images[positions[needed].to(device)], views_at(labels, needed).to(device), protocol)
+    shown = render(images.images[positions[needed].to(device)], views_at(labels.views, needed).to(device), protocol)
     own, others = index.to(device).split(len(rows))
     boxes = labels.mix_boxes[rows].to(device)
     if bool((boxes == boxes[0]).all()):  # one box for the batch, as it was mixed
