@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +24,7 @@ from d4m_fast.errors import DataError, UsageError
 from d4m_fast.evaluation.images import ImageSet, images_per_class, load_images, match_classes, of_classes
 from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol, overridden, parse_override
 from d4m_fast.evaluation.results import Subject, to_json
+from d4m_fast.evaluation.stored import STORED, StoredLabels, parse_labels, require_labelled
 from d4m_fast.evaluation.students import build_student
 from d4m_fast.evaluation.tasks import Exam, LabelTask, Result, Task
 from d4m_fast.evaluation.teacher_check import TeacherCheck, check_teacher, require_sound
@@ -32,6 +32,7 @@ from d4m_fast.evaluation.teachers import Teacher, open_teacher
 from d4m_fast.evaluation.train import Execution
 from d4m_fast.evaluation.workers import Job
 from d4m_fast.fingerprints import fingerprint
+from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.runs.run import options_of, require_finished, source_of
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.records import Source
@@ -51,6 +52,8 @@ class Examination:
         distilled: their images, of the classes evaluated.
         test_ids: id in the test set of each class id of the first distilled set.
         work: directory of results, checkpoints and stored labels.
+        labels: directories of labels that the "fixed" regime replays, by arm; of none, teachers make them.
+        timed: seconds of each stage.
     """
 
     config: EvaluateConfig
@@ -66,7 +69,8 @@ class Examination:
     arms: tuple[str, ...]
     folders: Mapping[str, Path]
     work: Path
-    seconds: dict[str, float] = field(default_factory=dict)
+    labels: Mapping[str, Path]
+    timed: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -112,13 +116,15 @@ class Examination:
         Raises:
             errors of `ArmBuilder.build`.
         """
-        sets = dict[str, ImageSet]()
+        sets, stored = dict[str, ImageSet](), dict[str, StoredLabels]()
         with self.timed("arms"):
             for arm, generation, seed in self._students_of_arms():
                 name = self._set_name(arm, generation, seed)
                 if name not in sets:
                     draw = generation * self.config.seeds + seed
                     sets[name] = self._builders[generation].build(arm, draw)
+                if arm in self.labels:
+                    stored[name] = self._stored_labels(arm)
         return Exam(
             self.protocol,
             self.config.width,
@@ -130,7 +136,22 @@ class Examination:
             self.work,
             self.config.top_k,
             self.execution,
+            stored,
         )
+
+    def _stored_labels(self, arm: str) -> StoredLabels:
+        return StoredLabels(self.labels[arm], tuple(class_info.folder for class_info in self.test.classes))
+
+    def require_labels(self) -> None:
+        """Refuse stored labels that cannot be replayed, before anything is trained."""
+        if self.labels:
+            if "fixed" not in self.regimes:
+                raise UsageError("--labels: nobody reads them; add --regime fixed")
+            if len(self.paths) > 1:
+                raise UsageError("--labels: of one set; give one RUN")
+            require_labelled(self.labels, self.arms, self.folders)
+        for arm in self.labels:
+            self._stored_labels(arm).require(self.protocol)
 
     @cached_property
     def _builders(self) -> list[ArmBuilder]:
@@ -180,11 +201,16 @@ class Examination:
         """Return every student to train."""
         tasks = []
         for student, regime in itertools.product(self.students, self.regimes):
-            for teacher in [None] if regime == "hard" else list(self.teachers):
+            for teacher in self._teachers_of(regime):
                 for arm, generation, seed in self._students_of_arms():
                     name = self._set_name(arm, generation, seed)
                     tasks.append(Task(arm, name, regime, student, teacher, seed, generation))
         return tasks
+
+    def _teachers_of(self, regime: Regime) -> list[str | None]:
+        if regime == "hard":
+            return [None]
+        return [STORED] if regime == "fixed" and self.labels else list(self.teachers)
 
     def label_tasks(self) -> list[Job]:
         """Return every image set that a teacher labels beforehand, each once."""
@@ -202,7 +228,7 @@ class Examination:
             seeds=self.config.seeds,
             data=(*(part.fingerprint for part in self.distilled), self.train.fingerprint, self.test.fingerprint),
         )
-        seconds = {**self.seconds, "total": sum(self.seconds.values())}
+        seconds = {**self.timed.seconds, "total": sum(self.timed.seconds.values())}
         return to_json(
             subject,
             results,
@@ -234,25 +260,6 @@ class Examination:
             "runs": {str(path): options_of(path) for path in self.paths},
         }
 
-    def timed(self, stage: str) -> Timer:
-        """Return a context that books its time on a stage."""
-        return Timer(self.seconds, stage)
-
-
-@dataclass(slots=True)
-class Timer:
-    """Context that books its time on a stage."""
-
-    seconds: dict[str, float]
-    stage: str
-    begun_at: float = 0.0
-
-    def __enter__(self) -> None:
-        self.begun_at = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.monotonic() - self.begun_at
-
 
 def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) -> Examination:
     """Open everything that an evaluation needs, and refuse what cannot be done, before anything is trained.
@@ -278,7 +285,7 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
     protocol = _protocol(config)
     arms, folders = parse_arms(config.arms), parse_folders(config.arm)
     regimes = config.regime if config.regime else (protocol.regime,)
-    needs_teacher = "coreset" in arms or set(regimes) != {"hard"}
+    needs_teacher = "coreset" in arms or not {*regimes} <= ({"hard", "fixed"} if config.labels else {"hard"})
     examination = Examination(
         config,
         protocol,
@@ -293,7 +300,9 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
         (*arms, *folders),
         folders,
         work,
+        parse_labels(config.labels),
     )
+    examination.require_labels()
     names = config.teacher if config.teacher else (protocol.teacher,)
     if needs_teacher:
         teachers = {name: open_teacher(name, test.classes, resolution=protocol.resolution) for name in names}

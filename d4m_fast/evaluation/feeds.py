@@ -84,8 +84,8 @@ class OnlineFeed:
 class StoredFeed:
     """Batches as a stored epoch has them, whose labels need no teacher.
 
-    As many stored epochs as the protocol trains are shown once each, in their order, as the authors do; of fewer, one
-    is drawn for each epoch (LPLD, Xiao & He, 2024).
+    As many stored epochs as the protocol trains are shown once each, in their order and that of their batches, as the
+    authors do; of fewer, one is drawn for each epoch (LPLD, Xiao & He, 2024).
     """
 
     protocol: Protocol
@@ -94,8 +94,12 @@ class StoredFeed:
     batch_size: int
 
     def epoch(self, number: int, generator: torch.Generator) -> Iterator[Batch]:
-        drawn = int(torch.randint(self.labels.epochs, (), generator=generator))
-        labels = self.labels.epoch(number if self.labels.epochs >= self.protocol.epochs else drawn)
+        if self.labels.epochs >= self.protocol.epochs:
+            labels = self.labels.epoch(number)
+            for rows in torch.split(labels.order, self.batch_size):
+                yield self._batch(labels, rows)
+            return
+        labels = self.labels.epoch(int(torch.randint(self.labels.epochs, (), generator=generator)))
         batches = torch.split(labels.order, self.batch_size)
         # The teacher's own batches, whose partners are among them, in another order.
         for index in torch.randperm(len(batches), generator=generator).tolist():
