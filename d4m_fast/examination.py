@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ import torch
 
 from d4m_fast import __version__
 from d4m_fast.arms.build import ArmBuilder
-from d4m_fast.arms.classes import part_of
+from d4m_fast.arms.classes import part_of, require_alike
 from d4m_fast.arms.features import Features, features_of
 from d4m_fast.arms.names import ARMS, parse_arms, parse_folders
 from d4m_fast.config.choices import Regime
 from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.engine.runtime import hardware, resolve_device
-from d4m_fast.errors import DataError, UsageError
+from d4m_fast.errors import UsageError
 from d4m_fast.evaluation.images import ImageSet, images_per_class, load_images, match_classes, of_classes
 from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol, overridden, parse_override
 from d4m_fast.evaluation.results import Subject, to_json
-from d4m_fast.evaluation.stored import STORED, StoredLabels, parse_labels, require_labelled
+from d4m_fast.evaluation.stored import STORED, StoredLabels, parse_labels, require_labels
 from d4m_fast.evaluation.students import build_student
 from d4m_fast.evaluation.tasks import Exam, LabelTask, Result, Task
 from d4m_fast.evaluation.teacher_check import TeacherCheck, check_teacher, require_sound
@@ -33,6 +33,7 @@ from d4m_fast.evaluation.train import Execution
 from d4m_fast.evaluation.workers import Job
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.report.feature_map import feature_map
 from d4m_fast.runs.run import options_of, require_finished, source_of
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.records import Source
@@ -40,6 +41,8 @@ from d4m_fast.storage.files import bytes_on_disk
 
 # One of each family: plain convolutions, residual, inverted bottlenecks, a transformer.
 MATRIX = ("convnet3", "resnet18", "mobilenet_v3_small", "timm/vit_tiny_patch16_224")
+MAPPED_ARMS = {"real": "random", "prototype": "decoded", "distilled": "distilled"}  # kinds of the map of features
+MOST_MAPPED = 1000  # images of each kind
 AUTOCAST = {"none": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -52,7 +55,7 @@ class Examination:
         distilled: their images, of the classes evaluated.
         test_ids: id in the test set of each class id of the first distilled set.
         work: directory of results, checkpoints and stored labels.
-        labels: directories of labels that the "fixed" regime replays, by arm; of none, teachers make them.
+        labels: those that the "fixed" regime replays, by arm; of none, teachers make them.
         timed: seconds of each stage.
     """
 
@@ -69,7 +72,7 @@ class Examination:
     arms: tuple[str, ...]
     folders: Mapping[str, Path]
     work: Path
-    labels: Mapping[str, Path]
+    labels: Mapping[str, StoredLabels]
     timed: Stopwatch = field(default_factory=Stopwatch)
 
     @property
@@ -124,7 +127,7 @@ class Examination:
                     draw = generation * self.config.seeds + seed
                     sets[name] = self._builders[generation].build(arm, draw)
                 if arm in self.labels:
-                    stored[name] = self._stored_labels(arm)
+                    stored[name] = self.labels[arm]
         return Exam(
             self.protocol,
             self.config.width,
@@ -139,20 +142,6 @@ class Examination:
             stored,
         )
 
-    def _stored_labels(self, arm: str) -> StoredLabels:
-        return StoredLabels(self.labels[arm], tuple(class_info.folder for class_info in self.test.classes))
-
-    def require_labels(self) -> None:
-        """Refuse stored labels that cannot be replayed, before anything is trained."""
-        if self.labels:
-            if "fixed" not in self.regimes:
-                raise UsageError("--labels: nobody reads them; add --regime fixed")
-            if len(self.paths) > 1:
-                raise UsageError("--labels: of one set; give one RUN")
-            require_labelled(self.labels, self.arms, self.folders)
-        for arm in self.labels:
-            self._stored_labels(arm).require(self.protocol)
-
     @cached_property
     def _builders(self) -> list[ArmBuilder]:
         builders = []
@@ -164,7 +153,7 @@ class Examination:
                 match_classes(distilled, self.test),
                 self.protocol.resolution,
                 self.execution.device,
-                self._features(),
+                self._features,
                 self.config.coreset,
                 self.folders,
             )
@@ -176,11 +165,28 @@ class Examination:
         """Refuse arms that cannot be built, before the teacher is checked."""
         _ = self._builders
 
+    @cached_property
     def _features(self) -> Features | None:
-        if "coreset" not in self.arms or not self.teachers:
+        """What the first teacher's last layer sees; None without teachers."""
+        if not self.teachers:
             return None
         teacher = next(iter(self.teachers.values()))
         return features_of(teacher.network.to(self.execution.device), self.execution.device)
+
+    def _feature_map(self, exam: Exam) -> dict[str, Any] | None:
+        """Return where images of the first generation lie in the first teacher's features."""
+        names = {kind: self._set_name(arm, 0, 0) for kind, arm in MAPPED_ARMS.items()}
+        sets = {kind: self._mapped(exam.sets[name]) for kind, name in names.items() if name in exam.sets}
+        if self._features is None or sum(map(len, sets.values())) < 3:
+            return None
+        with self.timed("feature map"):
+            return feature_map(self._features, sets)
+
+    def _mapped(self, images: ImageSet) -> ImageSet:
+        """Return at most `MOST_MAPPED` images, evenly of all, their labels being positions among the classes."""
+        rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_MAPPED)).long()
+        positions = torch.searchsorted(torch.tensor(self.classes), images.labels[rows])
+        return ImageSet(images.images[rows], positions)
 
     def _students_of_arms(self) -> Iterator[tuple[str, int, int]]:
         """Yield arm, generation and seed of every student of one recipe."""
@@ -217,7 +223,7 @@ class Examination:
         tasks = (task for task in self.tasks() if task.regime == "fixed" and task.teacher is not None)
         return list(dict.fromkeys(LabelTask(task.set_name, str(task.teacher), task.generation) for task in tasks))
 
-    def to_json(self, results: Sequence[Result], checks: Sequence[TeacherCheck]) -> dict[str, Any]:
+    def to_json(self, exam: Exam, results: Sequence[Result], checks: Sequence[TeacherCheck]) -> dict[str, Any]:
         """Return everything that the evaluation says."""
         folders = {class_info.id: class_info.folder for class_info in self.test.classes}
         subject = Subject(
@@ -228,14 +234,14 @@ class Examination:
             seeds=self.config.seeds,
             data=(*(part.fingerprint for part in self.distilled), self.train.fingerprint, self.test.fingerprint),
         )
-        seconds = {**self.timed.seconds, "total": sum(self.timed.seconds.values())}
         return to_json(
             subject,
             results,
             image_bytes=self._image_bytes(),
             checks=checks,
+            feature_map=self._feature_map(exam),
             provenance=self.provenance,
-            seconds=seconds,
+            seconds={**self.timed.seconds, "total": sum(self.timed.seconds.values())},
         )
 
     def _image_bytes(self) -> dict[str, int]:
@@ -257,6 +263,7 @@ class Examination:
             "top_k": self.config.top_k,
             "coreset": self.config.coreset if "coreset" in self.arms else None,
             "teachers": {name: teacher.sha256 for name, teacher in self.teachers.items()},
+            "labels": {arm: stored.digest for arm, stored in self.labels.items()},
             "runs": {str(path): options_of(path) for path in self.paths},
         }
 
@@ -281,11 +288,14 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
     distilled = [open_source(str(path), prompts_needed=False) for path in paths]
     if config.classes is not None:
         distilled = [part_of(part, test, config.classes) for part in distilled]
-    _require_alike(distilled)
+    require_alike(distilled)
     protocol = _protocol(config)
     arms, folders = parse_arms(config.arms), parse_folders(config.arm)
     regimes = config.regime if config.regime else (protocol.regime,)
-    needs_teacher = "coreset" in arms or not {*regimes} <= ({"hard", "fixed"} if config.labels else {"hard"})
+    labels = parse_labels(config.labels, [class_info.folder for class_info in test.classes])
+    require_labels(labels, (*arms, *folders), folders, regimes, len(paths), protocol)
+    needs_teacher = "coreset" in arms or not {*regimes} <= ({"hard", "fixed"} if labels else {"hard"})
+    names = (config.teacher if config.teacher else (protocol.teacher,)) if needs_teacher else ()
     examination = Examination(
         config,
         protocol,
@@ -296,17 +306,12 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
         match_classes(distilled[0], test),
         tuple(dict.fromkeys(regimes)),
         _students(config, protocol),
-        {},
+        {name: open_teacher(name, test.classes, resolution=protocol.resolution) for name in names},
         (*arms, *folders),
         folders,
         work,
-        parse_labels(config.labels),
+        labels,
     )
-    examination.require_labels()
-    names = config.teacher if config.teacher else (protocol.teacher,)
-    if needs_teacher:
-        teachers = {name: open_teacher(name, test.classes, resolution=protocol.resolution) for name in names}
-        examination = replace(examination, teachers=teachers)
     for student in examination.students:
         build_student(student, classes=examination.outputs, image_size=protocol.resolution, width=config.width)
     examination.require_arms()
@@ -323,14 +328,6 @@ def _protocol(config: EvaluateConfig) -> Protocol:
 def _students(config: EvaluateConfig, protocol: Protocol) -> tuple[str, ...]:
     names = config.student if config.student else MATRIX if config.matrix else (protocol.student,)
     return tuple(dict.fromkeys(names))
-
-
-def _require_alike(distilled: Sequence[Source]) -> None:
-    first = distilled[0]
-    folders, budget = {class_info.folder for class_info in first.classes}, images_per_class(first)
-    for other in distilled[1:]:
-        if {class_info.folder for class_info in other.classes} != folders or images_per_class(other) != budget:
-            raise DataError("the runs differ in their classes or in images per class")
 
 
 def _data_name(flag: str, value: str | None, origin: str | None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from d4m_fast.config.choices import Regime
 from d4m_fast.errors import DataError, UsageError
 from d4m_fast.evaluation.fkd import fkd_digest, import_fkd, open_fkd
 from d4m_fast.evaluation.images import ImageSet
@@ -94,41 +95,57 @@ class StoredLabels:
         return store
 
 
-def parse_labels(texts: Sequence[str]) -> dict[str, Path]:
-    """Return the directories of several `--labels [ARM=]DIR`, by arm; without a name they are the distilled set's.
+def parse_labels(texts: Sequence[str], folders: Sequence[str]) -> dict[str, StoredLabels]:
+    """Return the labels of several `--labels [ARM=]DIR`, by arm; without a name they are the distilled set's.
+
+    Args:
+        folders: of the test set's classes, by id.
 
     Raises:
         UsageError: two are of one arm.
         DataError: there is no such directory.
     """
-    labels = dict[str, Path]()
+    labels = dict[str, StoredLabels]()
     for text in texts:
         # A directory may have an equals sign in its own name.
-        name, equals, folder = ("distilled", "=", text) if Path(text).is_dir() else text.partition("=")
-        if not equals or not Path(folder).is_dir():
+        name, equals, path = ("distilled", "=", text) if Path(text).is_dir() else text.partition("=")
+        if not equals or not Path(path).is_dir():
             raise DataError(f"--labels {text}: no such directory; it takes [ARM=]DIR")
         if name in labels:
             raise UsageError(f"--labels {text}: {name} has labels already; write ARM=DIR for another arm's")
-        labels[name] = Path(folder)
+        labels[name] = StoredLabels(Path(path), tuple(folders))
     return labels
 
 
-def require_labelled(labels: Mapping[str, Path], arms: Sequence[str], folders: Collection[str]) -> None:
-    """Refuse stored labels that are of no arm, and arms beside them that have none.
+def require_labels(
+    labels: Mapping[str, StoredLabels],
+    arms: Sequence[str],
+    folders: Collection[str],
+    regimes: Collection[Regime],
+    runs: int,
+    protocol: Protocol,
+) -> None:
+    """Refuse stored labels that cannot be replayed, and arms beside them that have none.
 
     Args:
         folders: arms of the user's own.
+        runs: number of distilled sets.
 
     Raises:
-        UsageError: names the first.
+        UsageError, DataError: names the first that does not fit.
     """
-    for name in labels:
+    if not labels:
+        return
+    if "fixed" not in regimes:
+        raise UsageError("--labels: nobody reads them; add --regime fixed")
+    if runs > 1:
+        raise UsageError("--labels: they are of one set; give one RUN")
+    for name, stored in labels.items():
         if name not in arms:
             raise UsageError(f"--labels {name}=...: no such arm is evaluated; there are {', '.join(arms)}")
         if name != "distilled" and name not in folders:
             raise UsageError(f"--labels {name}=...: labels are of files; give those as --arm NAME=DIR")
+        stored.require(protocol)
     for name in arms:
         if name not in labels:
-            raise UsageError(
-                f"--labels: {name} has none, and no teacher is asked; add {name}=DIR, or name other --arms"
-            )
+            raise UsageError(f"--labels: {name} has none, and no teacher is asked; add {name}=DIR or change --arms")
