@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-SIDE = 32  # of the files and of what is cut from them
+SIDE = 32  # of the files that are written here; what is cut from a file has its side
 CLASSES = ("cyan", "green", "red")
 
 
@@ -52,19 +52,14 @@ class _Recorded(ImageFolder):  # type: ignore[misc]
             coords, status = next(self.replayed)
             flip = bool(status)
             box = tuple(share.item() * length for share, length in zip(coords, (height, width) * 2, strict=True))
-        image = F.resized_crop(image, *box, [SIDE, SIDE], InterpolationMode.BILINEAR)
+        image = F.resized_crop(image, *box, [height, width], InterpolationMode.BILINEAR)
         return F.to_tensor(F.hflip(image) if flip else image), flip, coords
 
 
-def _loader(dataset: _Recorded, batch: int) -> DataLoader[Any]:
-    sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(42))
-    return DataLoader(dataset, batch_size=batch, sampler=sampler)
-
-
-def _box(lam: float) -> list[Any]:
-    cut = int(SIDE * np.sqrt(1.0 - lam))
-    x, y = np.random.randint(SIDE), np.random.randint(SIDE)
-    low, high = (np.clip(np.array([x, y]) + sign * (cut // 2), 0, SIDE) for sign in (-1, 1))
+def _box(side: int, lam: float) -> list[Any]:
+    cut = int(side * np.sqrt(1.0 - lam))
+    x, y = np.random.randint(side), np.random.randint(side)
+    low, high = (np.clip(np.array([x, y]) + sign * (cut // 2), 0, side) for sign in (-1, 1))
     return [*low, *high]  # NumPy's integers, as they are stored
 
 
@@ -84,7 +79,9 @@ def write_fkd(
     mixes: bool = True,
 ) -> Path:
     """The relabel loop, with --mix-type cutmix --use-fp16, or without mixing."""
-    loader = _loader(_Recorded(str(images)), batch)
+    dataset = _Recorded(str(images))
+    sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(42))
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=batch, sampler=sampler)
     for epoch in range(epochs):
         folder = root / f"epoch_{epoch}"
         folder.mkdir(parents=True)
@@ -92,28 +89,37 @@ def write_fkd(
             mix: list[Any] = [None, None, None]
             if mixes:
                 lam = np.random.beta(1.0, 1.0)
-                mix = [torch.randperm(len(pixels)), lam, _box(lam)]
+                mix = [torch.randperm(len(pixels)), lam, _box(pixels.shape[-1], lam)]
                 pixels = _pasted(pixels, mix[0], mix[2])
             torch.save([coords, flips, *mix, label(pixels).half()], folder / f"batch_{number}.tar")
     return root
 
 
-def replay_fkd(root: Path, images: Path, epochs: int, batch: int) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """The validate loop: an epoch's batches of pixels and logits."""
+class _LabelledBatches:
+    """Batches of places, before each of which its file is read: what the patched fetcher of DataLoader does."""
+
+    def __init__(self, folder: Path, dataset: _Recorded, order: torch.Tensor, batch: int) -> None:
+        self.folder, self.dataset, self.batches = folder, dataset, torch.split(order, batch)
+        self.mix: Any = None
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number, places in enumerate(self.batches):
+            stored = torch.load(self.folder / f"batch_{number}.tar", weights_only=False)
+            coords, flips, *self.mix = stored
+            self.dataset.replayed = iter(zip(coords, flips, strict=True))
+            yield places.tolist()
+
+
+def replay_fkd(root: Path, images: Path, batch: int) -> Iterator[Iterator[tuple[torch.Tensor, torch.Tensor]]]:
+    """The validate loop: for each epoch its batches of pixels and logits."""
     dataset = _Recorded(str(images))
-    # The file of a batch is known before its images are read, as in the patched fetcher.
-    for epoch, order in zip(range(epochs), _orders(len(dataset)), strict=False):
-        batches = []
-        for number, rows in enumerate(torch.split(order, batch)):
-            stored = torch.load(root / f"epoch_{epoch}" / f"batch_{number}.tar", weights_only=False)
-            coords, flips, partners, _, box, logits = stored
-            dataset.replayed = iter(zip(coords, flips, strict=True))
-            pixels = torch.stack([dataset[index][0] for index in rows.tolist()])
-            batches.append((pixels if partners is None else _pasted(pixels, partners, box), logits))
-        yield batches
+    sampler = RandomSampler(range(len(dataset)), generator=torch.Generator().manual_seed(42))
+    for epoch in range(len(list(root.iterdir()))):
+        yield _replay_epoch(_LabelledBatches(root / f"epoch_{epoch}", dataset, torch.tensor(list(sampler)), batch))
 
 
-def _orders(n: int) -> Iterator[torch.Tensor]:
-    sampler = RandomSampler(range(n), generator=torch.Generator().manual_seed(42))
-    while True:
-        yield torch.tensor(list(sampler))
+def _replay_epoch(batches: _LabelledBatches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    loader: Any = DataLoader(batches.dataset, batch_sampler=batches)
+    for pixels, _, _ in loader:
+        partners, _, box, logits = batches.mix
+        yield pixels if partners is None else _pasted(pixels, partners, box), logits

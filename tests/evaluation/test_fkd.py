@@ -60,7 +60,7 @@ def test_replay_is_that_of_sre2l(images: Path, tmp_path: Path, mixes: bool) -> N
     store = opened(fkd, pictures, tmp_path)
     assert (store.epochs, store.classes) == (EPOCHS, len(CLASSES))
     feed = StoredFeed(FKD, pictures, store, BATCH)
-    for number, batches in enumerate(replay_fkd(fkd, images, EPOCHS, BATCH)):
+    for number, batches in enumerate(replay_fkd(fkd, images, BATCH)):
         labels = store.epoch(number)
         replayed = list(feed.epoch(number, torch.Generator()))
         assert [len(batch.pixels) for batch in replayed] == [16, 16, 16, 12]
