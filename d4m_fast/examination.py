@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,17 @@ import torch
 
 from d4m_fast import __version__
 from d4m_fast.arms.build import ArmBuilder
-from d4m_fast.arms.classes import part_of
+from d4m_fast.arms.classes import part_of, require_alike
 from d4m_fast.arms.features import Features, features_of
 from d4m_fast.arms.names import ARMS, parse_arms, parse_folders
 from d4m_fast.config.choices import Regime
 from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.engine.runtime import hardware, resolve_device
-from d4m_fast.errors import DataError, UsageError
+from d4m_fast.errors import UsageError
 from d4m_fast.evaluation.images import ImageSet, images_per_class, load_images, match_classes, of_classes
 from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol, overridden, parse_override
 from d4m_fast.evaluation.results import Subject, to_json
+from d4m_fast.evaluation.stored import STORED, StoredLabels, parse_labels, require_labels
 from d4m_fast.evaluation.students import build_student
 from d4m_fast.evaluation.tasks import Exam, LabelTask, Result, Task
 from d4m_fast.evaluation.teacher_check import TeacherCheck, check_teacher, require_sound
@@ -32,6 +32,7 @@ from d4m_fast.evaluation.teachers import Teacher, open_teacher
 from d4m_fast.evaluation.train import Execution
 from d4m_fast.evaluation.workers import Job
 from d4m_fast.fingerprints import fingerprint
+from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.report.feature_map import feature_map
 from d4m_fast.runs.run import options_of, require_finished, source_of
 from d4m_fast.sources.dataset import open_source
@@ -54,6 +55,8 @@ class Examination:
         distilled: their images, of the classes evaluated.
         test_ids: id in the test set of each class id of the first distilled set.
         work: directory of results, checkpoints and stored labels.
+        labels: those that the "fixed" regime replays, by arm; of none, teachers make them.
+        timed: seconds of each stage.
     """
 
     config: EvaluateConfig
@@ -69,7 +72,8 @@ class Examination:
     arms: tuple[str, ...]
     folders: Mapping[str, Path]
     work: Path
-    seconds: dict[str, float] = field(default_factory=dict)
+    labels: Mapping[str, StoredLabels]
+    timed: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -115,13 +119,15 @@ class Examination:
         Raises:
             errors of `ArmBuilder.build`.
         """
-        sets = dict[str, ImageSet]()
+        sets, stored = dict[str, ImageSet](), dict[str, StoredLabels]()
         with self.timed("arms"):
             for arm, generation, seed in self._students_of_arms():
                 name = self._set_name(arm, generation, seed)
                 if name not in sets:
                     draw = generation * self.config.seeds + seed
                     sets[name] = self._builders[generation].build(arm, draw)
+                if arm in self.labels:
+                    stored[name] = self.labels[arm]
         return Exam(
             self.protocol,
             self.config.width,
@@ -133,6 +139,7 @@ class Examination:
             self.work,
             self.config.top_k,
             self.execution,
+            stored,
         )
 
     @cached_property
@@ -200,11 +207,16 @@ class Examination:
         """Return every student to train."""
         tasks = []
         for student, regime in itertools.product(self.students, self.regimes):
-            for teacher in [None] if regime == "hard" else list(self.teachers):
+            for teacher in self._teachers_of(regime):
                 for arm, generation, seed in self._students_of_arms():
                     name = self._set_name(arm, generation, seed)
                     tasks.append(Task(arm, name, regime, student, teacher, seed, generation))
         return tasks
+
+    def _teachers_of(self, regime: Regime) -> list[str | None]:
+        if regime == "hard":
+            return [None]
+        return [STORED] if regime == "fixed" and self.labels else list(self.teachers)
 
     def label_tasks(self) -> list[Job]:
         """Return every image set that a teacher labels beforehand, each once."""
@@ -222,16 +234,14 @@ class Examination:
             seeds=self.config.seeds,
             data=(*(part.fingerprint for part in self.distilled), self.train.fingerprint, self.test.fingerprint),
         )
-        points = self._feature_map(exam)
-        seconds = {**self.seconds, "total": sum(self.seconds.values())}
         return to_json(
             subject,
             results,
             image_bytes=self._image_bytes(),
             checks=checks,
-            feature_map=points,
+            feature_map=self._feature_map(exam),
             provenance=self.provenance,
-            seconds=seconds,
+            seconds={**self.timed.seconds, "total": sum(self.timed.seconds.values())},
         )
 
     def _image_bytes(self) -> dict[str, int]:
@@ -253,27 +263,9 @@ class Examination:
             "top_k": self.config.top_k,
             "coreset": self.config.coreset if "coreset" in self.arms else None,
             "teachers": {name: teacher.sha256 for name, teacher in self.teachers.items()},
+            "labels": {arm: stored.digest for arm, stored in self.labels.items()},
             "runs": {str(path): options_of(path) for path in self.paths},
         }
-
-    def timed(self, stage: str) -> Timer:
-        """Return a context that books its time on a stage."""
-        return Timer(self.seconds, stage)
-
-
-@dataclass(slots=True)
-class Timer:
-    """Context that books its time on a stage."""
-
-    seconds: dict[str, float]
-    stage: str
-    begun_at: float = 0.0
-
-    def __enter__(self) -> None:
-        self.begun_at = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.monotonic() - self.begun_at
 
 
 def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) -> Examination:
@@ -296,11 +288,14 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
         raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
     if config.classes is not None:
         distilled = [part_of(part, test, config.classes) for part in distilled]
-    _require_alike(distilled)
+    require_alike(distilled)
     protocol = _protocol(config)
     arms, folders = parse_arms(config.arms), parse_folders(config.arm)
     regimes = config.regime if config.regime else (protocol.regime,)
-    needs_teacher = "coreset" in arms or set(regimes) != {"hard"}
+    labels = parse_labels(config.labels, [class_info.folder for class_info in test.classes])
+    require_labels(labels, (*arms, *folders), folders, regimes, len(paths), protocol)
+    needs_teacher = "coreset" in arms or not {*regimes} <= ({"hard", "fixed"} if labels else {"hard"})
+    names = (config.teacher if config.teacher else (protocol.teacher,)) if needs_teacher else ()
     examination = Examination(
         config,
         protocol,
@@ -311,15 +306,12 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
         match_classes(distilled[0], test),
         tuple(dict.fromkeys(regimes)),
         _students(config, protocol),
-        {},
+        {name: open_teacher(name, test.classes, resolution=protocol.resolution) for name in names},
         (*arms, *folders),
         folders,
         work,
+        labels,
     )
-    names = config.teacher if config.teacher else (protocol.teacher,)
-    if needs_teacher:
-        teachers = {name: open_teacher(name, test.classes, resolution=protocol.resolution) for name in names}
-        examination = replace(examination, teachers=teachers)
     for student in examination.students:
         build_student(student, classes=examination.outputs, image_size=protocol.resolution, width=config.width)
     examination.require_arms()
@@ -336,14 +328,6 @@ def _protocol(config: EvaluateConfig) -> Protocol:
 def _students(config: EvaluateConfig, protocol: Protocol) -> tuple[str, ...]:
     names = config.student if config.student else MATRIX if config.matrix else (protocol.student,)
     return tuple(dict.fromkeys(names))
-
-
-def _require_alike(distilled: Sequence[Source]) -> None:
-    first = distilled[0]
-    folders, budget = {class_info.folder for class_info in first.classes}, images_per_class(first)
-    for other in distilled[1:]:
-        if {class_info.folder for class_info in other.classes} != folders or images_per_class(other) != budget:
-            raise DataError("the runs differ in their classes or in images per class")
 
 
 def _data_name(flag: str, value: str | None, origin: str | None) -> str:
