@@ -45,7 +45,7 @@ def evaluate(
     \b
     Examples:
       d4m-fast evaluate runs/demo --width 32
-      d4m-fast evaluate runs/demo --regime hard --regime online --arms distilled,random,medoid,coreset
+      d4m-fast evaluate runs/demo --width 32 --regime hard --regime online --arms distilled,random,medoid,coreset
       d4m-fast evaluate their-images --train-data fashion-mnist --test-data fashion-mnist --regime hard
       d4m-fast evaluate --render runs/demo/evaluation/results.json
     """
