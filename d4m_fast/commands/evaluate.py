@@ -109,7 +109,7 @@ def _train(examination: Examination, quiet: bool) -> list[Result]:
     exam, results = examination.build_exam(), list["Result"]()
     for stage, jobs in (("labels", examination.label_tasks()), ("students", examination.tasks())):
         with examination.timed(stage):
-            for result in track(stage, Schedule(exam, jobs, examination.config.workers), quiet):
+            for result in track(stage, Schedule(exam, jobs, examination.workers), quiet):
                 if result is not None:
                     results.append(result)
     return results
