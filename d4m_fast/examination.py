@@ -33,6 +33,7 @@ from d4m_fast.evaluation.teachers import Teacher, open_teacher
 from d4m_fast.evaluation.train import Execution
 from d4m_fast.evaluation.workers import Job
 from d4m_fast.fingerprints import fingerprint
+from d4m_fast.report.feature_map import feature_map
 from d4m_fast.runs.run import options_of, require_finished, source_of
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.records import Source
@@ -40,6 +41,8 @@ from d4m_fast.storage.files import bytes_on_disk
 
 # One of each family: plain convolutions, residual, inverted bottlenecks, a transformer.
 MATRIX = ("convnet3", "resnet18", "mobilenet_v3_small", "timm/vit_tiny_patch16_224")
+MAPPED_ARMS = {"real": "random", "prototype": "decoded", "distilled": "distilled"}  # kinds of the map of features
+MOST_MAPPED = 1000  # images of each kind
 AUTOCAST = {"none": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -154,7 +157,7 @@ class Examination:
                 match_classes(distilled, self.test),
                 self.protocol.resolution,
                 self.execution.device,
-                self._features(),
+                self._features,
                 self.config.coreset,
                 self.folders,
             )
@@ -166,11 +169,28 @@ class Examination:
         """Refuse arms that cannot be built, before the teacher is checked."""
         _ = self._builders
 
+    @cached_property
     def _features(self) -> Features | None:
-        if "coreset" not in self.arms or not self.teachers:
+        """What the first teacher's last layer sees; None without teachers."""
+        if not self.teachers:
             return None
         teacher = next(iter(self.teachers.values()))
         return features_of(teacher.network.to(self.execution.device), self.execution.device)
+
+    def _feature_map(self, exam: Exam) -> dict[str, Any] | None:
+        """Return where images of the first generation lie in the first teacher's features."""
+        names = {kind: self._set_name(arm, 0, 0) for kind, arm in MAPPED_ARMS.items()}
+        sets = {kind: self._mapped(exam.sets[name]) for kind, name in names.items() if name in exam.sets}
+        if self._features is None or sum(map(len, sets.values())) < 3:
+            return None
+        with self.timed("feature map"):
+            return feature_map(self._features, sets)
+
+    def _mapped(self, images: ImageSet) -> ImageSet:
+        """Return at most `MOST_MAPPED` images, evenly of all, their labels being positions among the classes."""
+        rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_MAPPED)).long()
+        positions = torch.searchsorted(torch.tensor(self.classes), images.labels[rows])
+        return ImageSet(images.images[rows], positions)
 
     def _students_of_arms(self) -> Iterator[tuple[str, int, int]]:
         """Yield arm, generation and seed of every student of one recipe."""
@@ -202,7 +222,7 @@ class Examination:
         tasks = (task for task in self.tasks() if task.regime == "fixed" and task.teacher is not None)
         return list(dict.fromkeys(LabelTask(task.set_name, str(task.teacher), task.generation) for task in tasks))
 
-    def to_json(self, results: Sequence[Result], checks: Sequence[TeacherCheck]) -> dict[str, Any]:
+    def to_json(self, exam: Exam, results: Sequence[Result], checks: Sequence[TeacherCheck]) -> dict[str, Any]:
         """Return everything that the evaluation says."""
         folders = {class_info.id: class_info.folder for class_info in self.test.classes}
         subject = Subject(
@@ -213,12 +233,14 @@ class Examination:
             seeds=self.config.seeds,
             data=(*(part.fingerprint for part in self.distilled), self.train.fingerprint, self.test.fingerprint),
         )
+        points = self._feature_map(exam)
         seconds = {**self.seconds, "total": sum(self.seconds.values())}
         return to_json(
             subject,
             results,
             image_bytes=self._image_bytes(),
             checks=checks,
+            feature_map=points,
             provenance=self.provenance,
             seconds=seconds,
         )

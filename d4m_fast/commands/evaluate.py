@@ -17,7 +17,7 @@ from d4m_fast.errors import PreflightError, UsageError
 from d4m_fast.options import PATH, command, config_of, option, options_of
 
 if TYPE_CHECKING:
-    from d4m_fast.evaluation.tasks import Result
+    from d4m_fast.evaluation.tasks import Exam, Result
     from d4m_fast.examination import Examination
 
 
@@ -75,9 +75,11 @@ def _evaluate(
         if not quiet:
             for check in checks:
                 say(results.check_line(check.to_json()))
-        value = examination.to_json(_train(examination, quiet), checks)
+        exam = examination.build_exam()
+        trained = _train(examination, exam, quiet)
         if is_follower():
             return
+        value = examination.to_json(exam, trained, checks)
         try:
             say_result(value, as_json, lambda: _lines(value))
         finally:  # what took hours is not lost where it cannot be printed
@@ -102,11 +104,11 @@ def _writable(out: Path) -> Iterator[Path]:
         yield out
 
 
-def _train(examination: Examination, quiet: bool) -> list[Result]:
+def _train(examination: Examination, exam: Exam, quiet: bool) -> list[Result]:
     """Do all jobs, or this process's share of them under a launcher, and return all results."""
     from d4m_fast.evaluation.workers import Schedule
 
-    exam, results = examination.build_exam(), list["Result"]()
+    results = list["Result"]()
     for stage, jobs in (("labels", examination.label_tasks()), ("students", examination.tasks())):
         with examination.timed(stage):
             for result in track(stage, Schedule(exam, jobs, examination.workers), quiet):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,10 @@ from PIL import Image
 from d4m_fast.errors import DataError
 from d4m_fast.fingerprints import derive_seed
 from d4m_fast.sources.records import Item, Source
+from d4m_fast.storage import files
+
+MOST_IN_MEMORY = 4 << 30  # bytes of a set; a larger one is a file that the system pages in
+READ_TOGETHER = 32  # images that a thread reads one after the other
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,12 +85,28 @@ def load_images(
         items = source.items
     if not items:
         raise DataError("no images to load: the set is empty")
-    pixels = torch.empty(len(items), 3, size, size, dtype=torch.uint8)
-    for row, item in zip(pixels, items, strict=True):
-        image = _central_square(source.read(item), size, shorter_side)
-        row.copy_(torch.from_numpy(np.array(image, np.uint8)).permute(2, 0, 1))
+    pixels = _room(len(items), size)
+
+    def read(first: int) -> None:
+        for row in range(first, min(first + READ_TOGETHER, len(items))):
+            image = _central_square(source.read(items[row]), size, shorter_side)
+            pixels[row].copy_(torch.from_numpy(np.array(image, np.uint8)).permute(2, 0, 1))
+
+    # Pillow's decoders and filters let go of the interpreter. The error of the first damaged image is raised.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(read, range(0, len(items), READ_TOGETHER)))
     labels = [item.class_id if ids is None else ids[item.class_id] for item in items]
     return ImageSet(pixels, torch.tensor(labels, dtype=torch.int64), tuple(item.origin for item in items))
+
+
+def _room(n: int, size: int) -> torch.Tensor:
+    """Return room for images: in memory, or where they are many on the disk, in a file that ends with the process."""
+    shape, count = (n, 3, size, size), n * 3 * size * size
+    if count <= MOST_IN_MEMORY:
+        return torch.empty(shape, dtype=torch.uint8)
+    with tempfile.NamedTemporaryFile(prefix="d4m-fast-images-") as file:
+        files.require_room(files.Need(Path(file.name).parent, count, "the images of a set"))
+        return torch.from_file(file.name, shared=True, size=count, dtype=torch.uint8).view(shape)
 
 
 def _central_square(image: Image.Image, size: int, shorter_side: int | None) -> Image.Image:

@@ -45,6 +45,7 @@ def to_json(
     *,
     image_bytes: Mapping[str, int],
     checks: Sequence[TeacherCheck],
+    feature_map: Mapping[str, Any] | None,
     provenance: Mapping[str, Any],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def to_json(
         "scores": scores_of(rows),
         "teacher_check": checks[0].to_json() if checks else None,
         "teacher_checks": [check.to_json() for check in checks],
-        "feature_map": None,
+        "feature_map": feature_map,
         "provenance": dict(provenance),
         "seconds": dict(seconds),
     }

@@ -280,8 +280,13 @@ def finish_labels(exam: Exam, task: LabelTask) -> LabelStore:
 
 def teacher_label(exam: Exam, teacher: str) -> Label:
     """Return a teacher as a function of pixels, its logits cut to the classes evaluated."""
-    select, label = exam.select(), exam.teachers[teacher].labeller()
-    return lambda pixels: select(label(pixels))
+    select, label = exam.select(), exam.teachers[teacher].to(exam.execution.device).labeller()
+
+    def cut_label(pixels: torch.Tensor) -> torch.Tensor:
+        with exam.execution.precision():
+            return select(label(pixels))
+
+    return cut_label
 
 
 @torch.inference_mode()

@@ -15,9 +15,7 @@ REAL, PROTOTYPE, DISTILLED = "real", "prototype", "distilled"
 KINDS = (REAL, PROTOTYPE, DISTILLED)
 
 
-def feature_map(
-    label_features: Callable[[Tensor], Tensor], sets: Mapping[str, ImageSet], batch_size: int = 256
-) -> dict[str, Any]:
+def feature_map(features_of: Callable[[Tensor], Tensor], sets: Mapping[str, ImageSet]) -> dict[str, Any]:
     """Return the `feature_map` of results: principal components of a teacher's features.
 
     The components are those of the real images alone, where there are any: what was distilled does not turn the map
@@ -25,9 +23,8 @@ def feature_map(
     features is the same everywhere.
 
     Args:
-        label_features: takes RGB pixels in [0, 1], (N, 3, S, S) float32 on the sets' device; returns (N, D) features.
+        features_of: takes images (N, 3, S, S) uint8; returns (N, D) features.
         sets: by kind, "real", "prototype" or "distilled"; labels are positions in the subject's classes.
-        batch_size: images per call.
 
     Raises:
         DataError: fewer than three images or two features, or another kind of set.
@@ -35,7 +32,7 @@ def feature_map(
     """
     if not set(sets) <= set(KINDS):
         raise DataError(f"feature map: sets {', '.join(sets)}; they are called {', '.join(KINDS)}")
-    features = {kind: _features(label_features, sets[kind], batch_size) for kind in KINDS if kind in sets}
+    features = {kind: _features(features_of, sets[kind]) for kind in KINDS if kind in sets}
     basis = features[REAL] if REAL in features else torch.cat(list(features.values()))
     if len(basis) < 3 or basis.shape[1] < 2:
         raise DataError(f"feature map: {len(basis)} images of {basis.shape[1]} features; a plane needs 3 of 2")
@@ -52,10 +49,9 @@ def feature_map(
 
 
 @torch.no_grad()
-def _features(label_features: Callable[[Tensor], Tensor], images: ImageSet, batch_size: int) -> Tensor:
+def _features(features_of: Callable[[Tensor], Tensor], images: ImageSet) -> Tensor:
     """Return (N, D) float64 features on the host, where the decomposition is the same on every machine's device."""
-    batches = [label_features(batch.float() / 255).double().cpu() for batch in torch.split(images.images, batch_size)]
-    features = torch.cat(batches)
+    features = features_of(images.images).double().cpu()
     if not torch.isfinite(features).all():
         raise NonFiniteError("teacher", f"the features of {len(images)} images")
     return features

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +12,10 @@ from fakes import make_source
 from PIL import Image
 from torchvision.transforms import v2
 
-from d4m_fast.errors import DataError
+from d4m_fast.errors import DataError, PreflightError
+from d4m_fast.evaluation import images
 from d4m_fast.evaluation.images import images_per_class, load_images, match_classes, random_subset
+from d4m_fast.sources.records import Item
 
 
 def test_images_of_the_right_size_are_untouched() -> None:
@@ -87,3 +92,31 @@ def test_oblong_images_are_prepared_as_torchvision_prepares_them(width: int, hei
         expected = np.asarray(preset(Image.fromarray(pixels)))
         images = load_images(source, size, shorter_side=shorter_side).images[0].permute(1, 2, 0).numpy()
         assert np.array_equal(images, expected)
+
+
+def test_a_large_set_lies_in_a_file_that_nobody_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_source(["a", "b"], [50, 50], side=16)
+    in_memory = load_images(source, 16)
+    monkeypatch.setattr(images, "MOST_IN_MEMORY", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mapped = load_images(source, 16)
+    assert torch.equal(mapped.images, in_memory.images)
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(PreflightError, match=r"the images of a set need up to 76,800 bytes, 0 are free"):
+        load_images(source, 16)
+
+
+def test_the_first_damaged_image_is_named() -> None:
+    source = make_source(["a"], [200])
+    read = source.read
+
+    def failing(item: Item) -> Image.Image:
+        if item.rank >= 70:
+            raise DataError(f"image {item.rank} is damaged")
+        return read(item)
+
+    object.__setattr__(source, "read", failing)
+    with pytest.raises(DataError, match="image 70 is damaged"):
+        load_images(source, 32)

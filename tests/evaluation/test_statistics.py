@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,26 +102,28 @@ def test_the_score_goes_from_nothing_to_everything() -> None:
     assert label_robust_score(-1.0, 1.0) == pytest.approx(1)
 
 
-def value() -> dict[str, object]:
+def value(results_in_some_order: Iterable[Result] = RESULTS) -> dict[str, Any]:
     return results.to_json(
-        SUBJECT, RESULTS, image_bytes={"distilled": 5}, checks=[], provenance={}, seconds={"total": 1.0}
+        SUBJECT,
+        results_in_some_order,
+        image_bytes={"distilled": 5},
+        checks=[],
+        feature_map=None,
+        provenance={},
+        seconds={"total": 1.0},
     )
 
 
 def test_json_does_not_depend_on_the_order() -> None:
-    assert {row["arm"]: row for row in value()["rows"]} == {  # type: ignore[attr-defined]
-        row["arm"]: row
-        for row in results.to_json(
-            SUBJECT, reversed(RESULTS), image_bytes={"distilled": 5}, checks=[], provenance={}, seconds={}
-        )["rows"]
-    }
+    backwards = {row["arm"]: row for row in value(reversed(RESULTS))["rows"]}
+    assert {row["arm"]: row for row in value()["rows"]} == backwards
     assert json.loads(json.dumps(value())) == value()
 
 
 def test_table_shows_arms_and_differences() -> None:
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(results.table(value()["rows"]))  # type: ignore[arg-type]
+        console.print(results.table(value()["rows"]))
     text = capture.get()
     assert "71.25" in text
     assert "69.42" in text

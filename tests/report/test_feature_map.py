@@ -18,21 +18,20 @@ def image_set(count: int, seed: int) -> ImageSet:
     return ImageSet(images, torch.arange(count) % 3)
 
 
-def label_features(pixels: torch.Tensor) -> torch.Tensor:
-    """Some 7 features of pixels in [0, 1], of different variance."""
+def features_of(images: torch.Tensor) -> torch.Tensor:
+    """Some 7 features of uint8 images, of different variance."""
     weights = torch.linspace(-1, 1, 48 * 7).sin().reshape(48, 7) * torch.arange(1, 8)
-    assert pixels.min() >= 0
-    assert pixels.max() <= 1
-    return (pixels.flatten(1) @ weights).tanh()
+    assert images.dtype == torch.uint8
+    return (images.flatten(1) / 255 @ weights).tanh()
 
 
 def test_against_scikit_learn() -> None:
     sets = {"distilled": image_set(5, 1), "real": image_set(40, 0)}
-    result = feature_map(label_features, sets, batch_size=7)
-    reference = PCA(2, svd_solver="full").fit(label_features(sets["real"].images / 255).numpy())
+    result = feature_map(features_of, sets)
+    reference = PCA(2, svd_solver="full").fit(features_of(sets["real"].images).numpy())
     for kind, images in sets.items():
         points = [point for point in result["points"] if point[2] == kind]
-        expected = reference.transform(label_features(images.images / 255).numpy())
+        expected = reference.transform(features_of(images.images).numpy())
         actual = np.array([point[:2] for point in points])
         signs = np.sign(reference.components_[[0, 1], np.abs(reference.components_).argmax(1)])
         assert np.allclose(actual, expected * signs, atol=2e-4)
@@ -42,20 +41,20 @@ def test_against_scikit_learn() -> None:
 
 
 def test_the_distilled_do_not_turn_the_map() -> None:
-    alone = feature_map(label_features, {"real": image_set(20, 0)})["points"]
-    beside = feature_map(label_features, {"real": image_set(20, 0), "distilled": image_set(30, 1)})["points"]
+    alone = feature_map(features_of, {"real": image_set(20, 0)})["points"]
+    beside = feature_map(features_of, {"real": image_set(20, 0), "distilled": image_set(30, 1)})["points"]
     assert beside[:20] == alone
 
 
 def test_images_that_are_all_alike_lie_on_one_point() -> None:
     images = ImageSet(torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
-    assert {tuple(point[:2]) for point in feature_map(label_features, {"real": images})["points"]} == {(0, 0)}
+    assert {tuple(point[:2]) for point in feature_map(features_of, {"real": images})["points"]} == {(0, 0)}
 
 
 def test_what_is_refused() -> None:
     with pytest.raises(NonFiniteError):
-        feature_map(lambda pixels: label_features(pixels) * torch.nan, {"real": image_set(4, 0)})
+        feature_map(lambda pixels: features_of(pixels) * torch.nan, {"real": image_set(4, 0)})
     with pytest.raises(DataError, match="a plane needs"):
-        feature_map(label_features, {"real": image_set(2, 0)})
+        feature_map(features_of, {"real": image_set(2, 0)})
     with pytest.raises(DataError, match="photo"):
-        feature_map(label_features, {"photo": image_set(4, 0)})
+        feature_map(features_of, {"photo": image_set(4, 0)})
