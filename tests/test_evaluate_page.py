@@ -19,6 +19,7 @@ from d4m_fast.evaluation.teacher_check import TeacherCheck
 from d4m_fast.examination import MATRIX
 
 EVALUATE = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEACHERS = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
 SIDE, CLASSES, IMAGES = 16, 12, 9
 
@@ -27,9 +28,21 @@ def test_the_tables_are_those_of_the_code() -> None:
     assert load_tool("render_evaluate").render(EVALUATE) == EVALUATE, "run python tools/render_evaluate.py"
 
 
-def test_every_table_is_on_the_page() -> None:
+@pytest.mark.slow  # networks of Stable Diffusion's size are traced
+def test_the_readmes_table_is_what_plan_calculates() -> None:
+    assert load_tool("render_evaluate").render(README) == README, "run python tools/render_evaluate.py"
+
+
+def test_every_table_is_on_a_page() -> None:
     tool = load_tool("render_evaluate")
-    assert {block[2] for block in tool.BLOCK.finditer(EVALUATE)} == {*tool.TABLES}
+    assert {block[2] for block in tool.BLOCK.finditer(f"{EVALUATE}\n{README}")} == {*tool.TABLES}
+
+
+def test_a_stale_table_is_noticed() -> None:
+    tool = load_tool("render_evaluate")
+    assert tool.render(EVALUATE.replace("| epochs | 300 |", "| epochs | 301 |")) == EVALUATE
+    with pytest.raises(ValueError, match="no begin and end"):
+        tool.render("<!-- code:arms begin -->\n")
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

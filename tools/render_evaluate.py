@@ -1,4 +1,4 @@
-"""Tables of docs/evaluate.md that the code knows, between `<!-- code:NAME begin -->` and `<!-- code:NAME end -->`.
+"""Tables that the code knows, in docs/evaluate.md and README.md, between `<!-- code:NAME begin -->` and `... end -->`.
 
 python tools/render_evaluate.py
 """
@@ -14,13 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from d4m_fast.arms.names import ARMS, Arm  # noqa: E402
+from d4m_fast.config.plan import IMAGENET_CLASSES, IMAGENET_IMAGES, PlanConfig  # noqa: E402
 from d4m_fast.evaluation.protocol_table import protocol_rows, source_lines  # noqa: E402
 from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol  # noqa: E402
+from d4m_fast.planning.calculate import calculate  # noqa: E402
 
-PAGE = ROOT / "docs" / "evaluate.md"
+PAGES = (ROOT / "docs" / "evaluate.md", ROOT / "README.md")
 BLOCK = re.compile(r"^(<!-- code:(\S+) begin -->\n).*?^(<!-- code:\2 end -->)$", re.DOTALL | re.MULTILINE)
 MARKER = re.compile(r"^<!-- code:\S+ (?:begin|end) -->$", re.MULTILINE)
-IMAGENET_CLASSES = 1000
 BUDGETS = (10, 50, 100, 200)  # images per class of the paper's tables
 LABELS = (("d4m", None, None), ("d4m", 30, None), ("d4m", 30, 10), ("rded", 30, 10))  # protocol, epochs, top k
 
@@ -73,12 +74,32 @@ def bytes_of_label(protocol: Protocol, classes: int, top_k: int | None) -> int:
     return logits + views + place_and_mix
 
 
+def imagenet() -> str:
+    """Return what the paper's table takes on a GPU, which is calculated."""
+    protocol, lines = PROTOCOLS["d4m"], list[list[str]]()
+    size = protocol.stored_epochs * bytes_of_label(protocol, IMAGENET_CLASSES, None)
+    for ipc in BUDGETS:
+        # As README.md's command has them; all else is `plan`'s own default.
+        config = PlanConfig(
+            model="sd15", images=IMAGENET_IMAGES, classes=IMAGENET_CLASSES, gpu="h100", ipc=ipc, students=6
+        )
+        _, figures, _ = calculate(config)
+        hours = [f"{figure.low:.2g}-{figure.high:.2g}" for figure in figures if figure.name == "GPU-hours"]
+        lines.append([str(ipc), *hours, f"{IMAGENET_CLASSES * ipc * size / 1e9:,.3g} GB"])
+    return markdown(("IPC", "encoding", "generation", "students", "labels"), lines)
+
+
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-TABLES: Mapping[str, Callable[[], str]] = {"protocols": protocols, "arms": arms, "label-bytes": label_bytes}
+TABLES: Mapping[str, Callable[[], str]] = {
+    "arms": arms,
+    "imagenet": imagenet,
+    "label-bytes": label_bytes,
+    "protocols": protocols,
+}
 
 
 def render(text: str) -> str:
@@ -95,4 +116,5 @@ def render(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
