@@ -19,6 +19,7 @@ from d4m_fast.arms.features import Features, features_of
 from d4m_fast.arms.names import ARMS, parse_arms, parse_folders
 from d4m_fast.config.choices import Regime
 from d4m_fast.config.evaluate import EvaluateConfig
+from d4m_fast.config.fields import available_threads
 from d4m_fast.engine.runtime import hardware, resolve_device
 from d4m_fast.errors import UsageError
 from d4m_fast.evaluation.images import ImageSet, images_per_class, load_images, match_classes, of_classes
@@ -96,6 +97,16 @@ class Examination:
     def execution(self) -> Execution:
         device = resolve_device(self.config.device)
         return Execution(device, AUTOCAST[self.config.autocast], self.config.compile)
+
+    @property
+    def workers(self) -> int:
+        """Students trained side by side: one per GPU, or per core of a CPU, unless the config says how many."""
+        device = self.execution.device
+        if self.config.workers is not None:
+            return self.config.workers
+        if device.type == "cpu":
+            return available_threads()
+        return torch.accelerator.device_count() if device.index is None else 1
 
     def check_teachers(self) -> list[TeacherCheck]:
         """Test every teacher on the real test images.
@@ -258,7 +269,7 @@ class Examination:
             "versions": {"d4m-fast": __version__, **{name: importlib.metadata.version(name) for name in libraries}},
             "machine": hardware(self.execution.device),
             "autocast": self.config.autocast,
-            "workers": self.config.workers,
+            "workers": self.workers,
             "width": self.config.width,
             "top_k": self.config.top_k,
             "coreset": self.config.coreset if "coreset" in self.arms else None,

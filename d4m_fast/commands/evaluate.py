@@ -45,7 +45,7 @@ def evaluate(
     \b
     Examples:
       d4m-fast evaluate runs/demo --width 32
-      d4m-fast evaluate runs/demo --regime hard --regime online --arms distilled,random,medoid,coreset
+      d4m-fast evaluate runs/demo --width 32 --regime hard --regime online --arms distilled,random,medoid,coreset
       d4m-fast evaluate their-images --train-data fashion-mnist --test-data fashion-mnist --regime hard
       d4m-fast evaluate --render runs/demo/evaluation/results.json
     """
@@ -111,7 +111,7 @@ def _train(examination: Examination, exam: Exam, quiet: bool) -> list[Result]:
     results = list["Result"]()
     for stage, jobs in (("labels", examination.label_tasks()), ("students", examination.tasks())):
         with examination.timed(stage):
-            for result in track(stage, Schedule(exam, jobs, examination.config.workers), quiet):
+            for result in track(stage, Schedule(exam, jobs, examination.workers), quiet):
                 if result is not None:
                     results.append(result)
     return results
