@@ -105,16 +105,17 @@ def _writable(out: Path) -> Iterator[Path]:
 
 
 def _train(examination: Examination, exam: Exam, quiet: bool) -> list[Result]:
-    """Do all jobs, or this process's share of them under a launcher, and return all results."""
+    """Do all jobs, or this process's share under a launcher, and return all results in the order of the jobs."""
     from d4m_fast.evaluation.workers import Schedule
 
-    results = list["Result"]()
-    for stage, jobs in (("labels", examination.label_tasks()), ("students", examination.tasks())):
+    results, tasks = list["Result"](), examination.tasks()
+    for stage, jobs in (("labels", examination.label_tasks()), ("students", tasks)):
         with examination.timed(stage):
             for result in track(stage, Schedule(exam, jobs, examination.workers), quiet):
                 if result is not None:
                     results.append(result)
-    return results
+    places = {task: place for place, task in enumerate(tasks)}
+    return sorted(results, key=lambda result: places[result.task])
 
 
 def _lines(value: dict[str, Any]) -> list[str]:

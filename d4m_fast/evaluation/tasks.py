@@ -182,6 +182,7 @@ def finish_task(exam: Exam, task: Task) -> Result:
         key = fingerprint(identity_of(exam, task))[:16]
         place = files.make_directory(exam.work / "students" / key)
         with locked(place):
+            files.sweep(place)
             kept = read_state(place / "result.json", STUDENT)
             if kept is not None:
                 return Result.from_json(kept, task)
@@ -282,6 +283,7 @@ def finish_labels(exam: Exam, task: LabelTask) -> LabelStore:
     store = open_labels(root, images, identity)
     if store is None:
         with locked(root), one_thread(exam.execution.device):
+            files.sweep(root)
             label, size = teacher_label(exam, task.teacher), exam.batch_size(task.set_name)
             for _ in write_labels(root, images, exam.protocol, label, identity, batch_size=size):
                 pass
