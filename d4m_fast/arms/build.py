@@ -67,8 +67,8 @@ class ArmBuilder:
         Raises:
             UsageError: there is no such arm; it needs a run's records, and this is another method's folder; or it
                 needs a teacher, and there is none.
-            DataError: a medoid is not among the real images any more, a class has too few of them, or a folder has another
-                budget or other classes.
+            DataError: a medoid is not among the real images any more, a class has too few of them, or a folder has
+                another budget or other classes.
             DamageError: a run's record is not what was written.
             ModelError: the run's model is not there any more.
         """

@@ -45,7 +45,7 @@ def evaluate(
     \b
     Examples:
       d4m-fast evaluate runs/demo --width 32
-      d4m-fast evaluate runs/demo --regime hard --regime online --arms distilled,random,medoid,coreset
+      d4m-fast evaluate runs/demo --width 32 --regime hard --regime online --arms distilled,random,medoid,coreset
       d4m-fast evaluate their-images --train-data fashion-mnist --test-data fashion-mnist --regime hard
       d4m-fast evaluate --render runs/demo/evaluation/results.json
     """
@@ -105,13 +105,13 @@ def _writable(out: Path) -> Iterator[Path]:
 
 
 def _train(examination: Examination, exam: Exam, quiet: bool) -> list[Result]:
-    """Do all jobs, or this process's share of them under a launcher, and return all results in the order of the jobs."""
+    """Do all jobs, or this process's share under a launcher, and return all results in the order of the jobs."""
     from d4m_fast.evaluation.workers import Schedule
 
     results, tasks = list["Result"](), examination.tasks()
     for stage, jobs in (("labels", examination.label_tasks()), ("students", tasks)):
         with examination.timed(stage):
-            for result in track(stage, Schedule(exam, jobs, examination.config.workers), quiet):
+            for result in track(stage, Schedule(exam, jobs, examination.workers), quiet):
                 if result is not None:
                     results.append(result)
     places = {task: place for place, task in enumerate(tasks)}

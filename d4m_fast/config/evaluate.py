@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from d4m_fast.config.choices import Coreset, ProtocolName, Regime
-from d4m_fast.config.fields import MOST_THREADS, Group, available_threads, check_bounds, setting
+from d4m_fast.config.fields import MOST_THREADS, Group, check_bounds, setting
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class EvaluateConfig:
         arm: NAME=DIR each.
         override: FIELD=VALUE each.
         width: channels of a ConvNet's convolutions.
+        labels: [ARM=]DIR each; without a name they are the distilled set's.
         top_k: logits that are stored of each image; None is all.
         seeds: how many students of each arm are trained, on each distilled set.
-        workers: how many are trained side by side.
+        workers: how many are trained side by side; None is one per core, or per GPU.
         classes: part of the classes; None is all of them.
     """
 
@@ -76,6 +77,11 @@ class EvaluateConfig:
     top_k: int | None = setting(
         None, group=Group.STUDENTS, help="Logits that fixed labels keep.", default_text="all", minimum=1
     )
+    labels: tuple[str, ...] = setting(
+        (),
+        group=Group.STUDENTS,
+        help="[ARM=]DIR of soft labels, ours or SRe2L's FKD, that --regime fixed replays; may be repeated.",
+    )
     coreset: Coreset = setting("herding", group=Group.STUDENTS, help="How the coreset arm is chosen.")
     classes: str | None = setting(
         None,
@@ -91,8 +97,8 @@ class EvaluateConfig:
         "none", group=Group.MACHINE, help="Precision of the forward pass on a GPU."
     )
     compile: bool = setting(False, group=Group.MACHINE, help="torch.compile the students.")
-    workers: int = setting(
-        factory=available_threads,
+    workers: int | None = setting(
+        None,
         group=Group.MACHINE,
         help="Students trained side by side.",
         default_text="one per core, or per GPU",

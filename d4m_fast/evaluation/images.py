@@ -176,8 +176,8 @@ def images_per_class(source: Source) -> int:
     for class_info in source.classes:
         if counts[class_info.id] < max(budget, 1):
             raise DataError(
-                f"class {class_info.folder!r} has {counts[class_info.id]} images and another class {budget};"
-                " every class needs as many: finish the run, or even them out"
+                f"class {class_info.folder!r} has {counts[class_info.id]} images and another class {budget}; every"
+                " class needs as many: finish the run, or even them out"
             )
     return budget
 
@@ -202,7 +202,8 @@ def random_subset(source: Source, per_class: int, seed: int, class_ids: Collecti
         items = members[class_id]
         if len(items) < per_class:
             raise DataError(
-                f"class {folders[class_id]!r} has {len(items)} real images, and the random subset needs {per_class}"
+                f"class {folders[class_id]!r} has {len(items)} real images, {per_class} are needed for the random"
+                " subset"
             )
         generator = torch.Generator().manual_seed(derive_seed(seed, class_id, "random"))
         # Sorted first: the draw must not depend on the order in which a file system lists its files.

@@ -309,4 +309,4 @@ def test_autocast_is_of_the_forward_passes_alone(tmp_path: Path) -> None:
     plain = exam(tmp_path, epochs=20)
     halved, whole = finish_task(shared, task("online")), finish_task(plain, task("online"))
     assert halved.losses != whole.losses
-    assert halved.losses == pytest.approx(whole.losses, rel=0.05)
+    assert halved.losses == pytest.approx(whole.losses, rel=0.05, abs=5e-4)
