@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,19 @@ import torch
 
 from d4m_fast import __version__
 from d4m_fast.arms.build import ArmBuilder
-from d4m_fast.arms.classes import part_of
+from d4m_fast.arms.classes import part_of, require_alike
 from d4m_fast.arms.features import Features, features_of
 from d4m_fast.arms.names import ARMS, parse_arms, parse_folders
 from d4m_fast.config.choices import Regime
 from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.config.fields import available_threads
 from d4m_fast.engine.runtime import hardware, resolve_device
-from d4m_fast.errors import DataError, UsageError
-from d4m_fast.evaluation.images import ImageSet, images_per_class, load_images, match_classes, of_classes
-from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol, overridden, parse_override
+from d4m_fast.errors import UsageError
+from d4m_fast.evaluation.images import ImageSet, images_per_class, is_same_set, load_images, match_classes, of_classes
+from d4m_fast.evaluation.overrides import overridden, parse_override
+from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol
 from d4m_fast.evaluation.results import Subject, to_json
+from d4m_fast.evaluation.stored import STORED, StoredLabels, parse_labels, require_labels
 from d4m_fast.evaluation.students import build_student
 from d4m_fast.evaluation.tasks import Exam, LabelTask, Result, Task
 from d4m_fast.evaluation.teacher_check import TeacherCheck, check_teacher, require_sound
@@ -33,7 +34,8 @@ from d4m_fast.evaluation.teachers import Teacher, open_teacher
 from d4m_fast.evaluation.train import Execution
 from d4m_fast.evaluation.workers import Job
 from d4m_fast.fingerprints import fingerprint
-from d4m_fast.report.feature_map import feature_map
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.report.feature_map import feature_map, mapped_images
 from d4m_fast.runs.run import options_of, require_finished, source_of
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.records import Source
@@ -42,7 +44,6 @@ from d4m_fast.storage.files import bytes_on_disk
 # One of each family: plain convolutions, residual, inverted bottlenecks, a transformer.
 MATRIX = ("convnet3", "resnet18", "mobilenet_v3_small", "timm/vit_tiny_patch16_224")
 MAPPED_ARMS = {"real": "random", "prototype": "decoded", "distilled": "distilled"}  # kinds of the map of features
-MOST_MAPPED = 1000  # images of each kind
 AUTOCAST = {"none": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -55,6 +56,8 @@ class Examination:
         distilled: their images, of the classes evaluated.
         test_ids: id in the test set of each class id of the first distilled set.
         work: directory of results, checkpoints and stored labels.
+        labels: those that the "fixed" regime replays, by arm; of none, teachers make them.
+        timed: seconds of each stage.
     """
 
     config: EvaluateConfig
@@ -70,7 +73,8 @@ class Examination:
     arms: tuple[str, ...]
     folders: Mapping[str, Path]
     work: Path
-    seconds: dict[str, float] = field(default_factory=dict)
+    labels: Mapping[str, StoredLabels]
+    timed: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -126,13 +130,15 @@ class Examination:
         Raises:
             errors of `ArmBuilder.build`.
         """
-        sets = dict[str, ImageSet]()
+        sets, stored = dict[str, ImageSet](), dict[str, StoredLabels]()
         with self.timed("arms"):
             for arm, generation, seed in self._students_of_arms():
                 name = self._set_name(arm, generation, seed)
                 if name not in sets:
                     draw = generation * self.config.seeds + seed
                     sets[name] = self._builders[generation].build(arm, draw)
+                if arm in self.labels:
+                    stored[name] = self.labels[arm]
         return Exam(
             self.protocol,
             self.config.width,
@@ -144,6 +150,7 @@ class Examination:
             self.work,
             self.config.top_k,
             self.execution,
+            stored,
         )
 
     @cached_property
@@ -180,25 +187,17 @@ class Examination:
     def _feature_map(self, exam: Exam) -> dict[str, Any] | None:
         """Return where images of the first generation lie in the first teacher's features."""
         names = {kind: self._set_name(arm, 0, 0) for kind, arm in MAPPED_ARMS.items()}
-        sets = {kind: self._mapped(exam.sets[name]) for kind, name in names.items() if name in exam.sets}
+        sets = {kind: mapped_images(exam.sets[name], self.classes) for kind, name in names.items() if name in exam.sets}
         if self._features is None or sum(map(len, sets.values())) < 3:
             return None
         with self.timed("feature map"):
             return feature_map(self._features, sets)
 
-    def _mapped(self, images: ImageSet) -> ImageSet:
-        """Return at most `MOST_MAPPED` images, evenly of all, their labels being positions among the classes."""
-        rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_MAPPED)).long()
-        positions = torch.searchsorted(torch.tensor(self.classes), images.labels[rows])
-        return ImageSet(images.images[rows], positions)
-
     def _students_of_arms(self) -> Iterator[tuple[str, int, int]]:
         """Yield arm, generation and seed of every student of one recipe."""
         # The slow part of a plan is its last job: with the arms interleaved any number of workers ends evenly.
-        yield from (
-            (arm, generation, seed)
-            for seed, generation, arm in itertools.product(range(self.config.seeds), range(len(self.paths)), self.arms)
-        )
+        for seed, generation, arm in itertools.product(range(self.config.seeds), range(len(self.paths)), self.arms):
+            yield arm, generation, seed
 
     def _set_name(self, arm: str, generation: int, seed: int) -> str:
         """Return the name of the images a student learns from: those drawn for it, its generation's, or everybody's."""
@@ -211,11 +210,16 @@ class Examination:
         """Return every student to train."""
         tasks = []
         for student, regime in itertools.product(self.students, self.regimes):
-            for teacher in [None] if regime == "hard" else list(self.teachers):
+            for teacher in self._teachers_of(regime):
                 for arm, generation, seed in self._students_of_arms():
                     name = self._set_name(arm, generation, seed)
                     tasks.append(Task(arm, name, regime, student, teacher, seed, generation))
         return tasks
+
+    def _teachers_of(self, regime: Regime) -> list[str | None]:
+        if regime == "hard":
+            return [None]
+        return [STORED] if regime == "fixed" and self.labels else list(self.teachers)
 
     def label_tasks(self) -> list[Job]:
         """Return every image set that a teacher labels beforehand, each once."""
@@ -233,16 +237,14 @@ class Examination:
             seeds=self.config.seeds,
             data=(*(part.fingerprint for part in self.distilled), self.train.fingerprint, self.test.fingerprint),
         )
-        points = self._feature_map(exam)
-        seconds = {**self.seconds, "total": sum(self.seconds.values())}
         return to_json(
             subject,
             results,
             image_bytes=self._image_bytes(),
             checks=checks,
-            feature_map=points,
+            feature_map=self._feature_map(exam),
             provenance=self.provenance,
-            seconds=seconds,
+            seconds={**self.timed.seconds, "total": sum(self.timed.seconds.values())},
         )
 
     def _image_bytes(self) -> dict[str, int]:
@@ -264,27 +266,9 @@ class Examination:
             "top_k": self.config.top_k,
             "coreset": self.config.coreset if "coreset" in self.arms else None,
             "teachers": {name: teacher.sha256 for name, teacher in self.teachers.items()},
+            "labels": {arm: stored.digest for arm, stored in self.labels.items()},
             "runs": {str(path): options_of(path) for path in self.paths},
         }
-
-    def timed(self, stage: str) -> Timer:
-        """Return a context that books its time on a stage."""
-        return Timer(self.seconds, stage)
-
-
-@dataclass(slots=True)
-class Timer:
-    """Context that books its time on a stage."""
-
-    seconds: dict[str, float]
-    stage: str
-    begun_at: float = 0.0
-
-    def __enter__(self) -> None:
-        self.begun_at = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + time.monotonic() - self.begun_at
 
 
 def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) -> Examination:
@@ -299,19 +283,22 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
     """
     for path in paths:
         require_finished(path)
+    distilled = [open_source(str(path), prompts_needed=False) for path in paths]
     origin = source_of(paths[0]) if config.train_data is None or config.test_data is None else None
     train = open_source(_data_name("--train-data", config.train_data, origin), prompts_needed=False)
     test = open_source(_data_name("--test-data", config.test_data, origin), split="test", prompts_needed=False)
-    if test.fingerprint == train.fingerprint:
+    if is_same_set(test, train):
         raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
-    distilled = [open_source(str(path), prompts_needed=False) for path in paths]
     if config.classes is not None:
         distilled = [part_of(part, test, config.classes) for part in distilled]
-    _require_alike(distilled)
+    require_alike(distilled)
     protocol = _protocol(config)
     arms, folders = parse_arms(config.arms), parse_folders(config.arm)
     regimes = config.regime if config.regime else (protocol.regime,)
-    needs_teacher = "coreset" in arms or set(regimes) != {"hard"}
+    labels = parse_labels(config.labels, [class_info.folder for class_info in test.classes])
+    require_labels(labels, (*arms, *folders), folders, regimes, len(paths), protocol)
+    needs_teacher = "coreset" in arms or not {*regimes} <= ({"hard", "fixed"} if labels else {"hard"})
+    names = (config.teacher if config.teacher else (protocol.teacher,)) if needs_teacher else ()
     examination = Examination(
         config,
         protocol,
@@ -319,18 +306,15 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
         tuple(distilled),
         train,
         test,
-        match_classes(distilled[0], test),
+        match_classes(distilled[0], test, "test"),
         tuple(dict.fromkeys(regimes)),
         _students(config, protocol),
-        {},
+        {name: open_teacher(name, test.classes, resolution=protocol.resolution) for name in names},
         (*arms, *folders),
         folders,
         work,
+        labels,
     )
-    names = config.teacher if config.teacher else (protocol.teacher,)
-    if needs_teacher:
-        teachers = {name: open_teacher(name, test.classes, resolution=protocol.resolution) for name in names}
-        examination = replace(examination, teachers=teachers)
     for student in examination.students:
         build_student(student, classes=examination.outputs, image_size=protocol.resolution, width=config.width)
     examination.require_arms()
@@ -347,14 +331,6 @@ def _protocol(config: EvaluateConfig) -> Protocol:
 def _students(config: EvaluateConfig, protocol: Protocol) -> tuple[str, ...]:
     names = config.student if config.student else MATRIX if config.matrix else (protocol.student,)
     return tuple(dict.fromkeys(names))
-
-
-def _require_alike(distilled: Sequence[Source]) -> None:
-    first = distilled[0]
-    folders, budget = {class_info.folder for class_info in first.classes}, images_per_class(first)
-    for other in distilled[1:]:
-        if {class_info.folder for class_info in other.classes} != folders or images_per_class(other) != budget:
-            raise DataError("the runs differ in their classes or in images per class")
 
 
 def _data_name(flag: str, value: str | None, origin: str | None) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from d4m_fast.errors import DataError, UsageError
+from d4m_fast.evaluation.images import images_per_class
 from d4m_fast.sources.dataset import subset, with_classes
 from d4m_fast.sources.records import Source
 from d4m_fast.storage import files
@@ -54,3 +56,16 @@ def _names_in(file: Path, test: Source) -> list[str]:
     if unknown:
         raise UsageError(f"--classes {file}: no class {unknown[0]!r} in the test set; there are {some(sorted(known))}")
     return names
+
+
+def require_alike(distilled: Sequence[Source]) -> None:
+    """Refuse distilled sets of other classes, or of another number of images per class, than the first one's.
+
+    Raises:
+        DataError: they differ, or a set is not balanced.
+    """
+    first = distilled[0]
+    folders, budget = {class_info.folder for class_info in first.classes}, images_per_class(first)
+    for other in distilled[1:]:
+        if {class_info.folder for class_info in other.classes} != folders or images_per_class(other) != budget:
+            raise DataError("the runs differ in their classes or in images per class")

@@ -21,6 +21,7 @@ class EvaluateConfig:
         arm: NAME=DIR each.
         override: FIELD=VALUE each.
         width: channels of a ConvNet's convolutions.
+        labels: [ARM=]DIR each; without a name they are the distilled set's.
         top_k: logits that are stored of each image; None is all.
         seeds: how many students of each arm are trained, on each distilled set.
         workers: how many are trained side by side; None is one per core, or per GPU.
@@ -75,6 +76,11 @@ class EvaluateConfig:
     )
     top_k: int | None = setting(
         None, group=Group.STUDENTS, help="Logits that fixed labels keep.", default_text="all", minimum=1
+    )
+    labels: tuple[str, ...] = setting(
+        (),
+        group=Group.STUDENTS,
+        help="[ARM=]DIR of soft labels, ours or SRe2L's FKD, that --regime fixed replays; may be repeated.",
     )
     coreset: Coreset = setting("herding", group=Group.STUDENTS, help="How the coreset arm is chosen.")
     classes: str | None = setting(

@@ -10,7 +10,8 @@ import torch
 
 from d4m_fast.evaluation.augment import pasted
 from d4m_fast.evaluation.images import ImageSet
-from d4m_fast.evaluation.label_store import LabelRows, LabelStore, views_at
+from d4m_fast.evaluation.label_rows import LabelRows, views_at
+from d4m_fast.evaluation.label_store import LabelStore
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.targets import HardTargets, SoftTargets, Targets, log_probabilities
 from d4m_fast.evaluation.views import Mix, draw_mix, draw_views, mixed, render
@@ -83,8 +84,8 @@ class OnlineFeed:
 class StoredFeed:
     """Batches as a stored epoch has them, whose labels need no teacher.
 
-    As many stored epochs as the protocol trains are shown once each, in their order, as the authors do; of fewer, one
-    is drawn for each epoch (LPLD, Xiao & He, 2024).
+    As many stored epochs as the protocol trains are shown once each, in their order and that of their batches, as the
+    authors do; of fewer, one is drawn for each epoch (LPLD, Xiao & He, 2024).
     """
 
     protocol: Protocol
@@ -93,8 +94,12 @@ class StoredFeed:
     batch_size: int
 
     def epoch(self, number: int, generator: torch.Generator) -> Iterator[Batch]:
-        drawn = int(torch.randint(self.labels.epochs, (), generator=generator))
-        labels = self.labels.epoch(number if self.labels.epochs >= self.protocol.epochs else drawn)
+        if self.labels.epochs >= self.protocol.epochs:
+            labels = self.labels.epoch(number)
+            for rows in torch.split(labels.order, self.batch_size):
+                yield self._batch(labels, rows)
+            return
+        labels = self.labels.epoch(int(torch.randint(self.labels.epochs, (), generator=generator)))
         batches = torch.split(labels.order, self.batch_size)
         # The teacher's own batches, whose partners are among them, in another order.
         for index in torch.randperm(len(batches), generator=generator).tolist():
@@ -128,10 +133,11 @@ def stored_pixels(
 ) -> torch.Tensor:
     """Show rows of a store as the teacher saw them, in whatever batch: (len(rows), 3, S, S) float32."""
     device = images.images.device
-    positions = store.rows.argsort()  # of the image of each row
     partners = labels.partners[rows]
     needed, index = torch.unique(torch.cat((rows, partners)), return_inverse=True)
-    shown = render(images.images[positions[needed].to(device)], views_at(labels, needed).to(device), protocol)
+    shown = render(
+        images.images[store.positions[needed].to(device)], views_at(labels.views, needed).to(device), protocol
+    )
     own, others = index.to(device).split(len(rows))
     boxes = labels.mix_boxes[rows].to(device)
     if bool((boxes == boxes[0]).all()):  # one box for the batch, as it was mixed

@@ -10,61 +10,28 @@ matters. Logits are float16: all of them, or the `top_k` largest with the logari
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from d4m_fast.errors import DataError, ModelError
 from d4m_fast.evaluation.images import ImageSet
+from d4m_fast.evaluation.label_rows import LabelRows, packed, unpacked, views_at
 from d4m_fast.evaluation.protocols import Protocol
-from d4m_fast.evaluation.targets import log_probabilities
 from d4m_fast.evaluation.views import Mix, Views, draw_mix, draw_views, mixed, render
 from d4m_fast.fingerprints import derive_seed
 from d4m_fast.storage import files
-from d4m_fast.storage.state import LABELS, read_state, write_state
+from d4m_fast.storage.state import LABELS, read_state, require_state, write_state
 
 INDEX = "index.json"
 CACHE_BYTES = 1 << 30  # of labels that are kept in memory from one epoch to the next
+SHOWN_BY = ("resolution", "antialias", "shift")  # fields of a protocol without which a stored view is another
 HALF_LIMIT = 65504.0  # largest float16
 
 Label = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class LabelRows:
-    """Rows of one stored epoch, one per image.
-
-    Attributes:
-        order: (N,) rows in the order in which the teacher saw them.
-        partners: (N,) row of the image pasted into each; itself where the batch was not mixed.
-        mix_boxes: (N, 4) top, bottom, left, right; empty where it was not.
-        logits: (N, classes) float16, or (N, k) with `indices` (N, k) and `rests` (N,).
-    """
-
-    order: torch.Tensor
-    views: Views
-    partners: torch.Tensor
-    mix_boxes: torch.Tensor
-    logits: torch.Tensor
-    indices: torch.Tensor | None
-    rests: torch.Tensor | None
-
-    def log_probabilities(self, rows: torch.Tensor, classes: int, temperature: float) -> torch.Tensor:
-        """Return the teacher's log-probabilities of rows, (len(rows), classes) float32.
-
-        The mass of the logits that were not kept is spread evenly over their classes.
-        """
-        kept = self.logits[rows].float()
-        if self.indices is None or self.rests is None:
-            return log_probabilities(kept, temperature)
-        others = classes - kept.shape[1]
-        share = self.rests[rows].float() - temperature * float(np.log(others))
-        dense = share.unsqueeze(1).expand(-1, classes).clone()
-        return log_probabilities(dense.scatter_(1, self.indices[rows].long(), kept), temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +40,14 @@ class LabelStore:
 
     Attributes:
         rows: (N,) row of the store of each image of the set; every row is that of one image.
+        positions: (N,) image of the set of each row, the inverse of `rows`.
         classes: how many the labels tell apart.
         bytes: of all files.
     """
 
     root: Path
     rows: torch.Tensor
+    positions: torch.Tensor
     classes: int
     bytes: int
     epochs: int
@@ -94,7 +63,7 @@ class LabelStore:
         if number in self._cache:
             return self._cache[number]
         name = _name(number)
-        labels = _unpacked(_checked_bytes(self.root / name, self._files[name]))
+        labels = unpacked(_checked_bytes(self.root / name, self._files[name]))
         if self.bytes <= CACHE_BYTES:
             self._cache[number] = labels
         return labels
@@ -127,14 +96,31 @@ def open_labels(root: Path, images: ImageSet, identity: dict[str, Any]) -> Label
     if index["made_by"] != identity:
         names = sorted(name for name in identity if index["made_by"].get(name) != identity[name])
         raise DataError(f"{root}: labels of another set (their {', '.join(names)} differ); remove it to label anew")
-    return LabelStore(
-        root,
-        _match(index["hashes"], images, root),
-        len(identity["classes"]),
-        index["bytes"],
-        index["epochs"],
-        index["files"],
-    )
+    return _opened(root, images, index)
+
+
+def reopen_labels(root: Path, images: ImageSet, protocol: Protocol, classes: Sequence[int]) -> LabelStore:
+    """Open labels that an evaluation of the same images has stored, whoever the teacher was.
+
+    Raises:
+        DamageError: the index is damaged, or missing.
+        DataError: the labels are of other images or classes, or their views cannot be shown under this protocol.
+    """
+    index = require_state(root / INDEX, LABELS)
+    made_by = index["made_by"]
+    if made_by["classes"] != list(classes):
+        raise DataError(f"{root}: labels of other classes; give the --classes that they were stored with")
+    theirs, ours = made_by["protocol"], protocol.to_json()
+    names = SHOWN_BY if made_by["top_k"] is None else (*SHOWN_BY, "temperature")
+    for name in names:
+        if theirs[name] != ours[name]:
+            raise DataError(f"{root}: labels of {name}={theirs[name]}, and the protocol's is {ours[name]}; change it")
+    return _opened(root, images, index)
+
+
+def _opened(root: Path, images: ImageSet, index: Mapping[str, Any]) -> LabelStore:
+    rows, classes = _match(index["hashes"], images, root), len(index["made_by"]["classes"])
+    return LabelStore(root, rows, rows.argsort(), classes, index["bytes"], index["epochs"], index["files"])
 
 
 def write_labels(
@@ -159,13 +145,27 @@ def write_labels(
     """
     files.make_directory(root)
     for number in range(protocol.stored_epochs):
-        if not (root / _name(number)).is_file():
+        if not has_epoch(root, number):
             generator = torch.Generator().manual_seed(derive_seed(identity["draw"], "labels", number))
-            rows = _label_epoch(images, protocol, label, generator, batch_size, identity["top_k"])
-            files.write_bytes(root / _name(number), _packed(rows))
+            save_epoch(root, number, _label_epoch(images, protocol, label, generator, batch_size, identity["top_k"]))
         yield number
+    finish_index(root, images, identity, protocol.stored_epochs)
+
+
+def has_epoch(root: Path, number: int) -> bool:
+    """Return whether an epoch is on the disk."""
+    return (root / _name(number)).is_file()
+
+
+def save_epoch(root: Path, number: int, rows: LabelRows) -> None:
+    """Write an epoch; errors are those of `write_labels`."""
+    files.write_bytes(root / _name(number), packed(rows))
+
+
+def finish_index(root: Path, images: ImageSet, identity: Mapping[str, Any], epochs: int) -> None:
+    """Write the index of so many stored epochs, with which they are labels of these images."""
     sums, size = dict[str, str](), 0
-    for number in range(protocol.stored_epochs):
+    for number in range(epochs):
         data = files.read_regular(root / _name(number))
         sums[_name(number)], size = hashlib.sha256(data).hexdigest(), size + len(data)
     write_state(
@@ -173,7 +173,7 @@ def write_labels(
         LABELS,
         {
             "made_by": identity,
-            "epochs": protocol.stored_epochs,
+            "epochs": epochs,
             "bytes": size,
             "files": sums,
             "hashes": images.hashes(),
@@ -204,7 +204,7 @@ def _label_epoch(
         boxes.append(mix.box.expand(len(rows), 4))
         logits.append(_finite(label(pixels).float().cpu()))
     back = order.argsort()  # from the order of the epoch to that of the rows
-    shown = _views_at(_joined(views), back)
+    shown = views_at(_joined(views), back)
     kept, indices, rests = _pruned(torch.cat(logits)[back], top_k, protocol.temperature)
     return LabelRows(order, shown, torch.cat(partners)[back], torch.cat(boxes)[back], kept, indices, rests)
 
@@ -229,20 +229,6 @@ def _pruned(
     rests = temperature * torch.logsumexp(remaining / temperature, dim=1)
     narrow = torch.int16 if logits.shape[1] <= torch.iinfo(torch.int16).max else torch.int32
     return largest.half(), indices.to(narrow), rests.half()
-
-
-def views_at(labels: LabelRows, rows: torch.Tensor) -> Views:
-    """Return how rows were shown."""
-    return _views_at(labels.views, rows)
-
-
-def _views_at(views: Views, rows: torch.Tensor) -> Views:
-    return Views(
-        None if views.swaps is None else views.swaps[rows],
-        None if views.boxes is None else views.boxes[rows],
-        None if views.offsets is None else views.offsets[:, rows],
-        views.flips[rows],
-    )
 
 
 def _joined(views: Sequence[Views]) -> Views:
@@ -274,50 +260,9 @@ def _name(number: int) -> str:
     return f"epoch-{number:05d}.safetensors"
 
 
-def _packed(rows: LabelRows) -> bytes:
-    from safetensors.torch import save
-
-    side, views = torch.int16, rows.views
-    tensors = {
-        "order": rows.order.int(),
-        "flips": views.flips,
-        "swaps": views.swaps,
-        "boxes": None if views.boxes is None else views.boxes.to(side),
-        "offsets": None if views.offsets is None else views.offsets.to(side),
-        "partners": rows.partners.int(),
-        "mix_boxes": rows.mix_boxes.to(side),
-        "logits": rows.logits,
-        "indices": rows.indices,
-        "rests": rows.rests,
-    }
-    return save({name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None})
-
-
 def _checked_bytes(path: Path, sha256: str) -> bytes:
     with LABELS.reading(path):
         data = files.read_regular(path)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise LABELS.damage(path, "it is not what its checksum says")
     return data
-
-
-def _unpacked(data: bytes) -> LabelRows:
-    from safetensors.torch import load
-
-    tensors = load(data)
-    boxes, offsets = tensors.get("boxes"), tensors.get("offsets")
-    views = Views(
-        tensors.get("swaps"),
-        None if boxes is None else boxes.long(),
-        None if offsets is None else offsets.long(),
-        tensors["flips"],
-    )
-    return LabelRows(
-        tensors["order"].long(),
-        views,
-        tensors["partners"].long(),
-        tensors["mix_boxes"].long(),
-        tensors["logits"],
-        tensors.get("indices"),
-        tensors.get("rests"),
-    )

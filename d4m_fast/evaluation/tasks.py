@@ -19,6 +19,7 @@ from d4m_fast.evaluation.feeds import Feed, HardFeed, OnlineFeed, StoredFeed
 from d4m_fast.evaluation.images import ImageSet
 from d4m_fast.evaluation.label_store import Label, LabelStore, labels_identity, open_labels, write_labels
 from d4m_fast.evaluation.protocols import Protocol
+from d4m_fast.evaluation.stored import STORED, StoredLabels
 from d4m_fast.evaluation.students import build_student
 from d4m_fast.evaluation.targets import ClassSelector, class_selector
 from d4m_fast.evaluation.teachers import Teacher
@@ -39,7 +40,7 @@ class Task:
     Attributes:
         set_name: which of the exam's image sets it learns from.
         generation: number of the distilled run that its set belongs to, from 0.
-        teacher: name of the exam's teacher; None with hard labels.
+        teacher: name of the exam's teacher, or `STORED`; None with hard labels.
     """
 
     arm: str
@@ -76,6 +77,7 @@ class Exam:
         teachers: by name.
         top_k: logits that the "fixed" regime stores of each image; None is all.
         work: directory of results, checkpoints and stored labels.
+        stored: labels that are there already, of the sets of the "fixed" regime, by name.
     """
 
     protocol: Protocol
@@ -88,6 +90,7 @@ class Exam:
     work: Path
     top_k: int | None = None
     execution: Execution = field(default_factory=Execution)
+    stored: Mapping[str, StoredLabels] = field(default_factory=dict)
 
     def select(self) -> ClassSelector:
         """Return the function that cuts logits to the classes evaluated."""
@@ -152,7 +155,7 @@ def identity_of(exam: Exam, task: Task) -> dict[str, Any]:
         "width": exam.width,
         "outputs": exam.outputs,
         "classes": list(exam.classes),
-        "teacher": None if task.teacher is None else exam.teachers[task.teacher].sha256,
+        "teacher": _teacher_digest(exam, task),
         "top_k": exam.top_k if task.regime == "fixed" else None,
         "seed": task.seed,
         "generation": task.generation if task.regime == "fixed" else None,
@@ -160,6 +163,12 @@ def identity_of(exam: Exam, task: Task) -> dict[str, Any]:
         "device": exam.execution.device.type,
         "autocast": str(exam.execution.autocast),
     }
+
+
+def _teacher_digest(exam: Exam, task: Task) -> str | None:
+    if task.teacher is None:
+        return None
+    return exam.stored[task.set_name].digest if task.teacher == STORED else exam.teachers[task.teacher].sha256
 
 
 def finish_task(exam: Exam, task: Task) -> Result:
@@ -173,6 +182,7 @@ def finish_task(exam: Exam, task: Task) -> Result:
         key = fingerprint(identity_of(exam, task))[:16]
         place = files.make_directory(exam.work / "students" / key)
         with locked(place):
+            files.sweep(place)
             kept = read_state(place / "result.json", STUDENT)
             if kept is not None:
                 return Result.from_json(kept, task)
@@ -264,12 +274,16 @@ def _feed(exam: Exam, task: Task, images: ImageSet, batch_size: int) -> tuple[Fe
 def finish_labels(exam: Exam, task: LabelTask) -> LabelStore:
     """Return the stored labels of an image set: those that are there, or those made now, as far as they are missing."""
     images = exam.sets[task.set_name].to(exam.execution.device)
+    if task.teacher == STORED:
+        labels, size = exam.stored[task.set_name], exam.batch_size(task.set_name)
+        return labels.open(images, exam.protocol, exam.classes, size, exam.work)
     sha256 = exam.teachers[task.teacher].sha256
     identity = labels_identity(images, exam.protocol, sha256, exam.classes, task.draw, exam.top_k)
     root = files.make_directory(exam.work / "labels" / fingerprint(identity)[:16])
     store = open_labels(root, images, identity)
     if store is None:
         with locked(root), one_thread(exam.execution.device):
+            files.sweep(root)
             label, size = teacher_label(exam, task.teacher), exam.batch_size(task.set_name)
             for _ in write_labels(root, images, exam.protocol, label, identity, batch_size=size):
                 pass

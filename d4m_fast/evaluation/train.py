@@ -112,7 +112,8 @@ def fit(
 
 def _finite(loss: float, epoch: int) -> float:
     if not math.isfinite(loss):
-        raise NonFiniteError("student", f"the loss of epoch {epoch}")
+        advice = "take a smaller rate (--override lr=...), or --autocast none; students that are finished are kept"
+        raise NonFiniteError("student", f"the loss of epoch {epoch + 1}", advice=advice)
     return loss
 
 

@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match=r"student.*the loss of epoch 0"):
+    with pytest.raises(NonFiniteError, match=r"student.*the loss of epoch 1"):
         finish_task(exam(tmp_path, lr={"": 1e30}, batch_size=((1, 2),)), task("hard"))
 
 
