@@ -69,6 +69,7 @@ def _evaluate(
 
     if out is None:
         out = work_folder(runs[0], default_artifacts() if artifacts is None else artifacts)
+    quiet = quiet or is_follower()
     with _writable(out) as work:
         examination = open_examination(runs, config, work)
         checks = examination.check_teachers()
@@ -84,7 +85,16 @@ def _evaluate(
             say_result(value, as_json, lambda: _lines(value))
         finally:  # what took hours is not lost where it cannot be printed
             if work == out:
-                results.save(out / "results.json", value)
+                _keep(out / "results.json", value)
+
+
+def _keep(path: Path, value: dict[str, Any]) -> None:
+    from d4m_fast.evaluation import results
+
+    try:
+        results.save(path, value)
+    except PreflightError as error:
+        say(f"the results are not kept: {error}")
 
 
 @contextlib.contextmanager
