@@ -178,3 +178,12 @@ def _accuracy(row: Row) -> str:
     text = f"{difference['mean']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
     is_off_zero = difference["low"] > 0 or difference["high"] < 0
     return f"{cell}<br>{f'**{text}**' if is_off_zero else text}"
+
+
+def cifar(folder: Path) -> str:
+    """Return accuracies on CIFAR-10, an arm a line, a label regime a column."""
+    rows = read_rows(folder / "cifar.jsonl")
+    regimes = list(dict.fromkeys(row["regime"] for row in rows))
+    cells = {(row["arm"], row["regime"]): f"{row['mean']:.1f}" for row in rows}
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    return markdown(("images", *regimes), [[arm, *(cells[arm, regime] for regime in regimes)] for arm in arms])

@@ -51,6 +51,7 @@ def engines_table(model: str) -> Callable[[Path], str]:
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "accuracy": bench_tables.arms,
+    "cifar": bench_tables.cifar,
     "clustering": bench_tables.clustering,
     "encoding": bench_tables.encoding,
     "end_to_end": bench_tables.end_to_end,

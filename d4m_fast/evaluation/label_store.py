@@ -2,6 +2,7 @@
 
     index.json              what the labels are of, by whom, and the SHA-256 of every file; written last
     epoch-00000.safetensors one row per image, in the order of the index's hashes
+    epoch-00000.json        its SHA-256, while there is no index
 
 A row belongs to an image by the hash of its pixels, so that neither the order of the loader nor a library's sampler
 matters. Logits are float16: all of them, or the `top_k` largest with the logarithm of the rest's sum.
@@ -153,21 +154,39 @@ def write_labels(
 
 
 def has_epoch(root: Path, number: int) -> bool:
-    """Return whether an epoch is on the disk."""
-    return (root / _name(number)).is_file()
+    """Return whether an epoch is on the disk as it was written; until there is an index, a record beside it says so.
+
+    Raises:
+        DamageError: the record is damaged.
+    """
+    path, record = root / _name(number), read_state(_record(root, number), LABELS)
+    if record is None or not path.is_file():
+        return False
+    return hashlib.sha256(files.read_regular(path)).hexdigest() == record["sha256"]
 
 
 def save_epoch(root: Path, number: int, rows: LabelRows) -> None:
-    """Write an epoch; errors are those of `write_labels`."""
-    files.write_bytes(root / _name(number), packed(rows))
+    """Write an epoch, then its record; errors are those of `write_labels`."""
+    data = packed(rows)
+    sha256 = files.write_bytes(root / _name(number), data)
+    write_state(_record(root, number), LABELS, {"sha256": sha256, "bytes": len(data)})
+
+
+def _record(root: Path, number: int) -> Path:
+    return (root / _name(number)).with_suffix(".json")
 
 
 def finish_index(root: Path, images: ImageSet, identity: Mapping[str, Any], epochs: int) -> None:
-    """Write the index of so many stored epochs, with which they are labels of these images."""
+    """Write the index of so many stored epochs, with which they are labels of these images; it replaces their records.
+
+    Raises:
+        DamageError: a record is damaged or missing.
+        PreflightError: no space, no permission.
+    """
     sums, size = dict[str, str](), 0
     for number in range(epochs):
-        data = files.read_regular(root / _name(number))
-        sums[_name(number)], size = hashlib.sha256(data).hexdigest(), size + len(data)
+        record = require_state(_record(root, number), LABELS)
+        sums[_name(number)], size = record["sha256"], size + record["bytes"]
     write_state(
         root / INDEX,
         LABELS,
@@ -179,6 +198,8 @@ def finish_index(root: Path, images: ImageSet, identity: Mapping[str, Any], epoc
             "hashes": images.hashes(),
         },
     )
+    for number in range(epochs):
+        files.remove(_record(root, number))
 
 
 def _label_epoch(

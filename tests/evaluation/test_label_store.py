@@ -137,6 +137,31 @@ def test_an_interrupted_labelling_goes_on_where_it_stopped(tmp_path: Path) -> No
         assert path.read_bytes() == (tmp_path / "halted" / path.name).read_bytes()
 
 
+@pytest.mark.parametrize("damage", ["a byte", "the end", "the record"])
+def test_an_epoch_that_was_damaged_before_there_was_an_index_is_made_again(tmp_path: Path, damage: str) -> None:
+    recipe, images = protocol(), pictures()
+    labelling = write_labels(
+        tmp_path / "halted",
+        images,
+        recipe,
+        teacher,
+        labels_identity(images, recipe, "sha", range(CLASSES), 0, None),
+        batch_size=5,
+    )
+    next(labelling)
+    file = tmp_path / "halted" / "epoch-00000.safetensors"
+    data = file.read_bytes()
+    if damage == "a byte":
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "the end":
+        file.write_bytes(data[:50])
+    else:
+        file.with_suffix(".json").unlink()
+    store(tmp_path / "halted", images, recipe)
+    assert file.read_bytes() == data
+    assert not list(file.parent.glob("epoch-*.json"))
+
+
 @pytest.mark.parametrize("name", [INDEX, "epoch-00001.safetensors"])
 def test_damage_is_noticed(tmp_path: Path, name: str) -> None:
     recipe, images = protocol(), pictures()
