@@ -360,7 +360,7 @@ def test_ctrl_c_and_the_same_command_again(subject: Subject, tmp_path: Path, wor
 
 @pytest.mark.slow
 def test_the_student_of_a_process_that_was_killed_is_taken_over(subject: Subject, tmp_path: Path) -> None:
-    process = start("evaluate", *subject.options, *LONG, "--workers", 2, "--out", tmp_path / "out", "--quiet")
+    process = start("evaluate", *subject.options, *LONG, "--workers", 2, "--out", tmp_path / "out")
     wait_for(lambda: any((tmp_path / "out").glob("students/*/.lock")), process)
     os.kill(spawned(process.pid)[0], signal.SIGKILL)
     out, err = process.communicate(timeout=300)

@@ -102,7 +102,8 @@ def test_an_import_that_was_cut_off_goes_on(images: Path, copy: Path, tmp_path: 
     with pytest.raises(DataError, match=r"epoch_2.batch_3\.tar: damaged"):
         opened(copy, loaded(images), tmp_path / "work")
     (partial,) = (tmp_path / "work").glob("labels/*")
-    assert sorted(path.name for path in partial.glob("epoch-*.safetensors")) == [f"epoch-0000{i}.safetensors" for i in (0, 1)]
+    names = sorted(path.name for path in partial.glob("epoch-*.safetensors"))
+    assert names == [f"epoch-0000{i}.safetensors" for i in (0, 1)]
     last.write_bytes(data)
     os.utime(last, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert opened(copy, loaded(images), tmp_path / "work").epochs == EPOCHS
