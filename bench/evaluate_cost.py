@@ -31,7 +31,7 @@ def forward_flops(network: nn.Module, side: int, *, backward: bool) -> float:
         logits = network(torch.rand(FEW, 3, side, side))
         if backward:
             logits.sum().backward()
-    return counter.get_total_flops() / FEW
+    return float(counter.get_total_flops() / FEW)
 
 
 def cost(row: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
