@@ -73,7 +73,7 @@ class Case:
 
 CASES = {
     "convnet3": Case("ConvNet-3, 32 wide, at 32 pixels", "convnet3", 32, 32, 50, 50, 3.0),
-    "resnet18": Case("ResNet-18 at 64 pixels", "resnet18", 0, 64, 2, 10, 1.5),
+    "resnet18": Case("ResNet-18 at 64 pixels", "resnet18", 0, 64, 1, 10, 1.5),
 }
 
 
