@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import re
 import traceback
+from typing import Any
 
 TRIAL = "a trial on random numbers, before anything is encoded"
 """What a NonFiniteError says of networks that were only tried."""
@@ -60,6 +61,14 @@ class D4MError(Exception):
 
     exit_code = 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes: exceptions do by the arguments of `__init__`, which here are not the message."""
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[D4MError], args: tuple[Any, ...]) -> D4MError:
+    return kind.__new__(kind, *args)
+
 
 class DataError(D4MError):
     """The images cannot be used."""
@@ -76,14 +85,20 @@ class NonFiniteError(D4MError):
         network: its name.
         images: what it was computing, in words.
         timestep: of the noise schedule, where one is known.
+        advice: what to do.
     """
 
-    def __init__(self, network: str, images: str, timestep: float | None = None) -> None:
+    def __init__(
+        self,
+        network: str,
+        images: str,
+        timestep: float | None = None,
+        *,
+        advice: str = "nothing of this batch is kept: try --precision fp32, another --engine or other weights, and the"
+        " same command goes on",
+    ) -> None:
         when = "" if timestep is None else f", at timestep {timestep:g}"
-        super().__init__(
-            f"{network}: no finite number (NaN or infinity) in {images}{when}; nothing of this batch is kept: try"
-            " --precision fp32, another --engine or other weights, and the same command goes on"
-        )
+        super().__init__(f"{network}: no finite number (NaN or infinity) in {images}{when}; {advice}")
 
 
 class OutOfMemoryError(D4MError):

@@ -19,10 +19,12 @@ from d4m_fast.arms.features import Features, features_of
 from d4m_fast.arms.names import ARMS, parse_arms, parse_folders
 from d4m_fast.config.choices import Regime
 from d4m_fast.config.evaluate import EvaluateConfig
+from d4m_fast.config.fields import available_threads
 from d4m_fast.engine.runtime import hardware, resolve_device
 from d4m_fast.errors import UsageError
-from d4m_fast.evaluation.images import ImageSet, images_per_class, load_images, match_classes, of_classes
-from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol, overridden, parse_override
+from d4m_fast.evaluation.images import ImageSet, images_per_class, is_same_set, load_images, match_classes, of_classes
+from d4m_fast.evaluation.overrides import overridden, parse_override
+from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol
 from d4m_fast.evaluation.results import Subject, to_json
 from d4m_fast.evaluation.stored import STORED, StoredLabels, parse_labels, require_labels
 from d4m_fast.evaluation.students import build_student
@@ -33,7 +35,7 @@ from d4m_fast.evaluation.train import Execution
 from d4m_fast.evaluation.workers import Job
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.flow.stopwatch import Stopwatch
-from d4m_fast.report.feature_map import feature_map
+from d4m_fast.report.feature_map import feature_map, mapped_images
 from d4m_fast.runs.run import options_of, require_finished, source_of
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.records import Source
@@ -42,7 +44,6 @@ from d4m_fast.storage.files import bytes_on_disk
 # One of each family: plain convolutions, residual, inverted bottlenecks, a transformer.
 MATRIX = ("convnet3", "resnet18", "mobilenet_v3_small", "timm/vit_tiny_patch16_224")
 MAPPED_ARMS = {"real": "random", "prototype": "decoded", "distilled": "distilled"}  # kinds of the map of features
-MOST_MAPPED = 1000  # images of each kind
 AUTOCAST = {"none": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -96,6 +97,16 @@ class Examination:
     def execution(self) -> Execution:
         device = resolve_device(self.config.device)
         return Execution(device, AUTOCAST[self.config.autocast], self.config.compile)
+
+    @property
+    def workers(self) -> int:
+        """Students trained side by side: one per GPU, or per core of a CPU, unless the config says how many."""
+        device = self.execution.device
+        if self.config.workers is not None:
+            return self.config.workers
+        if device.type == "cpu":
+            return available_threads()
+        return torch.accelerator.device_count() if device.index is None else 1
 
     def check_teachers(self) -> list[TeacherCheck]:
         """Test every teacher on the real test images.
@@ -176,25 +187,17 @@ class Examination:
     def _feature_map(self, exam: Exam) -> dict[str, Any] | None:
         """Return where images of the first generation lie in the first teacher's features."""
         names = {kind: self._set_name(arm, 0, 0) for kind, arm in MAPPED_ARMS.items()}
-        sets = {kind: self._mapped(exam.sets[name]) for kind, name in names.items() if name in exam.sets}
+        sets = {kind: mapped_images(exam.sets[name], self.classes) for kind, name in names.items() if name in exam.sets}
         if self._features is None or sum(map(len, sets.values())) < 3:
             return None
         with self.timed("feature map"):
             return feature_map(self._features, sets)
 
-    def _mapped(self, images: ImageSet) -> ImageSet:
-        """Return at most `MOST_MAPPED` images, evenly of all, their labels being positions among the classes."""
-        rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_MAPPED)).long()
-        positions = torch.searchsorted(torch.tensor(self.classes), images.labels[rows])
-        return ImageSet(images.images[rows], positions)
-
     def _students_of_arms(self) -> Iterator[tuple[str, int, int]]:
         """Yield arm, generation and seed of every student of one recipe."""
         # The slow part of a plan is its last job: with the arms interleaved any number of workers ends evenly.
-        yield from (
-            (arm, generation, seed)
-            for seed, generation, arm in itertools.product(range(self.config.seeds), range(len(self.paths)), self.arms)
-        )
+        for seed, generation, arm in itertools.product(range(self.config.seeds), range(len(self.paths)), self.arms):
+            yield arm, generation, seed
 
     def _set_name(self, arm: str, generation: int, seed: int) -> str:
         """Return the name of the images a student learns from: those drawn for it, its generation's, or everybody's."""
@@ -258,7 +261,7 @@ class Examination:
             "versions": {"d4m-fast": __version__, **{name: importlib.metadata.version(name) for name in libraries}},
             "machine": hardware(self.execution.device),
             "autocast": self.config.autocast,
-            "workers": self.config.workers,
+            "workers": self.workers,
             "width": self.config.width,
             "top_k": self.config.top_k,
             "coreset": self.config.coreset if "coreset" in self.arms else None,
@@ -280,12 +283,12 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
     """
     for path in paths:
         require_finished(path)
+    distilled = [open_source(str(path), prompts_needed=False) for path in paths]
     origin = source_of(paths[0]) if config.train_data is None or config.test_data is None else None
     train = open_source(_data_name("--train-data", config.train_data, origin), prompts_needed=False)
     test = open_source(_data_name("--test-data", config.test_data, origin), split="test", prompts_needed=False)
-    if test.fingerprint == train.fingerprint:
+    if is_same_set(test, train):
         raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
-    distilled = [open_source(str(path), prompts_needed=False) for path in paths]
     if config.classes is not None:
         distilled = [part_of(part, test, config.classes) for part in distilled]
     require_alike(distilled)
@@ -303,7 +306,7 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
         tuple(distilled),
         train,
         test,
-        match_classes(distilled[0], test),
+        match_classes(distilled[0], test, "test"),
         tuple(dict.fromkeys(regimes)),
         _students(config, protocol),
         {name: open_teacher(name, test.classes, resolution=protocol.resolution) for name in names},

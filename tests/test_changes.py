@@ -65,9 +65,10 @@ def laboratory(root: Path, options: tuple[object, ...]) -> Lab:
     lab = Lab(root, (*options, "--batch-size", 2), {})
     ran = lab.distill(lab.run)
     assert ran.code == 0, ran.err
-    results.save(lab.run / "evaluation" / "results.json", {"rows": [{"arm": "distilled", "accuracy": [50.0]}]})
-    student = lab.run / "evaluation" / "students" / "0123456789abcdef" / "result.json"
-    write_state(files.make_directory(student.parent) / student.name, STUDENT, {"accuracy": 50.0})
+    evaluation = lab.run / "evaluation"
+    student = files.make_directory(evaluation / "students" / "0123456789abcdef") / "result.json"
+    write_state(student, STUDENT, {"accuracy": 50.0})
+    results.save(evaluation / "results.json", {"rows": [{"arm": "distilled", "accuracy": [50.0]}]})
     assert lab.verify().code == 0
     return Lab(lab.root, lab.options, lab.images_of(lab.run))
 

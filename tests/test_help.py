@@ -101,10 +101,10 @@ def test_help_shows_every_default_and_every_bound(name: str, config: Any) -> Non
             field.default if described.default_text is None else described.default_text,
         )
         if isinstance(default, tuple):
-            default = ",".join(map(str, default))
+            default = ",".join(map(str, default))  # of no values there is nothing to show
         if isinstance(default, bool):
             default = flag_of(field, described).replace("--", "" if default else "no-")
-        shown = f"[default: {default}" if isinstance(default, str | int | float) else ""
+        shown = f"[default: {default}" if isinstance(default, str | int | float) and default != "" else ""
         assert squeezed(shown) in text
         assert squeezed(described.range) in text
 
@@ -115,7 +115,7 @@ def test_the_config_alone_has_the_defaults(name: str, config: Any) -> None:
     made = cli.cli.commands[name]
     with made.make_context(name, ARGUMENTS.get(name, [])) as context:
         options = {field.name: context.params[field.name] for field, _ in settings_of(config)}
-        assert set(options.values()) == {None}
+        assert {*options.values()} <= {None, ()}  # Click's own for an option that may be repeated
         assert config_of(config, context.params) == config()
 
 

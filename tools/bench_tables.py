@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,19 +160,24 @@ def clustering(folder: Path) -> str:
     return markdown(head, [[name, *(cells[name, *column] for column in columns)] for name in names])
 
 
-def accuracy(folder: Path) -> str:
-    """Return accuracies of students on distilled and on random real images, and the difference of their means."""
-    rows = [row for row in read_rows(folder / "presets.jsonl") if "seed" in row]
-    lines = []
-    for ipc, labels in ((ipc, labels) for ipc in sorted({row["ipc"] for row in rows}) for labels in ("soft", "hard")):
-        arms = [
-            [row["test"] for row in rows if (row["arm"], row["ipc"], row["labels"]) == (arm, ipc, labels)]
-            for arm in ("model 50 0:1", "random")
-        ]
-        distilled, real = map(statistics.fmean, arms)
-        shown = [f"{statistics.fmean(arm):.1f} ± {statistics.stdev(arm):.1f}" for arm in arms]
-        lines.append([str(ipc), labels, *shown, f"{distilled - real:+.1f}"])
-    return markdown(("images per class", "labels", "distilled", "random real", "difference"), lines)
+def arms(folder: Path) -> str:
+    """Return accuracies of students on every arm, and the paired differences to random real images."""
+    rows = read_rows(folder / "accuracy.jsonl")
+    columns = list(dict.fromkeys((row["images_per_class"], row["regime"]) for row in rows))
+    cells = {(row["arm"], row["images_per_class"], row["regime"]): _accuracy(row) for row in rows}
+    head = ("images", *(f"{ipc} per class, {regime}" for ipc, regime in columns))
+    names = list(dict.fromkeys(row["arm"] for row in rows))
+    return markdown(head, [[name, *(cells.get((name, *column), "") for column in columns)] for name in names])
+
+
+def _accuracy(row: Row) -> str:
+    """Return mean and deviation, and below the difference with its interval; bold where that leaves zero out."""
+    cell, difference = f"{row['mean']:.1f} ± {row['std']:.1f}", row["difference_to_random"]
+    if difference is None:
+        return cell
+    text = f"{difference['mean']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
+    is_off_zero = difference["low"] > 0 or difference["high"] < 0
+    return f"{cell}<br>{f'**{text}**' if is_off_zero else text}"
 
 
 def evaluate_speed(folder: Path) -> str:

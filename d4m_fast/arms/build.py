@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -66,7 +67,8 @@ class ArmBuilder:
         Raises:
             UsageError: there is no such arm; it needs a run's records, and this is another method's folder; or it
                 needs a teacher, and there is none.
-            DataError: a medoid is not among the real images any more, or a folder has another budget or other classes.
+            DataError: a medoid is not among the real images any more, a class has too few of them, or a folder has
+                another budget or other classes.
             DamageError: a run's record is not what was written.
             ModelError: the run's model is not there any more.
         """
@@ -77,6 +79,8 @@ class ArmBuilder:
                 self._open_folder(name)
             elif name in ("medoid", "medoid-vae"):
                 self._medoids()
+            elif name in ("random", "random-vae", "coreset"):
+                self._require_enough(name)
         if _needing("model", names):
             _ = self._vae
 
@@ -106,6 +110,7 @@ class ArmBuilder:
             case "decoded":
                 return self._decoded()
             case "coreset":
+                self._require_enough(name)
                 return self._coreset()
             case "whole":
                 return self._read(self._by_label(of_classes(self.train, self._labels)))
@@ -151,6 +156,15 @@ class ArmBuilder:
         of_teachers = _needing("teacher", names)
         if of_teachers and self.features is None:
             raise UsageError(f"{', '.join(of_teachers)}: chosen by a teacher's features; give --teacher")
+
+    def _require_enough(self, name: str) -> None:
+        counts = Counter(item.class_id for item in self.train.items)
+        for class_info in self._classes:
+            if counts[class_info.id] < self.budget:
+                raise DataError(
+                    f"class {class_info.folder!r} has {counts[class_info.id]} real images, {self.budget} are needed for"
+                    f" the arm {name}; leave it out of --arms, or the class out by --classes"
+                )
 
     def _read(self, items: Sequence[Item]) -> ImageSet:
         return load_images(self.train, self.size, items, self._labels, shorter_side=self.shorter_side)
@@ -254,11 +268,6 @@ class ArmBuilder:
         members = by_class(of_classes(self.train, self._labels))
         for class_info in self._classes:
             items = members[class_info.id]
-            if len(items) < self.budget:
-                raise DataError(
-                    f"class {class_info.folder!r} has {len(items)} real images, {self.budget} are needed for the"
-                    " coreset"
-                )
             images = self._read(items)
             features = self.features(images.images)
             if self.coreset == "herding":

@@ -45,7 +45,7 @@ def evaluate(
     \b
     Examples:
       d4m-fast evaluate runs/demo --width 32
-      d4m-fast evaluate runs/demo --regime hard --regime online --arms distilled,random,medoid,coreset
+      d4m-fast evaluate runs/demo --width 32 --regime hard --regime online --arms distilled,random,medoid,coreset
       d4m-fast evaluate their-images --train-data fashion-mnist --test-data fashion-mnist --regime hard
       d4m-fast evaluate --render runs/demo/evaluation/results.json
     """
@@ -69,6 +69,7 @@ def _evaluate(
 
     if out is None:
         out = work_folder(runs[0], default_artifacts() if artifacts is None else artifacts)
+    quiet = quiet or is_follower()
     with _writable(out) as work:
         examination = open_examination(runs, config, work)
         checks = examination.check_teachers()
@@ -84,7 +85,16 @@ def _evaluate(
             say_result(value, as_json, lambda: _lines(value))
         finally:  # what took hours is not lost where it cannot be printed
             if work == out:
-                results.save(out / "results.json", value)
+                _keep(out / "results.json", value)
+
+
+def _keep(path: Path, value: dict[str, Any]) -> None:
+    from d4m_fast.evaluation import results
+
+    try:
+        results.save(path, value)
+    except PreflightError as error:
+        say(f"the results are not kept: {error}")
 
 
 @contextlib.contextmanager
@@ -105,16 +115,17 @@ def _writable(out: Path) -> Iterator[Path]:
 
 
 def _train(examination: Examination, exam: Exam, quiet: bool) -> list[Result]:
-    """Do all jobs, or this process's share of them under a launcher, and return all results."""
+    """Do all jobs, or this process's share under a launcher, and return all results in the order of the jobs."""
     from d4m_fast.evaluation.workers import Schedule
 
-    results = list["Result"]()
-    for stage, jobs in (("labels", examination.label_tasks()), ("students", examination.tasks())):
+    results, tasks = list["Result"](), examination.tasks()
+    for stage, jobs in (("labels", examination.label_tasks()), ("students", tasks)):
         with examination.timed(stage):
-            for result in track(stage, Schedule(exam, jobs, examination.config.workers), quiet):
+            for result in track(stage, Schedule(exam, jobs, examination.workers), quiet):
                 if result is not None:
                     results.append(result)
-    return results
+    places = {task: place for place, task in enumerate(tasks)}
+    return sorted(results, key=lambda result: places[result.task])
 
 
 def _lines(value: dict[str, Any]) -> list[str]:

@@ -50,7 +50,7 @@ def teach(data: str, out: Path | None, as_json: bool, quiet: bool, **options: An
 def _teaching(data: str, config: TeachConfig, folder: Path, quiet: bool) -> Teaching:
     """Open the images, and return the training."""
     from d4m_fast.engine.runtime import resolve_device
-    from d4m_fast.evaluation.images import load_images, match_classes
+    from d4m_fast.evaluation.images import is_same_set, load_images, match_classes
     from d4m_fast.evaluation.teaching import Teaching, open_record
     from d4m_fast.sources.dataset import open_source
 
@@ -61,7 +61,7 @@ def _teaching(data: str, config: TeachConfig, folder: Path, quiet: bool) -> Teac
     if not quiet:
         say_classes(train)
     numbered = all(info.folder.isdecimal() for info in train.classes)
-    has_test = test.fingerprint != train.fingerprint
+    has_test = not is_same_set(test, train)
     return Teaching(
         folder,
         options,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from d4m_fast.config.choices import Coreset, ProtocolName, Regime
-from d4m_fast.config.fields import MOST_THREADS, Group, available_threads, check_bounds, setting
+from d4m_fast.config.fields import MOST_THREADS, Group, check_bounds, setting
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class EvaluateConfig:
         labels: [ARM=]DIR each; without a name they are the distilled set's.
         top_k: logits that are stored of each image; None is all.
         seeds: how many students of each arm are trained, on each distilled set.
-        workers: how many are trained side by side.
+        workers: how many are trained side by side; None is one per core, or per GPU.
         classes: part of the classes; None is all of them.
     """
 
@@ -97,8 +97,8 @@ class EvaluateConfig:
         "none", group=Group.MACHINE, help="Precision of the forward pass on a GPU."
     )
     compile: bool = setting(False, group=Group.MACHINE, help="torch.compile the students.")
-    workers: int = setting(
-        factory=available_threads,
+    workers: int | None = setting(
+        None,
         group=Group.MACHINE,
         help="Students trained side by side.",
         default_text="one per core, or per GPU",

@@ -133,10 +133,11 @@ def stored_pixels(
 ) -> torch.Tensor:
     """Show rows of a store as the teacher saw them, in whatever batch: (len(rows), 3, S, S) float32."""
     device = images.images.device
-    positions = store.rows.argsort()  # of the image of each row
     partners = labels.partners[rows]
     needed, index = torch.unique(torch.cat((rows, partners)), return_inverse=True)
-    shown = render(images.images[positions[needed].to(device)], views_at(labels.views, needed).to(device), protocol)
+    shown = render(
+        images.images[store.positions[needed].to(device)], views_at(labels.views, needed).to(device), protocol
+    )
     own, others = index.to(device).split(len(rows))
     boxes = labels.mix_boxes[rows].to(device)
     if bool((boxes == boxes[0]).all()):  # one box for the batch, as it was mixed

@@ -17,7 +17,7 @@ from PIL import Image
 
 from d4m_fast.errors import DataError
 from d4m_fast.fingerprints import derive_seed
-from d4m_fast.sources.records import Item, Source
+from d4m_fast.sources.records import Item, Source, by_class
 from d4m_fast.storage import files
 
 MOST_IN_MEMORY = 4 << 30  # bytes of a set; a larger one is a file that the system pages in
@@ -122,8 +122,11 @@ def _central_square(image: Image.Image, size: int, shorter_side: int | None) -> 
     return image.crop((left, top, left + size, top + size))
 
 
-def match_classes(source: Source, reference: Source) -> dict[int, int]:
+def match_classes(source: Source, reference: Source, name: str = "real") -> dict[int, int]:
     """Return the id in `reference` of each class id of `source`, found by folder name.
+
+    Args:
+        name: what the reference's images are called.
 
     Raises:
         DataError: a folder of `source` has no match; the message names the first.
@@ -132,9 +135,27 @@ def match_classes(source: Source, reference: Source) -> dict[int, int]:
     for class_info in source.classes:
         if class_info.folder not in reference_ids:
             raise DataError(
-                f"no class {class_info.folder!r} among the real images; is this the data the run was made from?"
+                f"no class {class_info.folder!r} among the {name} images; is this the data the run was made from?"
             )
     return {class_info.id: reference_ids[class_info.folder] for class_info in source.classes}
+
+
+def is_same_set(one: Source, other: Source) -> bool:
+    """Whether two sources are the same images, also where one is a copy of the other.
+
+    A folder's fingerprint is of names and sizes, which uncompressed images of a train and a test set share.
+
+    Raises:
+        DataError: an image that would tell is damaged.
+    """
+    if one.fingerprint != other.fingerprint:
+        return False
+    firsts = zip(_first_of_classes(one), _first_of_classes(other), strict=True)
+    return all(one.read(mine).tobytes() == other.read(theirs).tobytes() for mine, theirs in firsts)
+
+
+def _first_of_classes(source: Source) -> list[Item]:
+    return [items[0] for _, items in sorted(by_class(source.items).items())]
 
 
 def of_classes(source: Source, class_ids: Collection[int]) -> list[Item]:
@@ -155,7 +176,8 @@ def images_per_class(source: Source) -> int:
     for class_info in source.classes:
         if counts[class_info.id] < max(budget, 1):
             raise DataError(
-                f"class {class_info.folder!r} has {counts[class_info.id]} images of {budget}: finish the run first"
+                f"class {class_info.folder!r} has {counts[class_info.id]} images and another class {budget}; every"
+                " class needs as many: finish the run, or even them out"
             )
     return budget
 
@@ -174,12 +196,14 @@ def random_subset(source: Source, per_class: int, seed: int, class_ids: Collecti
     members: dict[int, list[Item]] = {class_info.id: [] for class_info in source.classes}
     for item in source.items:
         members[item.class_id].append(item)
+    folders = {class_info.id: class_info.folder for class_info in source.classes}
     drawn_items: list[Item] = []
     for class_id in sorted(members if class_ids is None else members.keys() & set(class_ids)):
         items = members[class_id]
         if len(items) < per_class:
             raise DataError(
-                f"class {class_id} has {len(items)} real images, {per_class} are needed for the random subset"
+                f"class {folders[class_id]!r} has {len(items)} real images, {per_class} are needed for the random"
+                " subset"
             )
         generator = torch.Generator().manual_seed(derive_seed(seed, class_id, "random"))
         # Sorted first: the draw must not depend on the order in which a file system lists its files.

@@ -40,12 +40,14 @@ class LabelStore:
 
     Attributes:
         rows: (N,) row of the store of each image of the set; every row is that of one image.
+        positions: (N,) image of the set of each row, the inverse of `rows`.
         classes: how many the labels tell apart.
         bytes: of all files.
     """
 
     root: Path
     rows: torch.Tensor
+    positions: torch.Tensor
     classes: int
     bytes: int
     epochs: int
@@ -118,7 +120,7 @@ def reopen_labels(root: Path, images: ImageSet, protocol: Protocol, classes: Seq
 
 def _opened(root: Path, images: ImageSet, index: Mapping[str, Any]) -> LabelStore:
     rows, classes = _match(index["hashes"], images, root), len(index["made_by"]["classes"])
-    return LabelStore(root, rows, classes, index["bytes"], index["epochs"], index["files"])
+    return LabelStore(root, rows, rows.argsort(), classes, index["bytes"], index["epochs"], index["files"])
 
 
 def write_labels(

@@ -34,11 +34,16 @@ def protocols_table(protocols: Iterable[Protocol]) -> Table:
     table.add_column("field")
     for protocol in protocols:
         table.add_column(protocol.name)
-    columns = [protocol.to_json() for protocol in protocols]
-    for name in columns[0]:
-        if name not in _HIDDEN:
-            table.add_row(name, *(_text(name, column[name]) for column in columns))
+    for row in protocol_rows(protocols):
+        table.add_row(*row)
     return table
+
+
+def protocol_rows(protocols: Iterable[Protocol]) -> list[tuple[str, ...]]:
+    """Return a row of text per field: its name, and its value in each protocol."""
+    columns = [protocol.to_json() for protocol in protocols]
+    names = [name for name in columns[0] if name not in _HIDDEN]
+    return [(name, *(_text(name, column[name]) for column in columns)) for name in names]
 
 
 def source_lines(protocols: Iterable[Protocol]) -> list[str]:
@@ -61,8 +66,9 @@ def _text(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, dict):  # rates by student, "" being everybody else
-        return ", ".join(f"{student or 'else'} {rate:g}" for student, rate in value.items())
+    if isinstance(value, dict):  # by student, "" being everybody else
+        exceptions = [f", {student} {number:g}" for student, number in value.items() if student]
+        return f"{value['']:g}{''.join(exceptions)}"
     if name == "batch_size":
         return ", ".join(
             f"{size}" if least == 1 and len(value) == 1 else f"{size} from {least}" for least, size in value

@@ -78,7 +78,9 @@ def to_json(
 
 def _row(row: Row, subject: Subject, image_bytes: Mapping[str, int]) -> dict[str, Any]:
     difference = row.difference_to_random
+    on_disk = {"image_bytes": image_bytes[row.arm]} if row.arm in image_bytes else {}
     return {
+        **on_disk,
         "arm": row.arm,
         "regime": row.regime,
         "protocol": subject.protocol["name"],
@@ -92,7 +94,6 @@ def _row(row: Row, subject: Subject, image_bytes: Mapping[str, int]) -> dict[str
         "best_epoch_mean": row.best_epoch_mean,
         "difference_to_random": None if difference is None else asdict(difference),
         "label_bytes": row.results[0].label_bytes,
-        "image_bytes": image_bytes.get(row.arm),
         "per_class": row.per_class,
         "confusion": _confusion(row),
         "seconds": sum(result.seconds for result in row.results),

@@ -182,6 +182,7 @@ def finish_task(exam: Exam, task: Task) -> Result:
         key = fingerprint(identity_of(exam, task))[:16]
         place = files.make_directory(exam.work / "students" / key)
         with locked(place):
+            files.sweep(place)
             kept = read_state(place / "result.json", STUDENT)
             if kept is not None:
                 return Result.from_json(kept, task)
@@ -282,6 +283,7 @@ def finish_labels(exam: Exam, task: LabelTask) -> LabelStore:
     store = open_labels(root, images, identity)
     if store is None:
         with locked(root), one_thread(exam.execution.device):
+            files.sweep(root)
             label, size = teacher_label(exam, task.teacher), exam.batch_size(task.set_name)
             for _ in write_labels(root, images, exam.protocol, label, identity, batch_size=size):
                 pass
@@ -292,8 +294,13 @@ def finish_labels(exam: Exam, task: LabelTask) -> LabelStore:
 
 def teacher_label(exam: Exam, teacher: str) -> Label:
     """Return a teacher as a function of pixels, its logits cut to the classes evaluated."""
-    select, label = exam.select(), exam.teachers[teacher].labeller()
-    return lambda pixels: select(label(pixels))
+    select, label = exam.select(), exam.teachers[teacher].to(exam.execution.device).labeller()
+
+    def cut_label(pixels: torch.Tensor) -> torch.Tensor:
+        with exam.execution.precision():
+            return select(label(pixels))
+
+    return cut_label
 
 
 @torch.inference_mode()

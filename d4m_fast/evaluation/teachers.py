@@ -312,9 +312,10 @@ def labeller(teacher: ConvNet) -> Labeller:
     def label(pixels: torch.Tensor) -> torch.Tensor:
         if not is_quick:
             return cast(torch.Tensor, teacher(pixels))
-        x = ((pixels - teacher.mean) / teacher.std).to_mkldnn()
-        for layer in convolutions:
-            x = F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1).relu_(), 2)
-        return cast(torch.Tensor, teacher.head(x.to_dense().flatten(1)))
+        with torch.autocast("cpu", enabled=False):  # which has no rule for the blocked layout
+            x = ((pixels - teacher.mean) / teacher.std).to_mkldnn()
+            for layer in convolutions:
+                x = F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1).relu_(), 2)
+            return cast(torch.Tensor, teacher.head(x.to_dense().flatten(1)))
 
     return label

@@ -41,6 +41,10 @@ class Execution:
     autocast: torch.dtype | None = None
     compiles: bool = False
 
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a forward pass, of students and of teachers that label their batches."""
+        return contextlib.nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
+
 
 @dataclass(slots=True)
 class Curve:
@@ -108,7 +112,8 @@ def fit(
 
 def _finite(loss: float, epoch: int) -> float:
     if not math.isfinite(loss):
-        raise NonFiniteError("student", f"the loss of epoch {epoch}")
+        advice = "take a smaller rate (--override lr=...), or --autocast none; students that are finished are kept"
+        raise NonFiniteError("student", f"the loss of epoch {epoch + 1}", advice=advice)
     return loss
 
 
@@ -143,17 +148,13 @@ class Step:
         total = torch.zeros((), device=batch.pixels.device)
         for part, weight, moves_statistics in parts_of(self.protocol, len(batch.pixels)):
             pixels = batch.pixels[part]
-            with _momentum(self.student, self.protocol, moves_statistics), self._precision():
+            with _momentum(self.student, self.protocol, moves_statistics), self.execution.precision():
                 logits = self.select(self.student(pixels)).float()
             loss = batch.targets.loss(logits, part)
             (loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * len(pixels) / len(batch.pixels)
         self.optimiser.step()
         return total
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        dtype = self.execution.autocast
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.execution.device.type, dtype)
 
 
 def parts_of(protocol: Protocol, n: int) -> Iterator[tuple[slice, float, bool]]:

@@ -176,9 +176,9 @@ def _work(connection: Connection, number: int) -> None:
 
 
 def _on_own_gpu(exam: Exam, number: int) -> Exam:
-    """Return the exam with a process's own GPU, of those that there are."""
+    """Return the exam with a process's own GPU, of those that there are, unless one was asked for."""
     device = exam.execution.device
-    if device.type == "cpu" or torch.accelerator.device_count() < 2:
+    if device.type == "cpu" or device.index is not None or torch.accelerator.device_count() < 2:
         return exam
     own = torch.device(device.type, number % torch.accelerator.device_count())
     torch.accelerator.set_device_index(own.index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from d4m_fast.evaluation.images import ImageSet
 
 REAL, PROTOTYPE, DISTILLED = "real", "prototype", "distilled"
 KINDS = (REAL, PROTOTYPE, DISTILLED)
+MOST_MAPPED = 1000  # images of each kind
 
 
 def feature_map(features_of: Callable[[Tensor], Tensor], sets: Mapping[str, ImageSet]) -> dict[str, Any]:
@@ -46,6 +47,12 @@ def feature_map(features_of: Callable[[Tensor], Tensor], sets: Mapping[str, Imag
     fitted = f"{len(basis)} real images" if REAL in features else f"all {len(basis)} images"
     method = f"PCA of {basis.shape[1]} teacher features of {fitted}; two axes hold {100 * share:.1f} % of the variance"
     return {"method": method, "points": points}
+
+
+def mapped_images(images: ImageSet, classes: Sequence[int]) -> ImageSet:
+    """Return at most `MOST_MAPPED` images, evenly of all, their labels being positions among the classes' ids."""
+    rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_MAPPED)).long()
+    return ImageSet(images.images[rows], torch.searchsorted(torch.tensor(classes), images.labels[rows]))
 
 
 @torch.no_grad()

@@ -85,7 +85,7 @@ def rded_step(network: nn.Module, pixels: torch.Tensor, logits: torch.Tensor) ->
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def assert_alike(ours: nn.Module, theirs: nn.Module) -> None:

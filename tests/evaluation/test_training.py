@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match=r"student.*the loss of epoch 0"):
+    with pytest.raises(NonFiniteError, match=r"student.*the loss of epoch 1"):
         finish_task(exam(tmp_path, lr={"": 1e30}, batch_size=((1, 2),)), task("hard"))
 
 
@@ -301,3 +301,12 @@ def test_protocol_small_is_as_published() -> None:
     assert (small.weight_decay, small.shift, small.temperature, small.scales_loss) == (0.01, 4, 4.0, True)
     with pytest.raises(TypeError):
         PROTOCOLS["small"] = QUICK  # type: ignore[index]
+
+
+def test_autocast_is_of_the_forward_passes_alone(tmp_path: Path) -> None:
+    execution = train.Execution(autocast=torch.bfloat16)
+    shared = dataclasses.replace(exam(tmp_path, epochs=20), execution=execution)
+    plain = exam(tmp_path, epochs=20)
+    halved, whole = finish_task(shared, task("online")), finish_task(plain, task("online"))
+    assert halved.losses != whole.losses
+    assert halved.losses == pytest.approx(whole.losses, rel=0.05, abs=5e-4)
