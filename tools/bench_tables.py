@@ -194,3 +194,49 @@ def _accuracy(row: Row) -> str:
     text = f"{difference['mean']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
     is_off_zero = difference["low"] > 0 or difference["high"] < 0
     return f"{cell}<br>{f'**{text}**' if is_off_zero else text}"
+
+
+def evaluate_speed(folder: Path) -> str:
+    """Return how fast students are trained, beside the official data path."""
+    lines = []
+    for row in read_rows(folder / "evaluate.jsonl"):
+        if "ratio" in row:
+            rates = [f"{row[side + '_per_second']:,.3g}" for side in ("ours", "official")]
+            spread = f"{row['ratio']:.2f} ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})"
+            shares = [row["official_feed_share"], row["outside_student"], row["outside_student_and_teacher"]]
+            percent = [f"{100 * share:.1f} %" for share in shares]
+            lines.append([row["title"], *rates, spread, f"{row['feed_ratio']:.1f}", *percent])
+    head = (
+        "",
+        "images/s",
+        "official path's",
+        "times that",
+        "batches alone, times the official's",
+        "their share of an official epoch",
+        "outside the student, stored labels",
+        "outside student and teacher, online",
+    )
+    return markdown(head, lines)
+
+
+def evaluate_gpu(folder: Path) -> str:
+    """Return what an H100 could do at most, calculated."""
+    lines = []
+    for row in read_rows(folder / "evaluate.jsonl"):
+        if "ms_per_step" in row:
+            parts = row["ms_per_step"]
+            spent = [f"{parts[name]:.2f}" for name in ("memory", "products", "launches")]
+            counts = f"{row['gflops_per_image']:.1f}", f"{row['mb_per_image']:.0f}"
+            lines.append([str(row["batch"]), *counts, *spent, row["limit"], f"{row['images_per_second']:,}"])
+    head = ("batch", "GFLOP per image", "MB per image", "ms: memory", "products", "launches", "limit", "images/s")
+    return markdown(head, lines)
+
+
+def evaluate_cost(folder: Path) -> str:
+    """Return accuracy, seconds and operations per student, as cifar10-airbench lists its recipes."""
+    lines = []
+    for row in read_rows(folder / "evaluate.jsonl"):
+        if "pflops" in row:
+            figures = f"{row['accuracy']:.1f} %", f"{row['seconds']:.0f}", f"{row['pflops']:.2g}"
+            lines.append([row["arm"], row["regime"], row["student"], str(row["images_per_class"]), *figures])
+    return markdown(("images", "labels", "student", "per class", "accuracy", "seconds", "PFLOPs"), lines)
