@@ -30,13 +30,13 @@ def d4m_fast(*arguments: object) -> dict[str, Any]:
     return result
 
 
-def distilled(out: Path, data: tuple[object, ...], ipc: int, seed: int, settings: dict[str, str]) -> Path:
+def distilled(out: Path, source: tuple[object, ...], ipc: int, seed: int, settings: dict[str, str]) -> Path:
     """Return the run of a generation seed, finished if it was not."""
     run = out / "-".join((f"ipc{ipc}", *settings.values(), f"seed{seed}"))
     flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
     # One thread and no engine of its own for each machine: the same images wherever the rounding is the same.
     fixed = ("--engine", "torch", "--threads", 1, "--artifacts", out / "artifacts")
-    d4m_fast("distill", *data, "--ipc", ipc, "--seed", seed, "--out", run, *fixed, *flags)
+    d4m_fast("distill", *source, "--ipc", ipc, "--seed", seed, "--out", run, *fixed, *flags)
     return run
 
 
@@ -55,6 +55,7 @@ def distilled(out: Path, data: tuple[object, ...], ipc: int, seed: int, settings
 @click.option("--strength", default="0.7", show_default=True)
 @click.option("--guidance", default="8", show_default=True)
 @click.option("--preset", default="reference", show_default=True)
+@click.option("--allow-unknown-prompts", "unknown", is_flag=True, help="Distill with a model that knows other classes.")
 def main(
     data: Path | None,
     out: Path,
@@ -67,10 +68,11 @@ def main(
     regimes: tuple[str, ...],
     arms: str,
     workers: int,
+    unknown: bool,
     **settings: str,
 ) -> None:
+    source = (*(() if data is None else ("--data", data)), *(("--allow-unknown-prompts",) if unknown else ()))
     for budget in map(int, ipc.split(",")):
-        source = () if data is None else ("--data", data)
         runs = [distilled(out, source, budget, seed, settings) for seed in range(generations)]
         report = d4m_fast(
             "evaluate",
