@@ -52,6 +52,7 @@ EPOCHS = 2  # of labels: one to warm up, one to measure
 class Case:
     """A student, the images it learns from, and how many times as fast as the official path it should be trained."""
 
+    title: str
     student: str
     width: int
     side: int
@@ -71,8 +72,8 @@ class Case:
 
 
 CASES = {
-    "convnet3": Case("convnet3", 32, 32, 50, 50, 3.0),
-    "resnet18": Case("resnet18", 0, 64, 2, 10, 1.5),
+    "convnet3": Case("ConvNet-3, 32 wide, at 32 pixels", "convnet3", 32, 32, 50, 50, 3.0),
+    "resnet18": Case("ResNet-18 at 64 pixels", "resnet18", 0, 64, 1, 10, 1.5),
 }
 
 
@@ -184,6 +185,7 @@ def summary(name: str, case: Case, rounds: list[dict[str, dict[str, float]]]) ->
 
     return {
         "case": name,
+        "title": case.title,
         "images": n,
         "rounds": len(rounds),
         "load": round(os.getloadavg()[0], 1),

@@ -152,7 +152,7 @@ def test_a_run_of_forty_classes_by_published_protocols(data: Path, teacher: Path
     """Random weights stand for the generator: what it makes are no images of these classes."""
     model = write_model(tmp_path / "model", vae_channels=(8, 8, 16, 16), sample_size=14)
     prompts = tmp_path / "prompts.tsv"  # the names are too long for the model's tiny text encoder
-    prompts.write_text("".join(f"{path.name}\t{path.name}\n" for path in sorted((data / "train").iterdir())))
+    prompts.write_text("".join(f"{path.name}\tclass {path.name[-4:]}\n" for path in sorted((data / "train").iterdir())))
     made = ("--data", data, "--prompts", prompts, "--model", model, "--ipc", 1, "--steps", 4, "--threads", 1)
     assert run_cli("distill", *made, "--out", tmp_path / "run", "--artifacts", tmp_path / "art", "--quiet").code == 0
     common = ("evaluate", tmp_path / "run", "--teacher", teacher, *SHORT, *AT_112, "--json")

@@ -70,6 +70,22 @@ def kmeans(folder: Path) -> str:
     )
 
 
+def evaluate(folder: Path) -> str:
+    """Return the aims of training students."""
+    rows = {row["case"]: row for row in read_rows(folder / "evaluate.jsonl")}
+    measured = [row for row in rows.values() if "ratio" in row]
+    outside = [100 * max(row["outside_student"], row["outside_student_and_teacher"]) for row in measured]
+    lines = [_at_least(f"{row['title']}, over the official data path", row["aim"], [row["ratio"]]) for row in measured]
+    return markdown(
+        HEAD,
+        [
+            *lines,
+            _at_most("time outside student and teacher", 10, " %", outside),
+            _at_least("images/s of ResNet-18 on an H100, calculated", 8000, [rows["H100"]["images_per_second"]]),
+        ],
+    )
+
+
 def _batched(folder: Path, model: str = "bundled") -> float:
     """Return our best rate on ONNX Runtime over diffusers' best."""
     rates: dict[tuple[str, int], list[float]] = {}

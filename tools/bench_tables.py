@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,21 @@ def clustering(folder: Path) -> str:
     return markdown(head, [[name, *(cells[name, *column] for column in columns)] for name in names])
 
 
+def accuracy(folder: Path) -> str:
+    """Return accuracies of students on distilled and on random real images, and the difference of their means."""
+    rows = [row for row in read_rows(folder / "presets.jsonl") if "seed" in row]
+    lines = []
+    for ipc, labels in ((ipc, labels) for ipc in sorted({row["ipc"] for row in rows}) for labels in ("soft", "hard")):
+        arms = [
+            [row["test"] for row in rows if (row["arm"], row["ipc"], row["labels"]) == (arm, ipc, labels)]
+            for arm in ("model 50 0:1", "random")
+        ]
+        distilled, real = map(statistics.fmean, arms)
+        shown = [f"{statistics.fmean(arm):.1f} ± {statistics.stdev(arm):.1f}" for arm in arms]
+        lines.append([str(ipc), labels, *shown, f"{distilled - real:+.1f}"])
+    return markdown(("images per class", "labels", "distilled", "random real", "difference"), lines)
+
+
 def arms(folder: Path) -> str:
     """Return accuracies of students on every arm, and the paired differences to random real images."""
     rows = read_rows(folder / "accuracy.jsonl")
@@ -187,3 +203,49 @@ def cifar(folder: Path) -> str:
     cells = {(row["arm"], row["regime"]): f"{row['mean']:.1f}" for row in rows}
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     return markdown(("images", *regimes), [[arm, *(cells[arm, regime] for regime in regimes)] for arm in arms])
+
+
+def evaluate_speed(folder: Path) -> str:
+    """Return how fast students are trained, beside the official data path."""
+    lines = []
+    for row in read_rows(folder / "evaluate.jsonl"):
+        if "ratio" in row:
+            rates = [f"{row[side + '_per_second']:,.3g}" for side in ("ours", "official")]
+            spread = f"{row['ratio']:.2f} ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})"
+            shares = [row["official_feed_share"], row["outside_student"], row["outside_student_and_teacher"]]
+            percent = [f"{100 * share:.1f} %" for share in shares]
+            lines.append([row["title"], *rates, spread, f"{row['feed_ratio']:.1f}", *percent])
+    head = (
+        "",
+        "images/s",
+        "official path's",
+        "times that",
+        "batches alone, times the official's",
+        "their share of an official epoch",
+        "outside the student, stored labels",
+        "outside student and teacher, online",
+    )
+    return markdown(head, lines)
+
+
+def evaluate_gpu(folder: Path) -> str:
+    """Return what an H100 could do at most, calculated."""
+    lines = []
+    for row in read_rows(folder / "evaluate.jsonl"):
+        if "ms_per_step" in row:
+            parts = row["ms_per_step"]
+            spent = [f"{parts[name]:.2f}" for name in ("memory", "products", "launches")]
+            counts = f"{row['gflops_per_image']:.1f}", f"{row['mb_per_image']:.0f}"
+            lines.append([str(row["batch"]), *counts, *spent, row["limit"], f"{row['images_per_second']:,}"])
+    head = ("batch", "GFLOP per image", "MB per image", "ms: memory", "products", "launches", "limit", "images/s")
+    return markdown(head, lines)
+
+
+def evaluate_cost(folder: Path) -> str:
+    """Return accuracy, seconds and operations per student, as cifar10-airbench lists its recipes."""
+    lines = []
+    for row in read_rows(folder / "evaluate.jsonl"):
+        if "pflops" in row:
+            figures = f"{row['accuracy']:.1f} %", f"{row['seconds']:.0f}", f"{row['pflops']:.2g}"
+            lines.append([row["arm"], row["regime"], row["student"], str(row["images_per_class"]), *figures])
+    return markdown(("images", "labels", "student", "per class", "accuracy", "seconds", "PFLOPs"), lines)

@@ -50,13 +50,18 @@ def engines_table(model: str) -> Callable[[Path], str]:
 
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
-    "accuracy": bench_tables.arms,
+    "accuracy": bench_tables.accuracy,
+    "arms": bench_tables.arms,
     "cifar": bench_tables.cifar,
     "clustering": bench_tables.clustering,
     "encoding": bench_tables.encoding,
     "end_to_end": bench_tables.end_to_end,
     "engines-bundled": engines_table("bundled"),
     "engines-medium": engines_table("medium-model"),
+    "evaluate-aims": bench_aims.evaluate,
+    "evaluate-cost": bench_tables.evaluate_cost,
+    "evaluate-gpu": bench_tables.evaluate_gpu,
+    "evaluate-speed": bench_tables.evaluate_speed,
     "kmeans-aims": bench_aims.kmeans,
     "kmeans-lloyd": kmeans_table("lloyd"),
     "kmeans-whole": kmeans_table("whole"),

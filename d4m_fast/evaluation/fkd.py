@@ -229,7 +229,7 @@ def _read_batch(path: Path, side: int) -> _Batch:
     _require(path, "partners", partners, torch.int64, (n,))
     if n and not 0 <= int(partners.min()) <= int(partners.max()) < n:
         raise DataError(f"{path}: partners beyond the batch; copy the labels again")
-    return _Batch(_pixels(path, crops, side), flips, partners, _mix_box(path, box, side), logits)
+    return _Batch(_pixels(path, crops, side), flips, partners, _mix_box(path, box, side), logits.detach())
 
 
 def _load(path: Path) -> Any:
@@ -264,7 +264,8 @@ def _is_single(value: object) -> bool:
 
 def _require(path: Path, name: str, value: object, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:
     """Refuse anything but a finite tensor of a type and a shape, None standing for any length."""
-    if not isinstance(value, torch.Tensor) or value.dtype != dtype or value.ndim != len(shape):
+    is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+    if not isinstance(value, torch.Tensor) or not is_dense or value.dtype != dtype or value.ndim != len(shape):
         what = str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
         raise DataError(f"{path}: the {name} are {what}, not a {dtype} tensor of {len(shape)} dimensions")
     for length, due in zip(value.shape, shape, strict=True):

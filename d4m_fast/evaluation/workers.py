@@ -6,8 +6,8 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import torch
 
 from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.errors import D4MError, PreflightError, RunDirectoryError
 from d4m_fast.evaluation.tasks import Exam, LabelTask, Result, Task, finish_labels, finish_task
+from d4m_fast.storage import files
 
 POLL_SECONDS = 1.0  # between looks at jobs that others do
 MOST_DEATHS = 3  # of processes at one job, before it is taken to be the job's fault
@@ -58,13 +60,17 @@ def do_job(exam: Exam, job: Job) -> Result | None:
 
 
 def _in_processes(exam: Exam, jobs: Sequence[Job], workers: int) -> Iterator[Result | None]:
-    # Pickled here, by value: torch's own queues would put the images in /dev/shm, often 64 MB in a container.
-    pool = _Pool(pickle.dumps((exam, tuple(jobs)), pickle.HIGHEST_PROTOCOL), [])
-    try:
-        pool.start(range(workers))
-        yield from _serve(pool, len(jobs))
-    finally:
-        pool.stop()
+    # A file that all map: the images are in memory once, and not in /dev/shm, often 64 MB in a container.
+    with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=files.make_directory(exam.work)) as folder:
+        payload = Path(folder) / "exam.pt"
+        with files.refusing(payload):
+            torch.save((exam, tuple(jobs)), payload)
+        pool = _Pool(payload, [])
+        try:
+            pool.start(range(workers))
+            yield from _serve(pool, len(jobs))
+        finally:
+            pool.stop()
 
 
 @dataclass(slots=True)
@@ -81,7 +87,7 @@ class _Worker:
 class _Pool:
     """Processes that have the same exam and jobs."""
 
-    payload: bytes
+    payload: Path
     workers: list[_Worker]
 
     def start(self, numbers: Sequence[int]) -> None:
@@ -96,7 +102,7 @@ class _Pool:
         self.workers += started
         for worker in started:
             with contextlib.suppress(OSError):  # it died at once, which is noticed when it is waited for
-                worker.connection.send_bytes(self.payload)
+                worker.connection.send(self.payload)
 
     def replace_dead(self, worker: _Worker) -> _Worker:
         """Start another process in place of one that died."""
@@ -169,7 +175,9 @@ def _work(connection: Connection, number: int) -> None:
     """Answer each job until the connection is closed; an error is an answer, not a traceback on the terminal."""
     keep_freed_memory()
     with contextlib.suppress(EOFError, ConnectionError):
-        exam, jobs = pickle.loads(connection.recv_bytes())
+        exam, jobs = torch.load(
+            connection.recv(), mmap=True, weights_only=False
+        )  # of the process that started this one
         exam = _on_own_gpu(exam, number)
         while True:
             connection.send(_answer(exam, jobs[connection.recv()]))
@@ -233,7 +241,7 @@ class Schedule:
 
 def place_in_launcher() -> tuple[int, int] | None:
     """Return this process's rank and their number under `torchrun` or a SLURM step; None where there is one process."""
-    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
         if rank in os.environ and int(os.environ.get(size, 1)) > 1:
             return int(os.environ[rank]), int(os.environ[size])
     return None
