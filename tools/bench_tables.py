@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,21 @@ def clustering(folder: Path) -> str:
     names = list(dict.fromkeys(row["prototypes"] for row in rows))
     head = ("prototypes", *(f"{ipc} per class, {labels} labels" for ipc, labels in columns))
     return markdown(head, [[name, *(cells[name, *column] for column in columns)] for name in names])
+
+
+def accuracy(folder: Path) -> str:
+    """Return accuracies of students on distilled and on random real images, and the difference of their means."""
+    rows = [row for row in read_rows(folder / "presets.jsonl") if "seed" in row]
+    lines = []
+    for ipc, labels in ((ipc, labels) for ipc in sorted({row["ipc"] for row in rows}) for labels in ("soft", "hard")):
+        arms = [
+            [row["test"] for row in rows if (row["arm"], row["ipc"], row["labels"]) == (arm, ipc, labels)]
+            for arm in ("model 50 0:1", "random")
+        ]
+        distilled, real = map(statistics.fmean, arms)
+        shown = [f"{statistics.fmean(arm):.1f} ± {statistics.stdev(arm):.1f}" for arm in arms]
+        lines.append([str(ipc), labels, *shown, f"{distilled - real:+.1f}"])
+    return markdown(("images per class", "labels", "distilled", "random real", "difference"), lines)
 
 
 def arms(folder: Path) -> str:

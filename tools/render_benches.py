@@ -50,7 +50,8 @@ def engines_table(model: str) -> Callable[[Path], str]:
 
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
-    "accuracy": bench_tables.arms,
+    "accuracy": bench_tables.accuracy,
+    "arms": bench_tables.arms,
     "clustering": bench_tables.clustering,
     "encoding": bench_tables.encoding,
     "end_to_end": bench_tables.end_to_end,

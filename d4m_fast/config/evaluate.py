@@ -93,7 +93,7 @@ class EvaluateConfig:
         False, group=Group.STUDENTS, help="Go on with a teacher that fails its check on the test images."
     )
     device: str = setting("auto", group=Group.MACHINE, help="Where students are trained.")
-    autocast: Literal["none", "fp16", "bf16"] = setting(
+    autocast: Literal["none", "bf16"] = setting(
         "none", group=Group.MACHINE, help="Precision of the forward pass on a GPU."
     )
     compile: bool = setting(False, group=Group.MACHINE, help="torch.compile the students.")

@@ -43,6 +43,18 @@ OVERRIDABLE: Mapping[str, type] = MappingProxyType(
     }
 )
 
+MOST = 1e9
+_BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "weight_decay": (0, MOST),
+        "cutmix": (0, 1),
+        "flip": (0, 1),
+        "shift": (0, MOST),
+        "patches": (1, 2),  # only halves are shuffled
+        "lr_horizon": (1, MOST),  # beyond its end a cosine rises again
+    }
+)
+
 
 def overridden(protocol: Protocol, overrides: Mapping[str, str]) -> Protocol:
     """Return a protocol with some fields changed, all of which stand in its name from then on.
@@ -58,7 +70,22 @@ def overridden(protocol: Protocol, overrides: Mapping[str, str]) -> Protocol:
     if not changes:
         return protocol
     label = ",".join(f"{name}={overrides[name]}" for name in sorted(overrides))
-    return dataclasses.replace(protocol, **changes, name=f"{protocol.name}[{label}]")
+    changed = dataclasses.replace(protocol, **_implied(protocol, changes), name=f"{protocol.name}[{label}]")
+    if changed.test_resize is not None and changed.test_resize < changed.resolution:
+        least = f"smaller than the {changed.resolution} pixels cut out of it"
+        raise UsageError(f"--override test_resize={changed.test_resize}: {least}")
+    return changed
+
+
+def _implied(protocol: Protocol, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return changes with those that follow from them: the same part of a test image, no labels that nobody reads."""
+    implied = dict(changes)
+    if "resolution" in changes and protocol.test_resize is not None:
+        scaled = round(protocol.test_resize * changes["resolution"] / protocol.resolution)
+        implied.setdefault("test_resize", scaled)
+    if "epochs" in changes:
+        implied.setdefault("stored_epochs", min(protocol.stored_epochs, changes["epochs"]))
+    return implied
 
 
 def _value_of(name: str, text: str) -> Any:
@@ -67,9 +94,10 @@ def _value_of(name: str, text: str) -> Any:
         value = kind(text)
     except ValueError as error:
         raise UsageError(f"--override {name}={text}: not a number") from error
-    may_be_zero = name in ("weight_decay", "cutmix", "shift", "flip")
-    if not (0 <= value < 1e9 if may_be_zero else 0 < value < 1e9) or (name in ("cutmix", "flip") and value > 1):
-        raise UsageError(f"--override {name}={text}: out of range")
+    low, high = _BOUNDS.get(name, (None, MOST))
+    if not (value > 0 if low is None else value >= low) or not value <= high:
+        bounds = f"above 0, at most {high:g}" if low is None else f"{low:g} to {high:g}"
+        raise UsageError(f"--override {name}={text}: must be {bounds}")
     if name == "batch_size":
         return ((1, value),)
     return {"": value} if name in ("lr", "lr_horizon") else value

@@ -233,7 +233,7 @@ class Schedule:
 
 def place_in_launcher() -> tuple[int, int] | None:
     """Return this process's rank and their number under `torchrun` or a SLURM step; None where there is one process."""
-    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
         if rank in os.environ and int(os.environ.get(size, 1)) > 1:
             return int(os.environ[rank]), int(os.environ[size])
     return None
