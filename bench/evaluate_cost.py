@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from d4m_fast.evaluation.students import build_student
 from d4m_fast.evaluation.teachers import open_teacher
 from d4m_fast.report.results import read_results
-from d4m_fast.sources.records import ClassInfo
+from d4m_fast.sources.dataset import open_source
 
 FEW = 2  # images that operations are counted on
 
@@ -34,15 +34,14 @@ def forward_flops(network: nn.Module, side: int, *, backward: bool) -> float:
     return float(counter.get_total_flops() / FEW)
 
 
-def cost(row: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+def cost(row: dict[str, Any], results: dict[str, Any], data: str) -> dict[str, Any]:
     """Return accuracy, seconds and PFLOPs per student of one row."""
     protocol, folders = results["subject"]["protocol"], results["subject"]["classes"]
     side, width = protocol["resolution"], results["provenance"]["width"]
     student = build_student(row["student"], classes=len(folders), image_size=side, width=width)
     per_image = forward_flops(student.train(), side, backward=True)
     if row["regime"] == "online":
-        classes = [ClassInfo(number, folder, folder) for number, folder in enumerate(folders)]
-        teacher = open_teacher(row["teacher"], classes, resolution=side).network
+        teacher = open_teacher(row["teacher"], open_source(data, prompts_needed=False).classes, resolution=side).network
         with torch.inference_mode():
             per_image += forward_flops(teacher, side, backward=False)
     images = protocol["epochs"] * row["images_per_class"] * len(folders)
@@ -63,11 +62,12 @@ def cost(row: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
 
 @click.command(help=__doc__)
 @click.argument("results", type=click.Path(path_type=Path, exists=True))
-def main(results: Path) -> None:
+@click.option("--data", default="bundled", show_default=True, help="Images of the classes that the teacher knows.")
+def main(results: Path, data: str) -> None:
     value = read_results(results)
     for row in value["rows"]:
         if row["arm"] != "whole":
-            click.echo(json.dumps(cost(row, value)))
+            click.echo(json.dumps(cost(row, value, data)))
 
 
 if __name__ == "__main__":

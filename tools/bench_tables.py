@@ -176,26 +176,6 @@ def accuracy(folder: Path) -> str:
     return markdown(("images per class", "labels", "distilled", "random real", "difference"), lines)
 
 
-def arms(folder: Path) -> str:
-    """Return accuracies of students on every arm, and the paired differences to random real images."""
-    rows = read_rows(folder / "accuracy.jsonl")
-    columns = list(dict.fromkeys((row["images_per_class"], row["regime"]) for row in rows))
-    cells = {(row["arm"], row["images_per_class"], row["regime"]): _accuracy(row) for row in rows}
-    head = ("images", *(f"{ipc} per class, {regime}" for ipc, regime in columns))
-    names = list(dict.fromkeys(row["arm"] for row in rows))
-    return markdown(head, [[name, *(cells.get((name, *column), "") for column in columns)] for name in names])
-
-
-def _accuracy(row: Row) -> str:
-    """Return mean and deviation, and below the difference with its interval; bold where that leaves zero out."""
-    cell, difference = f"{row['mean']:.1f} ± {row['std']:.1f}", row["difference_to_random"]
-    if difference is None:
-        return cell
-    text = f"{difference['mean']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
-    is_off_zero = difference["low"] > 0 or difference["high"] < 0
-    return f"{cell}<br>{f'**{text}**' if is_off_zero else text}"
-
-
 def cifar(folder: Path) -> str:
     """Return accuracies on CIFAR-10, an arm a line, a label regime a column."""
     rows = read_rows(folder / "cifar.jsonl")

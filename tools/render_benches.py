@@ -51,7 +51,6 @@ def engines_table(model: str) -> Callable[[Path], str]:
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "accuracy": bench_tables.accuracy,
-    "arms": bench_tables.arms,
     "cifar": bench_tables.cifar,
     "clustering": bench_tables.clustering,
     "encoding": bench_tables.encoding,

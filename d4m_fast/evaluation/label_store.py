@@ -162,7 +162,7 @@ def has_epoch(root: Path, number: int) -> bool:
     path, record = root / _name(number), read_state(_record(root, number), LABELS)
     if record is None or not path.is_file():
         return False
-    return hashlib.sha256(files.read_regular(path)).hexdigest() == record["sha256"]
+    return bool(hashlib.sha256(files.read_regular(path)).hexdigest() == record["sha256"])
 
 
 def save_epoch(root: Path, number: int, rows: LabelRows) -> None:

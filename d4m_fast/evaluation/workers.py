@@ -61,11 +61,12 @@ def do_job(exam: Exam, job: Job) -> Result | None:
 
 def _in_processes(exam: Exam, jobs: Sequence[Job], workers: int) -> Iterator[Result | None]:
     # A file that all map: the images are in memory once, and not in /dev/shm, often 64 MB in a container.
-    with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=files.make_directory(exam.work)) as folder:
-        payload = Path(folder) / "exam.pt"
-        with files.refusing(payload):
+    with tempfile.NamedTemporaryFile(prefix="d4m-fast-exam-") as payload:
+        path = Path(payload.name)
+        with files.refusing(path):
             torch.save((exam, tuple(jobs)), payload)
-        pool = _Pool(payload, [])
+            payload.flush()
+        pool = _Pool(path, [])
         try:
             pool.start(range(workers))
             yield from _serve(pool, len(jobs))
@@ -175,9 +176,8 @@ def _work(connection: Connection, number: int) -> None:
     """Answer each job until the connection is closed; an error is an answer, not a traceback on the terminal."""
     keep_freed_memory()
     with contextlib.suppress(EOFError, ConnectionError):
-        exam, jobs = torch.load(
-            connection.recv(), mmap=True, weights_only=False
-        )  # of the process that started this one
+        # Code in it is no danger: the process that started this one wrote it.
+        exam, jobs = torch.load(connection.recv(), mmap=True, weights_only=False)
         exam = _on_own_gpu(exam, number)
         while True:
             connection.send(_answer(exam, jobs[connection.recv()]))
