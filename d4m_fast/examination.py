@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,7 +35,6 @@ from d4m_fast.evaluation.teacher_check import TeacherCheck, check_teacher, requi
 from d4m_fast.evaluation.teachers import Teacher, open_teacher
 from d4m_fast.evaluation.train import Execution
 from d4m_fast.evaluation.workers import Job
-from d4m_fast.fingerprints import fingerprint
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.report.feature_map import feature_map, mapped_images
 from d4m_fast.runs.run import options_of, require_finished, source_of
@@ -350,4 +351,5 @@ def work_folder(path: Path, artifacts: Path) -> Path:
     """Return where the evaluation of a set is kept: in the run itself, or of other images in the cache."""
     if options_of(path):
         return path / "evaluation"
-    return artifacts / "evaluation" / fingerprint(str(path.absolute()))[:16]
+    # Not of the text of the path: not every path is one.
+    return artifacts / "evaluation" / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]

@@ -24,9 +24,8 @@ from d4m_fast.runs.plan import Plan
 from d4m_fast.runs.run import essence
 from d4m_fast.storage import files
 from d4m_fast.storage.locks import locked
-from d4m_fast.storage.state import CONFIG, EVALUATION, LABELS, PLAN, STUDENT, SUMMARY, read_state, require_state
+from d4m_fast.storage.state import CONFIG, EVALUATION, LABELS, PLAN, STUDENT, SUMMARY, Schema, read_state, require_state
 
-_EVALUATED = ((EVALUATION, "*.json"), (STUDENT, "students/*/result.json"), (LABELS, "labels/*/index.json"))
 _FOLDERS = ("images", "prototypes", "groups")
 _OWN_NAME = re.compile(r"\d{5}\.(png|jpg|webp|safetensors|json)")
 
@@ -207,16 +206,24 @@ class _Check:
 
     def _check_reports(self) -> Iterator[Finding]:
         """Check what `evaluate` saved and would take again: results, finished students, stored labels."""
+        for path, schema in self._evaluated():
+            name = path.relative_to(self._run).as_posix()
+            try:
+                state = read_state(path, schema)
+            except DamageError as error:
+                yield Finding(name, "damaged", error.reason, (name,))
+            else:
+                yield from self._check_labels(path, {} if state is None else state.get("files", {}))
+
+    def _evaluated(self) -> Iterator[tuple[Path, Schema]]:
+        """Yield the state files of evaluations; one that may not be listed is an error, as `Path.glob` has it not."""
         folder = self._run / "evaluation"
-        for schema, pattern in _EVALUATED:
-            for path in sorted(folder.glob(pattern)):
-                name = path.relative_to(self._run).as_posix()
-                try:
-                    state = read_state(path, schema)
-                except DamageError as error:
-                    yield Finding(name, "damaged", error.reason, (name,))
-                else:
-                    yield from self._check_labels(path, {} if state is None else state.get("files", {}))
+        for path in files.entries(folder):
+            if path.suffix == ".json":
+                yield path, EVALUATION
+        for name, file, schema in (("students", "result.json", STUDENT), ("labels", "index.json", LABELS)):
+            for place in files.entries(folder / name):
+                yield place / file, schema
 
     def _check_labels(self, index: Path, sums: Mapping[str, str]) -> Iterator[Finding]:
         """Check the files of stored labels; without their index they are all made again."""

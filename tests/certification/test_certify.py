@@ -247,7 +247,8 @@ def test_pytorchs_half_itself_does_not(
     assert ran.code == 0, ran.out
     half = found_in(tmp_path / "again")["steps"][f"parity-{engine.name}"]["figures"]["half"]
     assert set(half) == set(COMPONENTS)
-    assert half["unet"]["ours"] == half["unet"]["pytorch"]
+    # But for the order of sums, which threads decide on some processors.
+    assert half["unet"]["ours"] == pytest.approx(half["unet"]["pytorch"], rel=1e-6)
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
