@@ -154,8 +154,11 @@ def config_of(kind: type[Config], options: Mapping[str, Any]) -> Config:
     Raises:
         UsageError: the first option that is out of its bounds, or does not go with the others.
     """
-    # Click has no None for an option that may be repeated.
-    values = {field.name: None if options[field.name] == () else options[field.name] for field, _ in settings_of(kind)}
+    values = dict[str, Any]()
+    for field, described in settings_of(kind):
+        # Click has no None for an option that may be repeated; an empty list that was parsed is the user's.
+        is_missing = described.parse is None and options[field.name] == ()
+        values[field.name] = None if is_missing else options[field.name]
     if issubclass(kind, GenerationConfig):
         source = click.get_current_context().get_parameter_source
         if source("preset") == ParameterSource.COMMANDLINE:

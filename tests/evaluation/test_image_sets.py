@@ -70,7 +70,7 @@ def test_random_subset_varies_all_members() -> None:
 
 
 def test_small_class_is_refused() -> None:
-    with pytest.raises(DataError, match="class 1 has 3"):
+    with pytest.raises(DataError, match="class 'b' has 3"):
         random_subset(make_source(["a", "b"], [5, 3]), 4, 0)
 
 
