@@ -137,6 +137,7 @@ def test_images_the_run_was_made_from_are_not_test_images(finished: Finished) ->
     ran = run_cli("evaluate", finished.run, *QUICK, "--regime", "hard")
     assert ran.code == 2
     assert "--test-data is needed" in ran.err
+    assert not (finished.run / "evaluation").exists()
 
 
 def test_a_run_that_is_not_finished_is_not_scored(run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,12 +71,15 @@ def _evaluate(
     if out is None:
         out = work_folder(runs[0], default_artifacts() if artifacts is None else artifacts)
     quiet = quiet or is_follower()
+    # Before the folder is made: what is refused leaves nothing behind.
+    examination = open_examination(runs, config, out)
+    checks = examination.check_teachers()
+    if not quiet:
+        for check in checks:
+            say(results.check_line(check.to_json()))
     with _writable(out) as work:
-        examination = open_examination(runs, config, work)
-        checks = examination.check_teachers()
-        if not quiet:
-            for check in checks:
-                say(results.check_line(check.to_json()))
+        if work != out:
+            examination = dataclasses.replace(examination, work=work)
         exam = examination.build_exam()
         trained = _train(examination, exam, quiet)
         if is_follower():
