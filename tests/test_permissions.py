@@ -53,7 +53,7 @@ def test_what_verify_may_not_see_is_neither_whole_nor_damaged(
 ) -> None:
     """Of another user: `Path.glob` and `os.path.exists` would pass over it, and a repair would remove sound groups."""
     root = open_to_all / "seen"
-    shutil.copytree(finished.run, root / "run")
+    shutil.copytree(finished.run, root / "run", ignore=shutil.ignore_patterns("evaluation"))
     shutil.copytree(finished.artifacts, root / "art")
     config = require_state(root / "run" / "config.json", CONFIG)
     folder = exports.folder_of(root / "art", config["model_sha256"])
