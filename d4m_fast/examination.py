@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import itertools
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from d4m_fast.config.choices import Regime
 from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.config.fields import available_threads
 from d4m_fast.engine.runtime import hardware, resolve_device
-from d4m_fast.errors import UsageError
+from d4m_fast.errors import DataError, ModelError, NonFiniteError, UsageError
 from d4m_fast.evaluation.images import ImageSet, images_per_class, is_same_set, load_images, match_classes, of_classes
 from d4m_fast.evaluation.overrides import overridden, parse_override
 from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol
@@ -47,6 +48,7 @@ MATRIX = ("convnet3", "resnet18", "mobilenet_v3_small", "timm/vit_tiny_patch16_2
 MAPPED_ARMS = {"real": "random", "prototype": "decoded", "distilled": "distilled"}  # kinds of the map of features
 # Not float16: the gradients of a loss at temperature 20 are too small for it without a scale.
 AUTOCAST = {"none": None, "bf16": torch.bfloat16}
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Examination:
                 match_classes(distilled, self.test),
                 self.protocol.resolution,
                 self.execution.device,
-                self._features,
+                self._features if "coreset" in self.arms else None,
                 self.config.coreset,
                 self.folders,
             )
@@ -180,7 +182,7 @@ class Examination:
 
     @cached_property
     def _features(self) -> Features | None:
-        """What the first teacher's last layer sees; None without teachers."""
+        """Features of the first teacher, which its last layer sees; None without teachers."""
         if not self.teachers:
             return None
         teacher = next(iter(self.teachers.values()))
@@ -190,10 +192,14 @@ class Examination:
         """Return where images of the first generation lie in the first teacher's features."""
         names = {kind: self._set_name(arm, 0, 0) for kind, arm in MAPPED_ARMS.items()}
         sets = {kind: mapped_images(exam.sets[name], self.classes) for kind, name in names.items() if name in exam.sets}
-        if self._features is None or sum(map(len, sets.values())) < 3:
+        if not self.teachers:
             return None
-        with self.timed("feature map"):
-            return feature_map(self._features, sets)
+        try:
+            with self.timed("feature map"):
+                return None if self._features is None else feature_map(self._features, sets)
+        except (DataError, ModelError, NonFiniteError) as error:  # a picture is no reason to lose hours of training
+            log.warning("no map of the teacher's features: %s", error)
+            return None
 
     def _students_of_arms(self) -> Iterator[tuple[str, int, int]]:
         """Yield arm, generation and seed of every student of one recipe."""

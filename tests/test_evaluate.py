@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from driving import Finished, Ran, command, environment, refused, run_cli
 
+from d4m_fast.evaluation.students import build_student
+from d4m_fast.evaluation.teachers import save_teacher
+from d4m_fast.sources.idx_sets import FASHION_MNIST
 from d4m_fast.storage.state import EVALUATION, STUDENT, require_state
 
 QUICK = ("--width", 4, "--seeds", 1, "--workers", 1, "--epochs", 40)
@@ -184,6 +187,18 @@ def test_processes_under_torchrun_share_the_students(run: Path, tmp_path: Path) 
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["rows"][0]["accuracy"] == alone.json["rows"][0]["accuracy"]
     assert len(ran.stdout.splitlines()) == 1
+
+
+def test_a_teacher_without_a_linear_layer_has_no_map_and_loses_nothing(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = build_student("squeezenet1_1", classes=10, image_size=32, width=0)
+    save_teacher(network, tmp_path / "teacher", list(FASHION_MNIST), image_size=32, arch="squeezenet1_1")
+    teacher = ("--teacher", tmp_path / "teacher", "--unchecked-teacher", "--out", tmp_path / "out", "--epochs", 2)
+    ran = run_cli("evaluate", run, *QUICK, *teacher, "--regime", "online", "--json")
+    assert (ran.code, len(ran.json["rows"]), ran.json["feature_map"]) == (0, 2, None)
+    assert "no map of the teacher's features" in caplog.text
+    refused(run_cli("evaluate", run, *QUICK, *teacher, "--arms", "coreset"), 1, "the teacher has no linear layer")
 
 
 def test_what_is_quiet_says_nothing(run: Path) -> None:

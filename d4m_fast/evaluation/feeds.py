@@ -72,12 +72,9 @@ class OnlineFeed:
     batch_size: int
 
     def epoch(self, number: int, generator: torch.Generator) -> Iterator[Batch]:
+        temperature = self.protocol.temperature
         for _, pixels, _ in shown_batches(self.protocol, self.images, self.batch_size, generator):
-            yield Batch(pixels, soft_targets(log_probabilities(self.label(pixels), self.temperature), self.protocol))
-
-    @property
-    def temperature(self) -> float:
-        return self.protocol.temperature
+            yield Batch(pixels, soft_targets(log_probabilities(self.label(pixels), temperature), self.protocol))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
