@@ -27,7 +27,7 @@ def features_of(classifier: nn.Module, device: torch.device) -> Features:
     """
     layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise ModelError("the teacher has no linear layer, whose inputs a coreset is chosen by; leave coreset out")
+        raise ModelError("the teacher has no linear layer, whose inputs are its features; leave the arm coreset out")
     inputs = list[torch.Tensor]()
 
     def record(_: nn.Module, arguments: tuple[Any, ...]) -> None:

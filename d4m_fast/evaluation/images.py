@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class ImageSet:
     images: torch.Tensor
     labels: torch.Tensor
     origins: tuple[str, ...] = ()
+    # Made once: every student's result is named by it, and a set may have gigabytes.
+    _fingerprint: list[str] = field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,9 +50,11 @@ class ImageSet:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of pixels and labels, in their order."""
-        digest = hashlib.sha256(_bytes_of(self.images))
-        digest.update(_bytes_of(self.labels))
-        return digest.hexdigest()
+        if not self._fingerprint:
+            digest = hashlib.sha256(_bytes_of(self.images))
+            digest.update(_bytes_of(self.labels))
+            self._fingerprint.append(digest.hexdigest())
+        return self._fingerprint[0]
 
     def hashes(self) -> list[str]:
         """Return 32 hexadecimal digits of the SHA-256 of each image's pixels, whatever file they came from."""
