@@ -73,7 +73,7 @@ class Case:
 
 CASES = {
     "convnet3": Case("ConvNet-3, 32 wide, at 32 pixels", "convnet3", 32, 32, 50, 50, 3.0),
-    "resnet18": Case("ResNet-18 at 64 pixels", "resnet18", 0, 64, 1, 10, 1.5),
+    "resnet18": Case("ResNet-18 at 64 pixels", "resnet18", 0, 64, 10, 50, 1.5),
 }
 
 
@@ -107,6 +107,8 @@ def read_set(case: Case, root: Path) -> tuple[ImageSet, LabelStore]:
 def our_step(case: Case, student: nn.Module) -> Step:
     if isinstance(student, ConvNet):
         quicken(student)
+    else:  # as `tasks.new_student` has it
+        student.to(memory_format=torch.channels_last)
     protocol = case.protocol
     return Step(student, optimiser_of(student, protocol, 1e-3), protocol, lambda logits: logits, Execution())
 

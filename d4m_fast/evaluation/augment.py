@@ -31,7 +31,9 @@ def flipped(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images).contiguous()
 
 
-def resized_crops(images: torch.Tensor, boxes: torch.Tensor, size: int, *, antialias: bool) -> torch.Tensor:
+def resized_crops(
+    images: torch.Tensor, boxes: torch.Tensor, size: int, *, antialias: bool, mirrored: torch.Tensor | None = None
+) -> torch.Tensor:
     """Cut a box out of each image and resize it bilinearly, as `torchvision.transforms.v2.functional.resized_crop`.
 
     Args:
@@ -39,16 +41,22 @@ def resized_crops(images: torch.Tensor, boxes: torch.Tensor, size: int, *, antia
         boxes: (N, 4) int64, top, left, height, width in pixels.
         size: side of the result.
         antialias: filter boxes that shrink with a triangle as wide as the pixels of the result, as Pillow does.
+        mirrored: (N,) bool, the crops to mirror left to right, which costs nothing here: bit for bit as `flipped`.
     """
     tops, lefts, heights, widths = boxes.to(images.dtype).unbind(1)
     if antialias and bool((boxes[:, 2:] > size).any()):
         rows = _filter_rows(tops, heights, images.shape[2], size)
-        columns = _filter_rows(lefts, widths, images.shape[3], size)
+        columns = _mirrored_rows(_filter_rows(lefts, widths, images.shape[3], size), mirrored)
         return torch.einsum("nyh,nchw,nxw->ncyx", rows, images, columns).contiguous()
     y = _grid(tops, heights, images.shape[2], size)
-    x = _grid(lefts, widths, images.shape[3], size)
+    x = _mirrored_rows(_grid(lefts, widths, images.shape[3], size), mirrored)
     grid = torch.stack((x.unsqueeze(1).expand(-1, size, -1), y.unsqueeze(2).expand(-1, -1, size)), dim=-1)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False).contiguous()
+
+
+def _mirrored_rows(x: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
+    """Return (N, size, ...) with the second axis turned round where (N,) bool says so."""
+    return x if mirrored is None else torch.where(mirrored.view(-1, *(1,) * (x.ndim - 1)), x.flip(1), x)
 
 
 def _centres(starts: torch.Tensor, lengths: torch.Tensor, size: int) -> torch.Tensor:

@@ -104,6 +104,10 @@ def render(images: torch.Tensor, views: Views, protocol: Protocol) -> torch.Tens
     pixels = to_pixels(images)
     if views.swaps is not None:
         pixels = shuffled_halves(pixels, views.swaps)
+    if views.offsets is None and views.boxes is not None:
+        return resized_crops(
+            pixels, views.boxes, protocol.resolution, antialias=protocol.antialias, mirrored=views.flips
+        )
     if views.boxes is not None:
         pixels = resized_crops(pixels, views.boxes, protocol.resolution, antialias=protocol.antialias)
     if views.offsets is not None:

@@ -38,6 +38,16 @@ def test_crops_are_torchvisions(antialias: bool, height: int, width: int, size: 
         assert (crop - expected).abs().max() < 2e-5
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("size", [17, 32, 33, 64])
+def test_mirrored_crops_are_crops_that_are_mirrored(antialias: bool, size: int) -> None:
+    images, boxes = pictures(100, 32, 48), boxes_within(100, 32, 48)
+    mirrored = torch.rand(100, generator=torch.Generator().manual_seed(6)) < 0.5
+    crops = resized_crops(images, boxes, size, antialias=antialias)
+    expected = torch.where(mirrored.view(-1, 1, 1, 1), reference.horizontal_flip(crops), crops)
+    assert torch.equal(resized_crops(images, boxes, size, antialias=antialias, mirrored=mirrored), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("antialias", [False, True])
 def test_a_thousand_crops_at_224_pixels(antialias: bool) -> None:
