@@ -176,13 +176,39 @@ def accuracy(folder: Path) -> str:
     return markdown(("images per class", "labels", "distilled", "random real", "difference"), lines)
 
 
+def arms(file: Path, ipc: int) -> str:
+    """Return accuracies of students on every arm of a size, a label regime a column."""
+    rows = [row for row in read_rows(file) if row["images_per_class"] == ipc]
+    cells = {(row["arm"], row["regime"]): _accuracy(row) for row in rows}
+    regimes = list(dict.fromkeys(row["regime"] for row in rows))
+    names = list(dict.fromkeys(row["arm"] for row in rows))
+    return markdown(("images", *regimes), [[name, *(cells[name, regime] for regime in regimes)] for name in names])
+
+
+def _accuracy(row: Row) -> str:
+    """Return mean and deviation, and the paired difference with its interval; bold where that leaves zero out."""
+    accuracy, difference = f"{row['mean']:.1f} ± {row['std']:.1f}", row["difference_to_random"]
+    if difference is None:
+        return accuracy
+    text = f"{difference['mean']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
+    is_off_zero = difference["low"] > 0 or difference["high"] < 0
+    return f"{accuracy}<br>{f'**{text}**' if is_off_zero else text}"
+
+
+def architectures(folder: Path) -> str:
+    """Return accuracies of students of several families, an arm and a label regime a line."""
+    rows = read_rows(folder / "architectures.jsonl")
+    cells = {(row["arm"], row["regime"], row["student"]): _accuracy(row) for row in rows}
+    students = list(dict.fromkeys(row["student"] for row in rows))
+    lines = []
+    for arm, regime in dict.fromkeys((row["arm"], row["regime"]) for row in rows):
+        lines.append([arm, regime, *(cells[arm, regime, student] for student in students)])
+    return markdown(("images", "labels", *students), lines)
+
+
 def cifar(folder: Path) -> str:
     """Return accuracies on CIFAR-10, an arm a line, a label regime a column."""
-    rows = read_rows(folder / "cifar.jsonl")
-    regimes = list(dict.fromkeys(row["regime"] for row in rows))
-    cells = {(row["arm"], row["regime"]): f"{row['mean']:.1f}" for row in rows}
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    return markdown(("images", *regimes), [[arm, *(cells[arm, regime] for regime in regimes)] for arm in arms])
+    return arms(folder / "cifar.jsonl", 10)
 
 
 def evaluate_speed(folder: Path) -> str:

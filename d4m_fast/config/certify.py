@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from d4m_fast.config.distill import DistillConfig
 from d4m_fast.config.export import ExportConfig
-from d4m_fast.config.fields import Group, available_threads, check_bounds, same_as, setting
+from d4m_fast.config.fields import (
+    MOST_IMAGES_PER_CALL,
+    MOST_SECONDS,
+    Group,
+    available_threads,
+    check_bounds,
+    same_as,
+    setting,
+)
 from d4m_fast.errors import require
 
 
@@ -27,9 +35,14 @@ class CertifyConfig:
     revision: str | None = same_as(ExportConfig, "revision")
     resolution: int | None = same_as(ExportConfig, "resolution")
     images: int | None = setting(
-        None, group=Group.MEASUREMENT, help="To compare on.", default_text="32, fewer of a large model", minimum=1
+        None,
+        group=Group.MEASUREMENT,
+        help="To compare on.",
+        default_text="32, fewer of a large model",
+        minimum=1,
+        maximum=MOST_IMAGES_PER_CALL,
     )
-    seconds: float = setting(60.0, group=Group.MEASUREMENT, help="Of each steady state.", above=0)
+    seconds: float = setting(60.0, group=Group.MEASUREMENT, help="Of each steady state.", above=0, maximum=MOST_SECONDS)
     batches: str | None = setting(
         None,
         group=Group.MEASUREMENT,

@@ -14,6 +14,7 @@ from d4m_fast.errors import UsageError
 _KEY = "setting"
 MOST_THREADS = 4096  # beyond it OpenMP ends the process, with a message of its own
 MOST_IMAGES_PER_CALL = 99_999  # beyond it the libraries' sizes overflow
+MOST_SECONDS = 86_400  # of one measurement: a day
 
 
 class Group(enum.StrEnum):

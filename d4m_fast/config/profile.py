@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from d4m_fast.config.choices import Engine, Precision
 from d4m_fast.config.distill import DistillConfig
-from d4m_fast.config.fields import MOST_IMAGES_PER_CALL, Group, check_bounds, same_as, setting
+from d4m_fast.config.fields import MOST_IMAGES_PER_CALL, MOST_SECONDS, Group, check_bounds, same_as, setting
 from d4m_fast.errors import UsageError, require
 from d4m_fast.wording import did_you_mean
 
@@ -72,11 +72,25 @@ class ProfileConfig:
         parse=parse_stages,
     )
     seconds: float = setting(
-        1.0, group=Group.MEASUREMENT, help="Time at least, per stage, engine and batch.", minimum=0
+        1.0,
+        group=Group.MEASUREMENT,
+        help="Time at least, per stage, engine and batch.",
+        minimum=0,
+        maximum=MOST_SECONDS,
     )
-    repeats: int = setting(5, group=Group.MEASUREMENT, help="Calls at least, after one that is not counted.", minimum=1)
+    repeats: int = setting(
+        5,
+        group=Group.MEASUREMENT,
+        help="Calls at least, after one that is not counted.",
+        minimum=1,
+        maximum=1_000_000,
+    )
     images: int = setting(
-        160, group=Group.MEASUREMENT, help="Real images to cluster, and to distill end to end.", minimum=1
+        160,
+        group=Group.MEASUREMENT,
+        help="Real images to cluster, and to distill end to end.",
+        minimum=1,
+        maximum=10_000_000,
     )
     threads: int | None = same_as(DistillConfig, "threads")
 
