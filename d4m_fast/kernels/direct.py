@@ -130,6 +130,7 @@ def fill_empty(problem: Problem, centroids: Float64, labels: Int64) -> Int64:
     if not empty:
         return labels
     distances = squared_distances(problem.points, centroids, labels)
+    # Stable, so that of equally far points the one of lowest index comes first.
     for point in np.argsort(-distances, kind="stable"):
         if empty and sizes[labels[point]] > 1:
             sizes[labels[point]] -= 1

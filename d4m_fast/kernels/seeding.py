@@ -31,7 +31,8 @@ def choose_seeds(
     """Choose (k,) different points by k-means++; label the (n,) points by the nearest of them, the first of equals.
 
     Args:
-        products_with: computes the inner products (candidates, n) of some points with all, in an array of their own.
+        products_with: computes the inner products (candidates, n) of some points with all, in an array that is
+            then written to.
         trials: candidates per seed.
     """
     seeds = _Seeds(problem, rng, products_with)
