@@ -16,7 +16,7 @@ from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.runtime import Runtime, clone
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
-from d4m_fast.export.limits import LIMITS, half_verdict, limits_to_json, verdict
+from d4m_fast.export.limits import LIMITS, half_verdict, verdict
 from d4m_fast.export.probe import final_images
 from d4m_fast.export.workload import GUIDANCE
 from d4m_fast.measure import parity
@@ -26,26 +26,29 @@ def agree(engine: Engine, networks: Networks, reference: Reference, request: Req
     """Compare every recorded call, the ends of each network's at other batches, and the final images."""
     # torch.compile would compile each size anew.
     sizes = () if engine.kind == "compiled" else batches(request.images)
-    parities = {c: _compare(c, networks.runtime(c), reference, sizes) for c in COMPONENTS}
+    parities: dict[Component, list[parity.Parity]] = {}
+    worst_errors, mistyped = {}, []
+    for component in COMPONENTS:
+        runtime = networks.runtime(component)
+        parities[component] = _compare(component, runtime, reference, sizes)
+        worst_errors[component] = parity.largest(call.relative_l2 for call in parities[component])
+        if runtime.dtype != DTYPES[engine.precision]:
+            mistyped.append(component)
     images = final_images(request.workload, reference.probe.prototypes, networks, batch=request.images)
     decibels = parity.psnr(reference.probe.images, images)
     limits = LIMITS[engine.precision]
     errors = _half_errors(engine, parities, reference, request, sizes)
     reasons = verdict(parities, decibels, images, limits) + half_verdict(errors)
-    mistyped = ", ".join(c for c in COMPONENTS if networks.runtime(c).dtype != DTYPES[engine.precision])
     checks = (
-        Check(f"tensors are {engine.precision}", not mistyped, f"others: {mistyped}" if mistyped else ""),
+        Check(f"tensors are {engine.precision}", not mistyped, f"others: {', '.join(mistyped)}" if mistyped else ""),
         Check(f"within the limits of {engine.precision}", not reasons, "; ".join(reasons)),
         _check_outputs(networks, reference),
     )
-    worst_errors = {}
-    for component in COMPONENTS:
-        worst_errors[component] = parity.largest(call.relative_l2 for call in parities[component])
     figures: dict[str, Any] = {
         "relative_l2": worst_errors,
         "psnr_worst": min(decibels),
         "images": len(images),
-        "limits": limits_to_json(limits),
+        "limits": asdict(limits),
         "half": {component: asdict(of_network) for component, of_network in errors.items()},
         "parity": {component: parity.to_json(calls) for component, calls in parities.items()},
     }
@@ -75,7 +78,7 @@ def _half_errors(
     errors: dict[Component, parity.HalfErrors] = {}
     for component, ours in comparisons.items():
         half = open_eager(request.model.path, component, request.device, torch.float16)  # one in memory at a time
-        rows = max(SIGNATURES[component].rows(call) for call in reference.probe.calls[component])
+        rows = max(map(SIGNATURES[component].rows, reference.probe.calls[component]))
         errors[component] = parity.half_errors(ours, _compare(component, half, reference, sizes), rows)
     return errors
 

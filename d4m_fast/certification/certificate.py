@@ -51,7 +51,7 @@ def engines(records: Mapping[str, Record], calls: int) -> dict[str, dict[str, An
     rows: dict[str, dict[str, Any]] = {}
     for step in records:
         if step.startswith(("parity-", "speed-")):
-            _, kind, precision, *_ = step.split("-")
+            _, kind, precision, *_ = step.split("-")  # parity-onnx-fp16, speed-onnx-fp16-unet
             name = f"{kind}-{precision}"
             rows[name] = _row(name, records, calls)
     base = baseline(rows)
@@ -93,10 +93,14 @@ def stages(records: Mapping[str, Record], device: str) -> dict[str, list[dict[st
         kind, *names = step.split("-")
         if kind == "speed" and record["passed"] and gpu is not None:
             precision, stage = names[1:3]
-            figures, engine = record["figures"], f"{names[0]}-{precision}"
-            row = {name: figures[name] for name in ("batch", "images_per_second")}
-            flops = figures["flops_per_second"]
-            row |= {"engine": engine, "gflops": flops / 1e9, "share_of_peak": flops / gpu.flops[precision]}
+            figures, flops = record["figures"], record["figures"]["flops_per_second"]
+            row = {
+                "batch": figures["batch"],
+                "images_per_second": figures["images_per_second"],
+                "engine": f"{names[0]}-{precision}",
+                "gflops": flops / 1e9,
+                "share_of_peak": flops / gpu.flops[precision],
+            }
             rows.setdefault(stage, []).append(row)
     return rows
 

@@ -48,8 +48,12 @@ def engines_of(request: Request) -> list[Engine]:
     """Return the engines that a device of this kind could run, whether or not they are installed."""
     if request.device.type != "cpu":
         return list(starmap(Engine, product(get_args(Kind), DTYPES)))
-    engines = [Engine(kind, "fp32") for kind in get_args(Kind) if kind != "compiled" or request.config.compile]
-    return [engine for engine in engines if not engine.spec.built_per_gpu]
+    engines = []
+    for kind in get_args(Kind):
+        engine = Engine(kind, "fp32")
+        if not engine.spec.built_per_gpu and (kind != "compiled" or request.config.compile):
+            engines.append(engine)
+    return engines
 
 
 def hindrance(engine: Engine, device: torch.device) -> str | None:

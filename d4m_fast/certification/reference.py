@@ -66,6 +66,7 @@ class Reference:
 
 def batches(images: int) -> tuple[int, ...]:
     """Return the batch sizes at which the first and the last call of each network are repeated."""
+    # Sizes that the trace of an export did not have show a batch that was frozen, or rows that are mixed up.
     return (1, 2, 7, 2 * images)
 
 
@@ -105,7 +106,7 @@ def read_reference(request: Request) -> Reference:
         raise REFERENCE.damage(request.folder / FILE, "its SHA-256 is another than recorded")
     tensors, classes = load(data), [ClassInfo(**fields) for fields in sealed["classes"]]
     answers = {name: x for name, x in tensors.items() if name.startswith("answers/")}
-    return Reference(_probe(tensors, classes), _memorised(request, answers))
+    return Reference(_read_probe(tensors, classes), _memorised(request, answers))
 
 
 def _memorised(request: Request, answers: dict[str, torch.Tensor]) -> Networks:
@@ -134,21 +135,18 @@ def _write(folder: Path, probe: Probe, answers: Mapping[str, torch.Tensor]) -> N
     write_state(folder / SEAL, REFERENCE, {"classes": classes, "sha256_of": {FILE: sha256}})
 
 
-def _probe(tensors: Mapping[str, torch.Tensor], classes: Sequence[ClassInfo]) -> Probe:
+def _read_probe(tensors: Mapping[str, torch.Tensor], classes: Sequence[ClassInfo]) -> Probe:
     prototypes = []
     for i, class_info in enumerate(classes):
         centroids = tensors[f"centroids/{i}"].numpy()
         k = len(centroids)
         prototypes.append(Prototypes(class_info, centroids, np.ones(k), np.zeros(k), ("",) * k))
-    calls = {component: _calls(tensors, component) for component in COMPONENTS}
+    calls: dict[Component, list[Tensors]] = {}
+    for component in COMPONENTS:
+        prefix, call_of_number = f"calls/{component}/", dict[int, Tensors]()
+        for path, x in tensors.items():
+            if path.startswith(prefix):
+                number, name = path.removeprefix(prefix).split("/")
+                call_of_number.setdefault(int(number), {})[name] = x
+        calls[component] = [call for _, call in sorted(call_of_number.items())]
     return Probe(prototypes, calls, tensors["images"].numpy())
-
-
-def _calls(tensors: Mapping[str, torch.Tensor], component: Component) -> list[Tensors]:
-    calls: dict[int, Tensors] = {}
-    prefix = f"calls/{component}/"
-    for path, x in tensors.items():
-        if path.startswith(prefix):
-            number, name = path.removeprefix(prefix).split("/")
-            calls.setdefault(int(number), {})[name] = x
-    return [calls[number] for number in sorted(calls)]

@@ -43,9 +43,13 @@ def read(file: Path) -> dict[str, Any]:
 
 def markdown(certificate: Mapping[str, Any]) -> str:
     """Return the table, the machine it was measured on, and notes on what failed or was not run."""
-    rows = certificate["engines"]
     table = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
-    table += [_row(name, row) for name, row in rows.items()]
+    for name, row in certificate["engines"].items():
+        verdict = "FAILED" if not row["passed"] else "certified" if row["compared"] else "not compared"
+        cells = [_title(name), verdict, _number(row["relative_l2"], ".1e"), _number(row["psnr_worst"], ".1f")]
+        for stage in ("encode", "unet", "decode"):
+            cells.append(_stage(row["stages"].get(stage)))
+        table.append(_line([*cells, _rate(row["generate"]), _number(row["ratio"], ".2f")]))
     return "\n".join([BEGIN, _head(certificate), "", *table, "", *_notes(certificate), END])
 
 
@@ -77,14 +81,6 @@ def _head(certificate: Mapping[str, Any]) -> str:
     revision = "" if certificate["revision"] is None else f"@{certificate['revision']}"
     model = f"{certificate['model']}{revision} ({certificate['model_sha256'][:12]})"
     return f"{device}{threads}; model {model} at {certificate['resolution']} pixels; {libraries}."
-
-
-def _row(name: str, row: Mapping[str, Any]) -> str:
-    stages = [_stage(row["stages"].get(stage)) for stage in ("encode", "unet", "decode")]
-    agreement = _number(row["relative_l2"], ".1e"), _number(row["psnr_worst"], ".1f")
-    ratio = _number(row["ratio"], ".2f")
-    verdict = "FAILED" if not row["passed"] else "certified" if row["compared"] else "not compared"
-    return _line((_title(name), verdict, *agreement, *stages, _rate(row["generate"]), ratio))
 
 
 def _title(name: str) -> str:

@@ -80,8 +80,8 @@ class Request:
             "images": self.images,
         }
 
-    def key(self, *parts: object) -> str:
-        return fingerprint([self.identity, *parts])
+    def key(self, *dependencies: object) -> str:
+        return fingerprint([self.identity, *dependencies])
 
     def export_config(self, engine: ExportedEngine, precision: FloatType) -> ExportConfig:
         config = self.config
@@ -116,5 +116,5 @@ def prepare_certification(config: CertifyConfig, artifacts: Path, folder: Path) 
 
 def affordable_images(shapes: Shapes, calls: int) -> int:
     """Return how many images the CPU can make as a reference: 32 of a small model, three of Stable Diffusion 1.5."""
-    flop_per_image = 2 * calls * shapes.parts["unet"].flops + shapes.parts["vae_decoder"].flops
+    flop_per_image = 2 * calls * shapes.networks["unet"].flops + shapes.networks["vae_decoder"].flops
     return max(LEAST_IMAGES, min(MOST_IMAGES, int(REFERENCE_FLOP / flop_per_image)))

@@ -56,7 +56,7 @@ def measure(engine: Engine, stage: NetworkStage, networks: Networks, request: Re
         Check("answers under load as before", error <= limit, f"relative L2 {error:.2g}, the limit is {limit:g}"),
         Check("ran as long as was asked", figures["seconds"] >= request.config.seconds, f"{figures['seconds']:.3g} s"),
     )
-    flops = figures["images_per_second"] * ROWS[stage] * request.shapes.parts[NETWORK_OF[stage]].flops
+    flops = figures["images_per_second"] * ROWS[stage] * request.shapes.networks[NETWORK_OF[stage]].flops
     rows = []
     for point in points:
         rows.append({"batch": point.batch, "images_per_second": point.rate, "error": point.error})
@@ -93,7 +93,7 @@ def _last_in_vain(points: Sequence[Point]) -> int:
 
 def _candidate_batches(stage: NetworkStage, request: Request) -> tuple[int, ...]:
     """Return the requested batches, or powers of two, while no activation reaches 2^31 elements."""
-    largest = max(1, ELEMENTS // (ROWS[stage] * request.shapes.parts[NETWORK_OF[stage]].largest))
+    largest = max(1, ELEMENTS // (ROWS[stage] * request.shapes.networks[NETWORK_OF[stage]].largest))
     sizes = request.config.sizes
     if sizes is None:
         sizes = tuple(2**i for i in range(MOST_BATCH.bit_length()))

@@ -72,11 +72,11 @@ def all_steps(request: Request, say: Say) -> tuple[list[Step], dict[str, str]]:
 def _engine_steps(engine: Engine, open_engines: OpenEngines, request: Request, say: Say) -> list[Step]:
     """Return the export, the agreement and the three stages' speed of one engine."""
 
-    def key(*parts: object) -> str | None:
+    def key(*dependencies: object) -> str | None:
         artifact = engines.artifact_of(engine, request)
         if engine.exported and artifact is None:
             return None  # not exported yet, so that no record can be of it
-        return request.key(engine.name, None if artifact is None else artifact.sha256, *parts)
+        return request.key(engine.name, None if artifact is None else artifact.sha256, *dependencies)
 
     def measure_agreement() -> Findings:
         return agree(engine, open_engines.engine(engine), open_engines.reference(), request)
@@ -98,7 +98,7 @@ def _engine_steps(engine: Engine, open_engines: OpenEngines, request: Request, s
 
 def _reference(request: Request) -> Findings:
     images = reference.make_reference(request).probe.images
-    black = [i for i, image in enumerate(images) if image.max() == 0]
+    black = np.flatnonzero(images.max(axis=(1, 2, 3)) == 0).tolist()
     check = Check("no image is black", not black, f"images {black}" if black else "")
     distinct = len(np.unique(images.reshape(len(images), -1), axis=0))
     return Findings((check,), {"images": len(images), "distinct": distinct})
@@ -112,8 +112,10 @@ def _export(engine: Engine, request: Request, say: Say) -> Findings:
             pass
     certificate = require_state(job.path / CERTIFICATE_FILE, CERTIFICATE)
     status = certificate["status"]
-    networks = certificate["components"].values()
-    builds = [network["engine"] for network in networks if "engine" in network]
+    builds = []
+    for network in certificate["components"].values():
+        if "engine" in network:  # ONNX Runtime builds none
+            builds.append(network["engine"])
     figures: dict[str, Any] = {
         "status": status,
         "psnr_worst": certificate["images"]["psnr_worst"],

@@ -78,8 +78,9 @@ class ModelConfigs:
         side = int(self.unet["sample_size"])
         # diffusers' pipeline corrects this in its constructor: configs of before 0.9 say 32 where the model was
         # trained on 64.
-        outdated = _version(self.unet.get("_diffusers_version")) < (0, 9) and side < 64
-        return (64 if outdated else side) * self.factor
+        version = re.match(r"(\d+)\.(\d+)(?:\.|$)", str(self.unet.get("_diffusers_version")))
+        is_outdated = version is not None and (int(version[1]), int(version[2])) < (0, 9)
+        return (64 if is_outdated and side < 64 else side) * self.factor
 
     @property
     def train_timesteps(self) -> int:
@@ -269,10 +270,5 @@ class _Fields:
 
 
 def _is_count(value: object) -> bool:
+    # Python takes JSON's true for the integer 1.
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
-
-
-def _version(text: object) -> tuple[int, ...]:
-    """Return major and minor of "0.8.1"; of what is no version, a version that is not outdated."""
-    numbers = re.match(r"(\d+)\.(\d+)(?:\.|$)", str(text))
-    return (1, 0) if numbers is None else (int(numbers[1]), int(numbers[2]))

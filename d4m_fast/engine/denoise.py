@@ -24,19 +24,30 @@ def denoise(
 ) -> torch.Tensor:
     """Run a schedule's steps on x_0 = `noised` (B, C, h, w); returns x_S, clean and scaled.
 
+    Steps are sums with the table's coefficients, or diffusers' scheduler's own where no table equals it.
+
     Args:
         states: hidden states of the prompts for a guided call; a step without guidance runs on their conditional half.
         generators: one for each image, in the state after x_0 was drawn, for schedulers that add noise of their own.
         check: gets what the UNet returns in every step.
     """
     predict = _Prediction(noised, states, unet, schedule, guidance, FiniteCheck() if check is None else check)
-    if schedule.stepper is None:
-        return _by_table(noised, schedule, predict)
-    stepping, sample = schedule.stepper.begin(generators), noised
-    for i in range(len(schedule.stepper.timesteps)):
-        output = predict(stepping.scale(sample, i), i)
-        sample = stepping.step(output, i, sample)
-    return sample
+    if schedule.stepper is not None:
+        stepping, sample = schedule.stepper.begin(generators), noised
+        for i in range(len(schedule.stepper.timesteps)):
+            sample = stepping.step(predict(stepping.scale(sample, i), i), i, sample)
+        return sample
+    samples, outputs = {0: noised}, dict[int, torch.Tensor]()
+    sample_uses, output_uses = schedule.last_use()
+    for i, step in enumerate(schedule.steps):
+        # Most schedules scale nothing, and then no copy is made.
+        scaled = samples[i] if step.input_scale == 1 else samples[i] * step.input_scale
+        outputs[i] = predict(scaled, i)
+        samples[i + 1] = combine(step, samples, outputs)
+        # What no later step reads is dropped: kept, it would be a latent of memory per step.
+        samples = {j: x for j, x in samples.items() if j == i + 1 or sample_uses.get(j, -1) > i}
+        outputs = {j: e for j, e in outputs.items() if output_uses.get(j, -1) > i}
+    return samples[len(schedule.steps)]
 
 
 class _Prediction:
@@ -65,17 +76,3 @@ class _Prediction:
         output = self._unet(scaled, self._timesteps[i], *(self._guided if step.guided else self._conditional))
         self._check.add("unet", output, step.timestep)
         return output
-
-
-def _by_table(noised: torch.Tensor, schedule: Schedule, predict: _Prediction) -> torch.Tensor:
-    """Take the steps as sums with the table's coefficients; what no later step reads is dropped."""
-    samples, outputs = {0: noised}, dict[int, torch.Tensor]()
-    sample_uses, output_uses = schedule.last_use()
-    for i, step in enumerate(schedule.steps):
-        # Most schedules scale nothing, and then no copy is made.
-        scaled = samples[i] if step.input_scale == 1 else samples[i] * step.input_scale
-        outputs[i] = predict(scaled, i)
-        samples[i + 1] = combine(step, samples, outputs)
-        samples = {j: x for j, x in samples.items() if j == i + 1 or sample_uses.get(j, -1) > i}
-        outputs = {j: e for j, e in outputs.items() if output_uses.get(j, -1) > i}
-    return samples[len(schedule.steps)]

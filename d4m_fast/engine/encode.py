@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -113,8 +114,8 @@ def encode(
     starts = range(start, len(items), batch)
     item_batches = Stream(len(starts), (items[first : first + batch] for first in starts))
     loaded_batches = workers.map(load, item_batches, threads=readers, depth=readers + 1, name="read")
-    latents = Stream(len(starts), ((loaded_batch, _latents(loaded_batch, vae)) for loaded_batch in loaded_batches))
-    return workers.map(_encoded_batch, latents, threads=1, depth=1, name="fetch")
+    batches_in_work = Stream(len(starts), map(partial(_begin_encoding, vae), loaded_batches))
+    return workers.map(_finish_encoding, batches_in_work, threads=1, depth=1, name="fetch")
 
 
 def readers_here() -> int:
@@ -123,19 +124,28 @@ def readers_here() -> int:
     return 1 if count is None else min(count, MOST_READERS)
 
 
-def _latents(batch: LoadedBatch, vae: VaeEncoder) -> Callable[[], torch.Tensor]:
-    """Encode a batch, and begin the copy to the host that the returned function waits for."""
+def _begin_encoding(vae: VaeEncoder, batch: LoadedBatch) -> tuple[LoadedBatch, Callable[[], torch.Tensor]]:
+    """Encode a batch, and begin the copy to the host that the function beside it waits for."""
     device = vae.runtime.device
     with fitting("encode"), torch.inference_mode():
-        pixels = to_device(batch.pixels, device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-        mean, std = vae(pixels)
+        mean, std = vae(from_bytes(to_device(batch.pixels, device)))
         latents = mean if batch.noise is None else mean + std * to_device(batch.noise, device).to(std)
-        return to_host(latents.float())
+        return batch, to_host(latents.float())
 
 
-def _encoded_batch(encoded: tuple[LoadedBatch, Callable[[], torch.Tensor]]) -> EncodedBatch:
+def from_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Convert (N, H, W, 3) uint8 to (N, 3, H, W) float32 in [-1, 1], the range that the VAE's encoder takes."""
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def _finish_encoding(batch_in_work: tuple[LoadedBatch, Callable[[], torch.Tensor]]) -> EncodedBatch:
     """Wait for a batch's latents, and leave out the rows of damaged images."""
-    batch, wait = encoded
-    items, latents = [batch.items[row] for row in batch.readable], wait().numpy()[batch.readable]
-    require_half_range(latents, [f"{item.origin} (class id {item.class_id})" for item in items])
+    batch, wait = batch_in_work
+    latents = wait().numpy()[batch.readable]
+    items, names = list[Item](), list[str]()
+    for row in batch.readable:
+        item = batch.items[row]
+        items.append(item)
+        names.append(f"{item.origin} (class id {item.class_id})")
+    require_half_range(latents, names)
     return EncodedBatch(items, latents, batch.failures, batch.first_frames)

@@ -216,18 +216,10 @@ def _finish(image_size: int, pixels: Pixels) -> list[Sample]:
     """Wait for a batch's pixels, check them, and drop the padding."""
     slots = pixels.batch.slots[: pixels.batch.unpadded]
     pixels.verify([slot.name for slot in slots])
-    images = pixels.wait().numpy()
-    return [_sample(slot, resized(images[row], image_size)) for row, slot in enumerate(slots)]
-
-
-def _sample(slot: Slot, pixels: np.ndarray) -> Sample:
-    of_class, index = slot.prototypes, slot.index
-    return Sample(
-        of_class.info,
-        index,
-        slot.seed,
-        int(of_class.sizes[index]),
-        float(of_class.inertia_share[index]),
-        of_class.nearest[index],
-        pixels,
-    )
+    samples = list[Sample]()
+    for slot, image in zip(slots, pixels.wait().numpy(), strict=False):  # the padding comes last
+        of_class, index = slot.prototypes, slot.index
+        size, share = int(of_class.sizes[index]), float(of_class.inertia_share[index])
+        resized_image = resized(image, image_size)
+        samples.append(Sample(of_class.info, index, slot.seed, size, share, of_class.nearest[index], resized_image))
+    return samples

@@ -23,6 +23,10 @@ ADDS_NOISE = "it adds noise of its own"
 def difference(steps: Sequence[Step], stepper: Stepper, signal: float, noise: float) -> str | None:
     """Return why a table does not give the scheduler's results, in a few words; None where it does.
 
+    Both take every step on random tensors, and then run with stand-ins for the UNet. Two kinds amplify what no stand-in
+    shows but steep networks do: inversions, which go up the noise levels, and networks that predict the sample, whose
+    small differences are divided by small noise levels.
+
     Args:
         signal, noise: coefficients of the start.
 
@@ -30,7 +34,17 @@ def difference(steps: Sequence[Step], stepper: Stepper, signal: float, noise: fl
         ValueError: the scheduler's own result is not finite.
     """
     reason = _nonlinearity(steps, stepper)
-    return _rounding(steps, stepper, signal, noise) if reason is None else reason
+    if reason is not None:
+        return reason
+    is_inversion = steps[-1].timestep > steps[0].timestep
+    predicts_sample = stepper.scheduler.config.get("prediction_type") == "sample"
+    clean, gaussian = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    start = signal * clean + noise * gaussian
+    tolerance = RUN_TOLERANCE * max(1.0, len(steps) / 50) ** 0.5
+    amplifies = is_inversion or predicts_sample
+    if amplifies or any(_run_difference(steps, stepper, start, gain) > tolerance for gain in GAINS):
+        return "it amplifies rounding"
+    return None
 
 
 def _nonlinearity(steps: Sequence[Step], stepper: Stepper) -> str | None:
@@ -58,24 +72,11 @@ def _nonlinearity(steps: Sequence[Step], stepper: Stepper) -> str | None:
     return None
 
 
-def _rounding(steps: Sequence[Step], stepper: Stepper, signal: float, noise: float) -> str | None:
-    """Run table and scheduler with stand-ins for the UNet; returns why their ends differ, None if they do not.
-
-    Two kinds amplify what no stand-in shows but steep networks do: inversions, which go up the noise levels, and
-    networks that predict the sample, whose small differences are divided by small noise levels.
-    """
-    first, last = steps[0].timestep, steps[-1].timestep
-    steep = last > first or stepper.scheduler.config.get("prediction_type") == "sample"
-    clean, gaussian = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    start = signal * clean + noise * gaussian
-    tolerance = RUN_TOLERANCE * max(1.0, len(steps) / 50) ** 0.5
-    if steep or any(_run_difference(steps, stepper, start, gain) > tolerance for gain in GAINS):
-        return "it amplifies rounding"
-    return None
-
-
 def _run_difference(steps: Sequence[Step], stepper: Stepper, start: torch.Tensor, gain: float) -> float:
-    """Return how far the two runs' ends differ at most, in parts of the largest number there or of 1."""
+    """Run table and scheduler from `start` with a stand-in for the UNet; returns how far their ends differ at most.
+
+    The difference is in parts of the largest number there or of 1.
+    """
 
     def predict(scaled: torch.Tensor, step: Step) -> torch.Tensor:
         return torch.tanh(gain * scaled.roll(1, -1) * (1 + step.timestep / 1000))

@@ -35,6 +35,7 @@ INSTALL_GPU = "pip install 'd4m-fast[gpu]'"
 Context = Mapping[str, Any]
 # ONNX Runtime is told the type of a buffer by NumPy's.
 _NUMPY_TYPES = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64}
+_FLOAT_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
 
 class OrtRuntime:
@@ -106,8 +107,9 @@ class OrtFile:
         self._captured = captured and self.context is None
         self._captured_buffers: tuple[Any, Tensors, Tensors] | None = None
         self._sessions: dict[tuple[Path, int], Any] = {}
-        self._check(threads)
-        self.dtype = _dtype_of(self._session(path, threads), component)
+        self._require_names(threads)
+        types = {tensor.name: tensor.type for tensor in self._session(path, threads).get_outputs()}
+        self.dtype = _FLOAT_TYPES[types[next(iter(SIGNATURES[component].outputs))]]
 
     def run(self, inputs: Tensors, context: Context, shapes: Mapping[str, tuple[int, ...]], threads: int) -> Tensors:
         """Compute the outputs, of these shapes."""
@@ -128,7 +130,7 @@ class OrtFile:
         session = self._session(self.context, threads)
         binding = session.io_binding()
         bound_inputs = self._bind(binding, {PROMPTS: prompts}, {})
-        names = [output.name for output in session.get_outputs()]
+        names = _names(session.get_outputs())
         for name in names:
             binding.bind_output(name, self.device.type, _index(self.device))
         self._launch(session, binding)
@@ -177,7 +179,7 @@ class OrtFile:
             self._sessions[path, threads] = _open(path, self.device, threads, spin=spin, captured=self._captured)
         return self._sessions[path, threads]
 
-    def _check(self, threads: int) -> None:
+    def _require_names(self, threads: int) -> None:
         """Refuse a file whose tensors have other names than the component's."""
         signature = SIGNATURES[self._component]
         expected_inputs = list(signature.inputs)
@@ -279,12 +281,19 @@ def _open(path: Path, device: torch.device, threads: int, *, spin: bool, capture
     # CPUs compute with denormal numbers many times slower than with others.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-    # A free batch's shapes are computed on the CPU by design (onnxruntime #17930); a graph may have no such part.
-    if captured and device.type != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    provider = provider_of(device)
+    provider, provider_options = provider_of(device), dict[str, str]()
+    if device.type != "cpu":
+        provider_options = {
+            "device_id": str(_index(device)),
+            "cudnn_conv_algo_search": "EXHAUSTIVE",  # its default: all algorithms are timed, at the first call
+            "use_tf32": "0",  # as `runtime.full_fp32` has it for PyTorch
+            "enable_cuda_graph": str(int(captured)),
+        }
+        # A free batch's shapes are computed on the CPU by design (onnxruntime #17930); a graph may have no such part.
+        if captured:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = ort.InferenceSession(str(path), options, providers=[(provider, _provider_options(device, captured))])
+        session = ort.InferenceSession(str(path), options, providers=[(provider, provider_options)])
     except _errors() as error:
         raise ModelError(f"{path}: ONNX Runtime cannot open it ({one_line(error)})") from error
     # ONNX Runtime falls back to the CPU with no more than a warning.
@@ -299,23 +308,6 @@ def _errors() -> tuple[type[Exception], ...]:
 
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
     return (RuntimeError, *(getattr(state, name) for name in names), state.RuntimeException)
-
-
-def _provider_options(device: torch.device, captured: bool) -> dict[str, str]:
-    if device.type == "cpu":
-        return {}
-    return {
-        "device_id": str(_index(device)),
-        "cudnn_conv_algo_search": "EXHAUSTIVE",
-        "use_tf32": "0",  # as `runtime.full_fp32` has it for PyTorch
-        "enable_cuda_graph": str(int(captured)),
-    }
-
-
-def _dtype_of(session: Any, component: Component) -> torch.dtype:
-    output = next(iter(SIGNATURES[component].outputs))
-    type_name = next(tensor.type for tensor in session.get_outputs() if tensor.name == output)
-    return {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}[type_name]
 
 
 def _index(device: torch.device) -> int:

@@ -26,7 +26,7 @@ def require_known_prompts(model: Model, classes: Sequence[ClassInfo]) -> None:
         ModelError: the list cannot be read.
     """
     file = model.path / KNOWN_PROMPTS
-    if not os.path.lexists(file):
+    if not os.path.lexists(file):  # a link that leads nowhere is a list that cannot be read, not a missing one
         return
     listed_prompts = {_normalized(prompt): prompt for prompt in _read_prompts(file)}
     unlisted = list[ClassInfo]()

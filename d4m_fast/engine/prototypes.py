@@ -80,31 +80,26 @@ def _prototypes(
 
     A function of its own, so that the latents are freed when it returns.
     """
-    stored = [latents.load(class_info.id) for class_info in group]
+    ids = [class_info.id for class_info in group]
+    stored = [latents.load(class_id) for class_id in ids]
     flat = [rows.reshape(len(rows), -1) for _, rows in stored]
-    results, failure = _kmeans(flat, [class_info.id for class_info in group], config)
+    points: Sequence[Any] = flat
+    if config.kmeans_on == "gpu":
+        points = [torch.tensor(x, device=config.device) for x in flat]
+    results: Sequence[KMeansResult | None]
+    failure = None
+    try:
+        results = kmeans(points, config.ipc, ids=ids, method=config.kmeans, seed=config.seed, threads=config.threads)
+    except BadProblems as error:
+        results, failure = error.results, error
     prototypes = []
-    for class_info, (ranks, rows), points, result in zip(group, stored, flat, results, strict=True):
+    for class_info, (ranks, rows), flat_rows, result in zip(group, stored, flat, results, strict=True):
         if result is None:
             break
-        centroids = result.centroids if config.prototype == "mean" else points[result.medoids].astype(np.float32)
+        centroids = result.centroids if config.prototype == "mean" else flat_rows[result.medoids].astype(np.float32)
         centroids = centroids.reshape(config.ipc, *rows.shape[1:])
         nearest = tuple(origins[class_info.id][rank] for rank in ranks[result.medoids])
         shares, total = result.inertia_per_cluster, result.inertia_per_cluster.sum()
         shares = shares / total if total > 0 else shares
         prototypes.append(Prototypes(class_info, centroids, result.sizes, shares, nearest))
     return prototypes, failure
-
-
-def _kmeans(
-    points: Sequence[np.ndarray], ids: Sequence[int], config: DistillConfig
-) -> tuple[Sequence[KMeansResult | None], BadProblems | None]:
-    """Cluster the classes' points; where some cannot be, return the others' results and the error."""
-    if config.kmeans_on == "gpu":
-        arrays: Sequence[Any] = [torch.tensor(x, device=config.device) for x in points]
-    else:
-        arrays = points
-    try:
-        return kmeans(arrays, config.ipc, ids=ids, method=config.kmeans, seed=config.seed, threads=config.threads), None
-    except BadProblems as error:
-        return error.results, error

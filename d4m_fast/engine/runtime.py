@@ -120,13 +120,13 @@ def place(
     inputs: Mapping[str, torch.Tensor], signature: Signature, device: torch.device, dtype: torch.dtype
 ) -> Tensors:
     """Return the inputs in the signature's order, on a runtime's device and in its dtype."""
-    placed: Tensors = {}
+    tensors: Tensors = {}
     for name in signature.axes_of(inputs):
         # A timestep between two noise levels has more digits than half precision.
         float_dtype = torch.float32 if name == "timestep" else dtype
         x = inputs[name]
-        placed[name] = x.to(device=device, dtype=float_dtype if x.is_floating_point() else torch.int64)
-    return placed
+        tensors[name] = x.to(device=device, dtype=float_dtype if x.is_floating_point() else torch.int64)
+    return tensors
 
 
 def resolve_device(name: str) -> torch.device:
@@ -142,6 +142,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"--device {name}: not a device; use auto, cpu or cuda") from error
+    # Of other kinds that PyTorch knows (mps, xpu) there are none: no network is run on them.
     count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
     if (0 if device.index is None else device.index) >= count:
         raise PreflightError(f"--device {name}: this machine has no such device for PyTorch; use --device cpu")

@@ -136,9 +136,9 @@ def tabulate(scheduler: Any, steps: int, strength: float, *, where: str | None =
         PreflightError: it needs a package that is not installed.
     """
     with refusing_scheduler(type(scheduler).__name__ if where is None else where):
-        stepper = _cut(scheduler, steps, strength)
-        signal, noise = _start(stepper)
-        table = _probe(stepper)
+        stepper = _set_timesteps(scheduler, steps, strength)
+        signal, noise = _start_coefficients(stepper)
+        table = _read_table(stepper)
         reason = difference(table, stepper, signal, noise)
         if reason is None:
             return Schedule(signal, noise, table)
@@ -148,7 +148,7 @@ def tabulate(scheduler: Any, steps: int, strength: float, *, where: str | None =
         return Schedule(signal, noise, steps_without_terms, stepper)
 
 
-def _cut(scheduler: Any, steps: int, strength: float) -> Stepper:
+def _set_timesteps(scheduler: Any, steps: int, strength: float) -> Stepper:
     """Set the timesteps as the pipeline's `retrieve_timesteps` and `get_timesteps` do."""
     scheduler.set_timesteps(steps, device="cpu")
     # A scheduler of order 2 has two timesteps for each step.
@@ -161,7 +161,7 @@ def _cut(scheduler: Any, steps: int, strength: float) -> Stepper:
     return Stepper(scheduler, timesteps, "generator" in parameters(scheduler))
 
 
-def _start(stepper: Stepper) -> tuple[float, float]:
+def _start_coefficients(stepper: Stepper) -> tuple[float, float]:
     """Return the coefficients of the prototype and of the noise in x_0, proven on random tensors."""
     first, add_noise = stepper.timesteps[:1], stepper.scheduler.add_noise
     signal = add_noise(torch.ones(1, 1), torch.zeros(1, 1), first).item()
@@ -174,7 +174,7 @@ def _start(stepper: Stepper) -> tuple[float, float]:
     return signal, noise
 
 
-def _probe(stepper: Stepper) -> tuple[Step, ...]:
+def _read_table(stepper: Stepper) -> tuple[Step, ...]:
     """Step with a fresh unit vector for each sample and each output; the results' entries are the coefficients."""
     n = len(stepper.timesteps)
     units = torch.eye(2 * n, dtype=torch.float64).view(2 * n, 1, 2 * n, 1, 1)  # each is a batch of one tiny image

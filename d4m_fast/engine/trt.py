@@ -101,7 +101,7 @@ class TrtRuntime:
         self._sizes = sizes
         self._bound_sizes: dict[tuple[int, int], _Bound] = {}
         self.device = device.device
-        self.dtype = _dtype(api, engine, component, path)
+        self.dtype = _checked_dtype(api, engine, component, path)
         self.profiles = _profiles(engine, self._signature)
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
@@ -264,7 +264,8 @@ def describe_trt(device: torch.device) -> str:
     return f"TensorRT {version}, for models that d4m-fast export has certified on this GPU"
 
 
-def _dtype(api: Api, engine: ICudaEngine, component: Component, path: Path) -> torch.dtype:
+def _checked_dtype(api: Api, engine: ICudaEngine, component: Component, path: Path) -> torch.dtype:
+    """Return the type of an engine's outputs, and refuse one whose tensors have other names than the component's."""
     signature = SIGNATURES[component]
     names = set(map(engine.get_tensor_name, range(engine.num_io_tensors)))
     if names != {*signature.inputs, *signature.outputs}:

@@ -215,30 +215,25 @@ def _require_content(file: Path) -> None:
 
 
 def _require_agreement(first: _Candidate, second: _Candidate, *, rounded: bool) -> None:
-    difference = _difference(first, second, rounded)
-    if difference is not None:
-        raise ModelError(
-            f"{first.name} and {second.name.name}: either may be meant, and {difference}; remove the one that is not"
-        )
-
-
-def _difference(first: _Candidate, second: _Candidate, rounded: bool) -> str | None:
-    """Say how two sets of weights differ, by names, shapes and the first values of each tensor; None if they agree.
+    """Refuse two sets of weights that differ in names, shapes or the first values of a tensor.
 
     Args:
         rounded: whether one of them may be the other in half precision.
     """
     with _slices(first) as first_slices, _slices(second) as second_slices:
         for name in sorted(first_slices.keys() | second_slices.keys()):
-            if name not in first_slices or name not in second_slices:
-                return f"{name} is in one of them only"
-            difference = _difference_of_tensors(first_slices[name], second_slices[name], rounded)
+            difference: str | None = "is in one of them only"
+            if name in first_slices and name in second_slices:
+                difference = _difference(first_slices[name], second_slices[name], rounded)
             if difference is not None:
-                return f"{name} {difference}"
-    return None
+                raise ModelError(
+                    f"{first.name} and {second.name.name}: either may be meant, and {name} {difference}; remove the one"
+                    " that is not"
+                )
 
 
-def _difference_of_tensors(first: Any, second: Any, rounded: bool) -> str | None:
+def _difference(first: Any, second: Any, rounded: bool) -> str | None:
+    """Say how a tensor of two sets of weights differs, as far as it is read; None if it agrees."""
     if first.get_shape() != second.get_shape():
         return "has another shape"
     same_type = first.get_dtype() == second.get_dtype()

@@ -39,7 +39,7 @@ def activation_maxima(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(onnx.resolve().parent))
     session = InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [str(value.name) for value in values]
-    measures: list[str] = []
+    measures: list[str] = []  # all maxima, then all sums
     for kind in _MEASURES:
         measures += [f"{kind}.{name}" for name in names]
     peaks = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,11 +18,11 @@ from d4m_fast.engine.eager import open_eager
 from d4m_fast.engine.engines import ENGINES
 from d4m_fast.engine.networks import Networks, open_exported
 from d4m_fast.engine.ort import open_ort
-from d4m_fast.engine.runtime import Runtime, Tensors
+from d4m_fast.engine.runtime import Runtime
 from d4m_fast.engine.signature import COMPONENTS, SIGNATURES, Component
 from d4m_fast.errors import NonFiniteError
 from d4m_fast.export.job import ExportJob
-from d4m_fast.export.limits import LIMITS, Limits, activation_verdict, half_verdict, limits_to_json, verdict
+from d4m_fast.export.limits import LIMITS, Limits, activation_verdict, half_verdict, verdict
 from d4m_fast.export.probe import Probe, final_images
 from d4m_fast.export.rounded_fp16 import write_rounded
 from d4m_fast.export.workload import GUIDANCE
@@ -63,23 +63,22 @@ def open_candidate(job: ExportJob, artifact: Artifact) -> Iterator[Candidate]:
         networks = open_exported(job.model, job.workload.resolution, artifact, job.device)
         yield networks, f"{ENGINES[artifact.engine].label} on {job.device.type}"
     elif job.key.precision == "fp32":
-        networks = _open_onnx(job, artifact, {component: artifact.onnx(component) for component in COMPONENTS})
+        networks = _open_onnx(job, artifact, artifact.onnx)
         yield networks, "the ONNX files, ONNX Runtime on cpu"
     else:
         with tempfile.TemporaryDirectory(dir=job.path, prefix=".rounded-") as folder:
-            rounded = {component: Path(folder) / f"{component}.onnx" for component in COMPONENTS}
             for file in artifact.path.glob("*.onnx"):  # the UNet's context among them
                 write_rounded(file, Path(folder) / file.name)
-            networks = _open_onnx(job, artifact, rounded)
+            networks = _open_onnx(job, artifact, lambda component: Path(folder) / artifact.onnx(component).name)
             yield networks, "the ONNX files with every fp16 value rounded, ONNX Runtime on cpu"
 
 
-def _open_onnx(job: ExportJob, artifact: Artifact, paths: Mapping[Component, Path]) -> Networks:
+def _open_onnx(job: ExportJob, artifact: Artifact, file_of: Callable[[Component], Path]) -> Networks:
     sizes, threads = job.sizes, job.config.threads
 
     def open_runtime(component: Component) -> Runtime:
         rows = artifact.static_rows(component)
-        return open_ort(paths[component], component, sizes, job.device, threads=threads, static_batch=rows)
+        return open_ort(file_of(component), component, sizes, job.device, threads=threads, static_batch=rows)
 
     return Networks(job.model.path, open_runtime)
 
@@ -108,22 +107,25 @@ def compare_with_reference(
     reasons = verdict(parities, decibels, images, limits)
     if job.key.precision == "fp32":
         return Comparison(parities, decibels, limits, None, reasons)
-    half = {c: _half_errors(job, c, reference, candidate, probe.calls[c]) for c in COMPONENTS}
+    half = _half_errors(job, reference, candidate, probe)
     reasons += half_verdict(half) + activation_verdict(activations)
     return Comparison(parities, decibels, limits, half, reasons)
 
 
 def _half_errors(
-    job: ExportJob, component: Component, reference: Networks, candidate: Networks, calls: Sequence[Tensors]
-) -> parity.HalfErrors:
+    job: ExportJob, reference: Networks, candidate: Networks, probe: Probe
+) -> dict[Component, parity.HalfErrors]:
     """Compare with PyTorch's own half precision, on the first rows of every recorded call."""
-    exact, ours = reference.runtime(component), candidate.runtime(component)
-    pytorch = open_eager(job.model.path, component, job.device, torch.float16)
-    small_calls = [parity.first_images(component, call, HALF_IMAGES) for call in calls]
-    rows = max(SIGNATURES[component].rows(call) for call in small_calls)
-    our_parities = parity.compare(component, exact, ours, small_calls, (), GUIDANCE)
-    pytorch_parities = parity.compare(component, exact, pytorch, small_calls, (), GUIDANCE)
-    return parity.half_errors(our_parities, pytorch_parities, rows)
+    errors: dict[Component, parity.HalfErrors] = {}
+    for component in COMPONENTS:
+        exact, ours = reference.runtime(component), candidate.runtime(component)
+        pytorch = open_eager(job.model.path, component, job.device, torch.float16)  # one in memory at a time
+        calls = [parity.first_images(component, call, HALF_IMAGES) for call in probe.calls[component]]
+        our_parities = parity.compare(component, exact, ours, calls, (), GUIDANCE)
+        pytorch_parities = parity.compare(component, exact, pytorch, calls, (), GUIDANCE)
+        rows = max(map(SIGNATURES[component].rows, calls))
+        errors[component] = parity.half_errors(our_parities, pytorch_parities, rows)
+    return errors
 
 
 def record_comparison(certificate: dict[str, Any], comparison: Comparison) -> None:
@@ -136,7 +138,7 @@ def record_comparison(certificate: dict[str, Any], comparison: Comparison) -> No
         "psnr_worst": min(decibels),
         "psnr_mean": float(np.mean(decibels)),
     }
-    certificate["limits"] = limits_to_json(comparison.limits)
+    certificate["limits"] = asdict(comparison.limits)
     certificate["reasons"] = list(comparison.reasons)
     if comparison.half is not None:
         certificate["half"] = {component: asdict(errors) for component, errors in comparison.half.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import resource
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -33,6 +32,7 @@ from d4m_fast.export.probe import Probe, record_probe
 from d4m_fast.export.to_onnx import export_onnx, opset_of
 from d4m_fast.export.to_trt import BuildOptions, Say, build_engine, check_engine
 from d4m_fast.flow.stream import Stream
+from d4m_fast.measure.memory import peak_of_process
 from d4m_fast.measure.parity import resized
 from d4m_fast.runs.exports import CERTIFICATE_FILE, digests
 from d4m_fast.storage import files
@@ -75,8 +75,16 @@ def certify(job: ExportJob) -> Stream[str]:
     if artifact is None:
         raise ModelError(f"{job.path}: nothing exported there; run d4m-fast export without --certify")
     artifact.check_bytes(job.model.sha256)
-    versions_here = _require_versions(artifact.certificate["library"])
-    return Stream(3, _certify(job, {**artifact.certificate, "versions": versions_here}))
+    certificate = {**artifact.certificate, "versions": _require_versions(artifact.certificate["library"])}
+
+    def steps() -> Iterator[str]:
+        with locked(job.path):
+            reference, probe = _open_reference(job)
+            yield "reference"
+            yield from _compare(job, certificate, reference, probe)
+        _refuse_rejected(job)
+
+    return Stream(3, steps())
 
 
 def _export(job: ExportJob, say: Say) -> Iterator[str]:
@@ -100,14 +108,6 @@ def _export(job: ExportJob, say: Say) -> Iterator[str]:
                 reports[component]["engine"] = _write_engine(job, job.api, component, reports[component], say)
                 yield f"{component} engine"
         yield from _compare(job, _new_certificate(job, reports), reference, probe)
-    _refuse_rejected(job)
-
-
-def _certify(job: ExportJob, certificate: dict[str, Any]) -> Iterator[str]:
-    with locked(job.path):
-        reference, probe = _open_reference(job)
-        yield "reference"
-        yield from _compare(job, certificate, reference, probe)
     _refuse_rejected(job)
 
 
@@ -243,7 +243,7 @@ def _new_certificate(job: ExportJob, networks: dict[Component, dict[str, Any]]) 
         "versions": _require_versions(library),
         "exported_with": _exporter_versions(),
         "options": asdict(job.config),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_of_process(),
         "files": digests(job.path, names),
         "components": networks,
     }

@@ -25,23 +25,17 @@ def fold_upsampling(model: ir.Model) -> int:
     """Rewrite each nearest-neighbour doubling that one 3x3 convolution reads; returns how many there were."""
     count = 0
     for node in list(model.graph):
-        conv = _convolution_after(node)
-        if conv is not None:
-            _replace(model.graph, node, conv)
+        readers = list(node.outputs[0].consumers())
+        if _is_doubling(node) and len(readers) == 1 and _is_plain_3x3(readers[0]):
+            _replace(model.graph, node, readers[0])
             count += 1
     return count
 
 
-def _convolution_after(node: ir.Node) -> ir.Node | None:
-    if node.op_type != "Resize" or not _doubles(node):
-        return None
-    readers = list(node.outputs[0].consumers())
-    conv = readers[0] if len(readers) == 1 and readers[0].op_type == "Conv" else None
-    return conv if conv is not None and _is_3x3(conv) else None
-
-
-def _doubles(node: ir.Node) -> bool:
-    """Whether a Resize enlarges to nearest neighbours, twofold along height and width."""
+def _is_doubling(node: ir.Node) -> bool:
+    """Whether a node enlarges to nearest neighbours, twofold along height and width."""
+    if node.op_type != "Resize":
+        return False
     scales = node.inputs[2] if len(node.inputs) > 2 else None
     if scales is None or scales.const_value is None:
         return False
@@ -49,14 +43,18 @@ def _doubles(node: ir.Node) -> bool:
     return bool(scales.const_value.numpy().tolist() == [1, 1, 2, 2] and modes == _MODES)
 
 
-def _is_3x3(conv: ir.Node) -> bool:
-    weight = conv.inputs[1]
+def _is_plain_3x3(node: ir.Node) -> bool:
+    """Whether a node is a 3x3 convolution of `_PLAIN_3X3`, whose weights are known."""
+    if node.op_type != "Conv":
+        return False
+    weight = node.inputs[1]
     if weight is None or weight.const_value is None or weight.const_value.shape[2:] != (3, 3):
         return False
-    return all(np.array_equal(conv.attributes[name].value, value) for name, value in _PLAIN_3X3.items())
+    return all(np.array_equal(node.attributes[name].value, value) for name, value in _PLAIN_3X3.items())
 
 
 def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node) -> None:
+    """Put four 2x2 convolutions of the small image in the place of a doubling and of the convolution after it."""
     import onnx_ir as ir
 
     small, (weight, *bias) = resize.inputs[0], conv.inputs[1:]
@@ -64,7 +62,10 @@ def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node) -> None:
     phases = []
     for row in (0, 1):
         for column in (0, 1):
-            kernel = _initializer(graph, f"{conv.name}.phase{row}{column}", _merged(weight, row, column))
+            array, name = _merged(weight, row, column), f"{conv.name}.phase{row}{column}"
+            kernel = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(array.shape))
+            kernel.const_value = ir.Tensor(array, name=name)
+            graph.register_initializer(kernel)
             attributes = {"pads": [1 - row, 1 - column, row, column], "kernel_shape": [2, 2]}
             phases.append(ir.node("Conv", [small, kernel, *bias], attributes, name=f"{conv.name}.{row}{column}"))
     stacked = ir.node("Concat", [phase.outputs[0] for phase in phases], {"axis": 1}, name=f"{conv.name}.phases")
@@ -76,14 +77,14 @@ def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node) -> None:
             value.type = result.type
     woven.outputs[0].shape = result.shape
     graph.insert_before(conv, [*phases, stacked, woven])
-    name = result.name  # kept, since outputs are found by it
+    result_name = result.name  # kept, since outputs are found by it
     for use in list(result.uses()):
         use.node.replace_input_with(use.idx, woven.outputs[0])
     for index, output in enumerate(graph.outputs):
         if output is result:
             graph.outputs[index] = woven.outputs[0]
     graph.remove([conv, resize], safe=True)
-    woven.outputs[0].name = name
+    woven.outputs[0].name = result_name
 
 
 def _merged(weight: Any, row: int, column: int) -> np.ndarray[Any, Any]:
@@ -92,12 +93,3 @@ def _merged(weight: Any, row: int, column: int) -> np.ndarray[Any, Any]:
     rows = np.stack([kernel[:, :, list(indices), :].sum(axis=2) for indices in _MERGED_ROWS[row]], axis=2)
     merged = np.stack([rows[:, :, :, list(indices)].sum(axis=3) for indices in _MERGED_ROWS[column]], axis=3)
     return np.ascontiguousarray(merged.astype(np.float32))
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-    import onnx_ir as ir
-
-    value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(array.shape))
-    value.const_value = ir.Tensor(array, name=name)
-    graph.register_initializer(value)
-    return value

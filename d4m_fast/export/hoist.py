@@ -11,13 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from d4m_fast.engine.ort import PROMPTS
 from d4m_fast.export.onnx_files import save_model
 from d4m_fast.storage.files import refusing
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-PROMPTS = "hidden_states"
 
 
 def hoist_context(path: Path, target: Path) -> list[str]:
@@ -29,8 +28,8 @@ def hoist_context(path: Path, target: Path) -> list[str]:
     import onnx_ir as ir
     from onnx_ir.passes import common
 
-    step, context = ir.load(path), ir.load(path)
-    names = [str(value.name) for value in _context_values(step.graph)]
+    step, context = ir.load(path), ir.load(path)  # two models, each of which loses the other's half
+    names = _context_names(step.graph)
     _read_as_inputs(step.graph, names)
     results = _results(context.graph)
     context.graph.outputs[:] = [results[name] for name in names]
@@ -47,8 +46,8 @@ def hoist_context(path: Path, target: Path) -> list[str]:
     return names
 
 
-def _context_values(graph: ir.Graph) -> list[ir.Value]:
-    """Return the values computed of the prompts and constants alone that some other node reads."""
+def _context_names(graph: ir.Graph) -> list[str]:
+    """Return the names of the values computed of the prompts and constants alone that some other node reads."""
     constants = set(graph.initializers.values())
     of_prompts = {value for value in graph.inputs if value.name == PROMPTS}
     computed: list[ir.Value] = []
@@ -61,7 +60,7 @@ def _context_values(graph: ir.Graph) -> list[ir.Value]:
             of_prompts.update(node.outputs)
             computed += node.outputs
             producers.add(node)
-    return [value for value in computed if not producers.issuperset(value.consumers())]
+    return [str(value.name) for value in computed if not producers.issuperset(value.consumers())]
 
 
 def _read_as_inputs(graph: ir.Graph, names: list[str]) -> None:

@@ -22,6 +22,9 @@ from d4m_fast.export.to_trt import Range, capabilities, ranges
 from d4m_fast.export.workload import Workload, open_workload
 from d4m_fast.storage import files
 
+# No axis of Stable Diffusion's tensors but that of the queries is longer.
+LONGEST_OTHER_AXIS = 2560
+
 
 @dataclass(frozen=True)
 class ExportJob:
@@ -93,8 +96,12 @@ class ExportJob:
         """Return the queries of the UNet's attention levels, where no other axis of Stable Diffusion is as long."""
         _, h, w = self.model.latent_shape(self.workload.resolution)
         levels = int(math.log2(max(h, w)))  # more than a UNet has
-        sides = [(h >> level) * (w >> level) for level in range(levels)]
-        return [side for side in sides if side > 2560]
+        sides = []
+        for level in range(levels):
+            queries = (h >> level) * (w >> level)
+            if queries > LONGEST_OTHER_AXIS:
+                sides.append(queries)
+        return sides
 
 
 def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
@@ -116,7 +123,10 @@ def prepare_export(config: ExportConfig, artifacts: Path) -> ExportJob:
     if ENGINES[config.engine].built_per_gpu:
         targets = config.targets if config.targets else (compute_capability(device),)
     key = Key(model.sha256, config.engine, config.precision, workload.resolution, config.static_batch, targets)
-    job = ExportJob(config, workload, key, artifacts, _comparison_device(config, device), api)
+    # Engines that are for other GPUs only are compared on the CPU.
+    is_target = device.type != "cpu" and compute_capability(device) in config.targets
+    comparison_device = device if not config.targets or is_target else torch.device("cpu")
+    job = ExportJob(config, workload, key, artifacts, comparison_device, api)
     weights = 0
     for network in model.weights:
         weights += sum(file.stat().st_size for file in network.files)
@@ -148,21 +158,14 @@ def _load_builder(config: ExportConfig, device: torch.device) -> Api:
     return load_trt("tensorrt")
 
 
-def _comparison_device(config: ExportConfig, device: torch.device) -> torch.device:
-    """Return the device that is here; the CPU if engines are for other GPUs only."""
-    is_target = device.type != "cpu" and compute_capability(device) in config.targets
-    return device if not config.targets or is_target else torch.device("cpu")
-
-
 def exported(job: ExportJob) -> Artifact | None:
     """Return the set for this request, if it is there whole; None if it must be exported (again)."""
     try:
         artifact = find(job.key, job.artifacts)
-        if artifact is not None:
-            if _has_other_options(artifact, job.config):
-                return None
-            artifact.check_files(job.model.sha256)
-            artifact.check_status(device_name(job.device), unverified=not job.runnable)
+        if artifact is None or _has_other_options(artifact, job.config):
+            return None
+        artifact.check_files(job.model.sha256)
+        artifact.check_status(device_name(job.device), unverified=not job.runnable)
     except (ModelError, DamageError):
         return None
     return artifact
@@ -171,7 +174,5 @@ def exported(job: ExportJob) -> Artifact | None:
 def _has_other_options(artifact: Artifact, config: ExportConfig) -> bool:
     """Whether it was exported otherwise, or compared on fewer images; the key has the other options."""
     options = artifact.certificate["options"]
-    for name in ("data", "max_batch", "level"):
-        if options[name] != getattr(config, name):
-            return True
-    return bool(options["images"] < config.images)
+    differs = any(options[name] != getattr(config, name) for name in ("data", "max_batch", "level"))
+    return differs or bool(options["images"] < config.images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -96,7 +96,3 @@ def activation_verdict(activations: Mapping[Component, float]) -> list[str]:
             limit = f"the limit is {LARGEST_ACTIVATION:.0f}"
             reasons.append(f"{component}: an fp16 activation of {activation:.0f}, {limit}")
     return reasons
-
-
-def limits_to_json(limits: Limits) -> dict[str, float | None]:
-    return asdict(limits)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from d4m_fast.engine.finite import HALF_MAX
 from d4m_fast.errors import ModelError
 from d4m_fast.export.attention import DOMAIN, OPERATOR, ort_attention_schema
 from d4m_fast.export.onnx_files import EXTERNAL_BYTES, weight_bytes
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from onnx.defs import OpSchema
 
-HALF_MAX = 65504.0
 _INLINE_BYTES = 1024  # shape constants stay in the graph, where shape inference sees them
 _NORMALISATIONS = (
     "BatchNormalization GroupNormalization InstanceNormalization LayerNormalization RMSNormalization LpNormalization "
@@ -161,19 +161,17 @@ class _TypePlan:
         self.reads: dict[tuple[ir.Node, int], int] = {}
         self.writes: dict[ir.Value, int] = {}
         for node in model.graph:
-            self._add(node, _schema(node, model.opset_imports))
-
-    def _add(self, node: ir.Node, schema: OpSchema) -> None:
-        # A node that only looks at a tensor, or casts it to integers, takes either type: it reads what is there.
-        takes_either = not computes(node, FLOAT)
-        dtype = FLOAT if node in self.fp32_nodes else HALF
-        for index, value in enumerate(node.inputs):
-            admits_half = has_type(value, FLOAT) and _admits_half(schema, schema.inputs, index)
-            if has_type(value, FLOAT) and not (takes_either and admits_half):
-                self.reads[node, index] = dtype if admits_half else FLOAT
-        for index, value in enumerate(node.outputs):
-            if has_type(value, FLOAT):
-                self.writes[value] = dtype if _admits_half(schema, schema.outputs, index) else FLOAT
+            schema = _schema(node, model.opset_imports)
+            # A node that only looks at a tensor, or casts it to integers, takes either type: it reads what is there.
+            takes_either = not computes(node, FLOAT)
+            dtype = FLOAT if node in fp32_nodes else HALF
+            for index, value in enumerate(node.inputs):
+                admits_half = has_type(value, FLOAT) and _admits_half(schema, schema.inputs, index)
+                if has_type(value, FLOAT) and not (takes_either and admits_half):
+                    self.reads[node, index] = dtype if admits_half else FLOAT
+            for index, value in enumerate(node.outputs):
+                if has_type(value, FLOAT):
+                    self.writes[value] = dtype if _admits_half(schema, schema.outputs, index) else FLOAT
 
 
 def _schema(node: ir.Node, opsets: Mapping[str, int]) -> OpSchema:
@@ -199,7 +197,9 @@ def _retype_weights(graph: ir.Graph, plan: _TypePlan) -> None:
     import onnx_ir as ir
 
     # A list, because the loop adds initialisers.
-    for value in [value for value in graph.initializers.values() if has_type(value, FLOAT)]:
+    for value in list(graph.initializers.values()):
+        if not has_type(value, FLOAT):
+            continue
         fp32_uses = [use for use in value.uses() if plan.reads.get((use.node, use.idx)) == FLOAT]
         if len(fp32_uses) == len(value.uses()) and not value.is_graph_output():
             continue
@@ -234,8 +234,13 @@ def _retype_values(graph: ir.Graph, plan: _TypePlan) -> int:
     for index, value in enumerate(graph.outputs):
         if value in plan.writes and has_type(value, FLOAT):
             graph.outputs[index] = _cast_output(graph, value, casts)
+    # Casts of the source write the types of their results, which have changed; those that nothing reads go.
     for node in nodes:
-        _settle(graph, node)
+        result = node.outputs[0]
+        if node.op_type == "Cast" and result.dtype is not None:
+            node.attributes["to"] = ir.AttrInt64("to", result.dtype)
+            if not result.uses() and not result.is_graph_output():
+                graph.remove(node, safe=True)
     return len(casts)
 
 
@@ -247,17 +252,6 @@ def _cast_output(graph: ir.Graph, value: ir.Value, casts: dict[tuple[ir.Value, i
         casts[value, HALF] = cast.outputs[0]
     value.name, casts[value, HALF].name = f"{name}.fp32", name
     return casts[value, HALF]
-
-
-def _settle(graph: ir.Graph, node: ir.Node) -> None:
-    """Let a cast of the source write the type of its result; remove it if nothing reads that."""
-    import onnx_ir as ir
-
-    result = node.outputs[0]
-    if node.op_type == "Cast" and result.dtype is not None:
-        node.attributes["to"] = ir.AttrInt64("to", result.dtype)
-        if not result.uses() and not result.is_graph_output():
-            graph.remove(node, safe=True)
 
 
 def _cast(value: ir.Value, dtype: int) -> ir.Node:

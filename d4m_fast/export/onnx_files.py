@@ -18,5 +18,8 @@ def save_model(model: Any, path: Path) -> None:
 
 def weight_bytes(model: Any) -> int:
     """Return the bytes of all weights, as they would be written."""
-    weights = [value.const_value for value in model.graph.initializers.values()]
-    return sum(weight.nbytes for weight in weights if weight is not None)
+    total = 0
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            total += value.const_value.nbytes
+    return total

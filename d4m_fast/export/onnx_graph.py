@@ -39,9 +39,13 @@ def load_graph(path: Path) -> ir.Model:
 
 def activations(graph: ir.Graph) -> Iterator[ir.Value]:
     """Yield inputs and results, without the weights."""
-    yield from (value for value in graph.inputs if not value.is_initializer())
+    for value in graph.inputs:
+        if not value.is_initializer():
+            yield value
     for node in graph:
-        yield from (value for value in node.outputs if value.name)
+        for value in node.outputs:
+            if value.name:  # an optional result that nothing reads has none
+                yield value
 
 
 def has_type(value: ir.Value | None, dtype: int) -> bool:

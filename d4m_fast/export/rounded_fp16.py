@@ -32,8 +32,9 @@ def write_rounded(mixed: Path, target: Path) -> None:
     for node in model.graph:
         values += node.outputs
     values.extend(model.graph.inputs)  # which refuses +
-    for value in [value for value in values if value.dtype == ir.DataType.FLOAT16]:
-        _round(model.graph, value)
+    for value in values:
+        if value.dtype == ir.DataType.FLOAT16:
+            _round(model.graph, value)
     for value in model.graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT16 and value.const_value is not None:
             value.const_value = convert_weight(value.const_value, FLOAT)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +17,10 @@ from d4m_fast.config.choices import FloatType
 from d4m_fast.engine.signature import SAMPLES, SIGNATURES, Component
 from d4m_fast.engine.trt_api import Api, Builder, IBuilderConfig, INetworkDefinition, RtxBuilderConfig
 from d4m_fast.errors import ModelError, PreflightError
+from d4m_fast.measure.memory import peak_of_process
 from d4m_fast.storage import files
 
+# Kinds of layers that compute products. An attention stands among the layers as its two ends (IAttentionBoundaryLayer).
 PRODUCTS = ("CONVOLUTION", "MATRIX_MULTIPLY", "ATTENTION_INPUT", "ATTENTION_OUTPUT")
 WORKSPACE_BYTES = 8 << 30
 """More made builds of Stable Diffusion's UNet run out of memory, and no faster (NVIDIA/TensorRT #4360)."""
@@ -42,7 +45,7 @@ def ranges(most: int, static: int | None) -> tuple[Range, ...]:
     if static is not None:
         return (Range(static, static, static),)
     ends = sorted({min(end, most) for end in (1, 8, most)})
-    return tuple(Range(start + 1, end, end) for start, end in zip([0, *ends], ends, strict=False))
+    return tuple(Range(before + 1, end, end) for before, end in pairwise((0, *ends)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +140,15 @@ def build_engine(
             # An attention without a fused kernel ends here: a native `Attention` is not taken apart unless allowed.
             reason = errors[0].splitlines()[0][:300] if errors else "no reason given"
             raise ModelError(f"{onnx}: {api.flavour} cannot build it ({reason}); all in {target.name}.log")
+        # Both results are buffers to Python (IHostMemory), so that nothing is copied.
         if options.timing_cache is not None:
             timing_cache = config.get_timing_cache().serialize()
             files.write_bytes(options.timing_cache, memoryview(cast(Any, timing_cache)))
         files.write_bytes(target, memoryview(cast(Any, built)))
         size = built.nbytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     fused = layers["ATTENTION_OUTPUT HALF"] + layers["ATTENTION_OUTPUT FLOAT"]
-    return EngineReport(time.monotonic() - start, size, peak, dict(sorted(layers.items())), fused, tuple(profiles))
+    layer_counts, seconds = dict(sorted(layers.items())), time.monotonic() - start
+    return EngineReport(seconds, size, peak_of_process(), layer_counts, fused, tuple(profiles))
 
 
 def _parse(api: Api, builder: Builder, logger: Any, onnx: Path) -> INetworkDefinition:
@@ -173,8 +177,8 @@ def check_network(
     mistyped = {kind: count for kind, count in products.items() if kind.split()[1] != float_type}
     if mistyped or not products:
         raise ModelError(f"{onnx}: {precision} was asked for, but the network has {mistyped or 'no products'}")
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    inputs = map(network.get_input, range(network.num_inputs))
+    outputs = map(network.get_output, range(network.num_outputs))
     for tensor in (*inputs, *outputs):
         is_integer = tensor.name in SIGNATURES[component].integers
         expected = api.member("DataType", "INT64" if is_integer else float_type)
@@ -226,22 +230,19 @@ def _add_profile(
     rows: Range,
 ) -> None:
     signature = SIGNATURES[component]
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    inputs = map(network.get_input, range(network.num_inputs))
     static = all(tensor.shape[0] > 0 for tensor in inputs if tensor.shape)
+    # Guidance has two rows per sample, a call without it one; a graph of a fixed batch is called with guidance only.
+    least, opt = math.ceil(rows.least / signature.halves), math.ceil(rows.opt / signature.halves)
+    samples = Range(least, opt, opt if static else rows.most)
     profile = builder.create_optimization_profile()
     for name, axes in signature.inputs.items():
         if name in signature.batched:
-            lengths = _samples(rows, signature.halves, static) if SAMPLES in axes else rows
-            least, opt, most = (signature.shape(name, sizes, n) for n in (lengths.least, lengths.opt, lengths.most))
-            profile.set_shape(name, least, opt, most)
+            lengths = samples if SAMPLES in axes else rows
+            shape = partial(signature.shape, name, sizes)
+            profile.set_shape(name, shape(lengths.least), shape(lengths.opt), shape(lengths.most))
     if config.add_optimization_profile(profile) < 0:
         raise ModelError(f"{network.name}: no profile for {rows.least} to {rows.most} rows can be added")
-
-
-def _samples(rows: Range, halves: int, static: bool) -> Range:
-    """Return the samples of so many rows: guidance has two rows per sample, a call without it one."""
-    least, opt = math.ceil(rows.least / halves), math.ceil(rows.opt / halves)
-    return Range(least, opt, opt if static else rows.most)
 
 
 def check_engine(information: str, precision: FloatType, score_sides: Sequence[int], name: str) -> dict[str, int]:

@@ -33,15 +33,9 @@ class Batch:
     def __init__(self, backend: Backend, shape: Shape, points: Sequence[DeviceArray], ks: Sequence[int]) -> None:
         self._backend, self.shape, self._xp = backend, shape, backend.xp
         self.slots, self.most_candidates = shape.slots(backend.workspace), shape.most_candidates
-        self._allocate()
-        for slot, (values, k) in enumerate(zip(points, ks, strict=True)):
-            self.points[slot, : values.shape[0], : values.shape[1]] = values
-            self._n[slot], self._k[slot] = values.shape[0], k
-
-    def _allocate(self) -> None:
-        b, n, d, k = self.slots, self.shape.n, self.shape.d, self.shape.k
+        b, n, d, k = self.slots, shape.n, shape.d, shape.k
         zeros = self._xp.zeros
-        self.points = zeros((b, n, d), self.shape.points)
+        self.points = zeros((b, n, d), shape.points)
         self.squares, self.distances, self._closest = (zeros((b, n), "float64") for _ in range(3))
         self._n, self._k, self._progress, self._left = (zeros(b, "int32") for _ in range(4))
         self.labels, self._found, self._order, self._nearest = (zeros((b, n), "int32") for _ in range(4))
@@ -49,12 +43,15 @@ class Batch:
         self._offsets, self._mass = zeros((b, k + 1), "int32"), zeros((b, k), "float64")
         self._norms, self._lengths, self._within = (zeros((b, k), "float64") for _ in range(3))
         self._centroids, self._shift = zeros((b, k, d), "float64"), zeros((b, d), "float64")
-        self._offset = zeros((b, d), self.shape.points)
-        self._parts = zeros((b, 2, k, d), self.shape.points)
+        self._offset = zeros((b, d), shape.points)
+        self._parts = zeros((b, 2, k, d), shape.points)
         self._done, self._empty, self.passes, self._limits = (zeros(b, "int32") for _ in range(4))
         self._scores = self._xp.empty((b, 2 * k, n), "float32")
-        if self.shape.method == "gram":
+        if shape.method == "gram":
             self._gram, self._sums = self._xp.empty((b, n, n), "float32"), zeros((b, k, n), "float64")
+        for slot, (values, problem_k) in enumerate(zip(points, ks, strict=True)):
+            self.points[slot, : values.shape[0], : values.shape[1]] = values
+            self._n[slot], self._k[slot] = values.shape[0], problem_k
 
     def _launch(self, kernel: str, grid: tuple[int, ...], *args: Any) -> None:
         x, y, z = (*grid, 1, 1)[:3]
@@ -103,10 +100,8 @@ class Batch:
         Without seeds so far, the one candidate is taken.
         """
         shape, xp = self.shape, self._xp
-        candidates, limits = (
-            xp.zeros((self.slots, self.most_candidates), "int32"),
-            xp.zeros((self.slots, self.most_candidates), "float64"),
-        )
+        candidates = xp.zeros((self.slots, self.most_candidates), "int32")
+        limits = xp.zeros((self.slots, self.most_candidates), "float64")
         trials, counts = self._ints(trials), self._ints(counts)
         sizes = (shape.n, self.most_candidates)
         masses = (self._closest, self._n, counts, self._backend.array(uniforms))

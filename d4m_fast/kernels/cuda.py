@@ -13,6 +13,7 @@ from d4m_fast.errors import PreflightError
 from d4m_fast.kernels.backend import THREADS, DeviceArray
 from d4m_fast.kernels.problem import Array
 
+# In this order: points.cu defines what the others use.
 SOURCES = ("points", "seeding", "clusters", "lloyd", "gram")
 POINT_TYPES = {"float16": "__half", "float32": "float"}
 WORKSPACE = 2 << 30  # bytes: 30 classes of ImageNet in Stable Diffusion's latents

@@ -67,7 +67,12 @@ def solve(backend: Backend, problem_requests: Sequence[Request], options: Option
     if options.method == "minibatch":
         raise UsageError("k-means method 'minibatch' runs on the CPU: move the points there")
     with backend.scope():
-        outcomes: list[Outcome | Task] = [_task(backend, request) for request in problem_requests]
+        outcomes: list[Outcome | Task] = []
+        for request in problem_requests:
+            try:
+                outcomes.append(_task(backend, request))
+            except DataError as error:
+                outcomes.append(error)
         sound = {place: task for place, task in enumerate(outcomes) if isinstance(task, Task)}
         for shape, lot in _lots(backend, sound, options):
             solved = _solve_lot(backend, shape, list(lot.values()), options)
@@ -76,27 +81,24 @@ def solve(backend: Backend, problem_requests: Sequence[Request], options: Option
     return [outcome for outcome in outcomes if not isinstance(outcome, Task)]
 
 
-def _task(backend: Backend, request: Request) -> Task | DataError:
-    start = None if request.start is None else backend.array(request.start).astype("float64")
-    task = Task(backend.array(request.points), request.k, request.id, start)
-    try:
-        check_shape(task.points, task.k, task.id)
-    except DataError as error:
-        return error
-    problem = _task_error(backend, task)
-    return DataError(f"class {task.id}: {problem}") if problem else task
+def _task(backend: Backend, request: Request) -> Task:
+    """Put a problem on the device. Its values are checked later, by the norms that the batch computes.
 
-
-def _task_error(backend: Backend, task: Task) -> str:
-    if task.k > LARGEST_K:
-        return f"k = {task.k} is more than {LARGEST_K}, the most on a GPU"
-    if task.start is None:
-        return ""
-    expected = (task.k, task.points.shape[1])
-    if task.start.shape != expected:
-        return f"initial centres of shape {task.start.shape}, not {expected}"
-    squares = np.square(backend.host(task.start)).sum(axis=1)
-    return "" if (squares <= LARGEST_SQUARE).all() else "NaN, infinite or too large values in its initial centres"
+    Raises:
+        DataError: names the class and what is wrong with its shape, its k or its initial centres.
+    """
+    points, k, problem_id = backend.array(request.points), request.k, request.id
+    check_shape(points, k, problem_id)
+    if k > LARGEST_K:
+        raise DataError(f"class {problem_id}: k = {k} is more than {LARGEST_K}, the most on a GPU")
+    if request.start is None:
+        return Task(points, k, problem_id, None)
+    start, expected = backend.array(request.start).astype("float64"), (k, points.shape[1])
+    if start.shape != expected:
+        raise DataError(f"class {problem_id}: initial centres of shape {start.shape}, not {expected}")
+    if not (np.square(backend.host(start)).sum(axis=1) <= LARGEST_SQUARE).all():
+        raise DataError(f"class {problem_id}: NaN, infinite or too large values in its initial centres")
+    return Task(points, k, problem_id, start)
 
 
 def _lots(backend: Backend, tasks: Mapping[int, Task], options: Options) -> Iterator[tuple[Shape, dict[int, Task]]]:
@@ -155,26 +157,22 @@ def _run(batch: Batch, lot: Sequence[Task], options: Options) -> None:
         batch.set_labels(np.arange(batch.shape.n) % ks)
         batch.set_all_means()
     else:
-        _start(batch, lot, options.seed)
+        # `init` is for all problems of a call or for none, so that one task tells.
+        has_centres = lot[0].start is not None
+        if has_centres:
+            for slot, task in enumerate(lot):
+                batch.set_centroids(slot, task.start)
+        else:
+            generators = [generator(options.seed, task.id) for task in lot]
+            choose_seeds(batch, [task.points.shape for task in lot], [task.k for task in lot], generators)
+            batch.set_all_means()
         if batch.shape.method == "gram":
-            _run_in_gram_space(batch, has_centres=lot[0].start is not None, refine=options.refine)
+            _run_in_gram_space(batch, has_centres=has_centres, refine=options.refine)
         batch.resume()
         while not batch.finished():
             batch.pass_on_points()
             batch.set_means()
     batch.measure_distances()
-
-
-def _start(batch: Batch, lot: Sequence[Task], seed: int) -> None:
-    """Set initial labels and their means, or the caller's initial centres."""
-    # `init` is for all problems of a call or for none, so that one task tells.
-    if lot[0].start is None:
-        generators = [generator(seed, task.id) for task in lot]
-        choose_seeds(batch, [task.points.shape for task in lot], [task.k for task in lot], generators)
-        batch.set_all_means()
-    for slot, task in enumerate(lot):
-        if task.start is not None:
-            batch.set_centroids(slot, task.start)
 
 
 def _run_in_gram_space(batch: Batch, *, has_centres: bool, refine: bool) -> None:

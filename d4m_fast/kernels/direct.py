@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from d4m_fast.kernels import seeding
@@ -27,21 +25,14 @@ WIDE = 1024
 
 def choose_seeds(problem: Problem, rng: np.random.Generator) -> tuple[Int64, Int64]:
     """Choose (k,) points by k-means++, and label the (n,) points by the nearest of them."""
-    trials = trials_for(problem.k, problem.points.shape[1])
-    return seeding.choose_seeds(problem, rng, partial(_distances_to, problem), trials)
+    points = problem.points
+    trials = trials_for(problem.k, points.shape[1])
+    return seeding.choose_seeds(problem, rng, lambda rows: points[rows] @ points.T, trials)
 
 
 def trials_for(k: int, d: int) -> int:
     """Return the number of candidates per seed."""
     return 1 if d >= WIDE else seeding.greedy_trials(k)
-
-
-def _distances_to(problem: Problem, rows: Int64) -> Float32:
-    """Return squared distances of all points from some, (rows, n), to the precision of a float32 product."""
-    products: Float32 = (-2 * problem.points[rows]) @ problem.points.T
-    products += problem.squares.astype(np.float32)
-    products += problem.squares[rows].astype(np.float32)[:, None]
-    return np.maximum(products, 0, out=products)
 
 
 def assign(problem: Problem, centroids: Float64) -> Int64:
@@ -139,6 +130,7 @@ def fill_empty(problem: Problem, centroids: Float64, labels: Int64) -> Int64:
     if not empty:
         return labels
     distances = squared_distances(problem.points, centroids, labels)
+    # Stable, so that of equally far points the one of lowest index comes first.
     for point in np.argsort(-distances, kind="stable"):
         if empty and sizes[labels[point]] > 1:
             sizes[labels[point]] -= 1

@@ -42,16 +42,7 @@ def gram_matrix(problem: Problem) -> Float32:
 
 def choose_seeds(problem: Problem, gram: Float32, rng: np.random.Generator) -> tuple[Int64, Int64]:
     """Choose (k,) points by greedy k-means++, and label the (n,) points by the nearest of them."""
-    squares = problem.squares.astype(np.float32)
-
-    def distances_to(rows: Int64) -> Float32:
-        distances: Float32 = gram[rows]
-        distances *= -2
-        distances += squares
-        distances += squares[rows][:, None]
-        return np.maximum(distances, 0, out=distances)
-
-    return seeding.choose_seeds(problem, rng, distances_to, seeding.greedy_trials(problem.k))
+    return seeding.choose_seeds(problem, rng, lambda rows: gram[rows], seeding.greedy_trials(problem.k))
 
 
 def refine(

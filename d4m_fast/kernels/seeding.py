@@ -17,7 +17,7 @@ from d4m_fast.kernels.problem import FLOAT32_TIE, Float32, Int64, Problem, squar
 FIRST_DRAW = 8  # seeds' worth of candidates
 GROWTH = 3  # then candidates for so many times the seeds there are: D_t / D_0 falls with their number
 DRAWN_ELEMENTS = 1 << 22  # float32 distances of candidates: 16 MB
-DistancesTo = Callable[[Int64], Float32]
+ProductsWith = Callable[[Int64], Float32]
 
 
 def greedy_trials(k: int) -> int:
@@ -26,15 +26,16 @@ def greedy_trials(k: int) -> int:
 
 
 def choose_seeds(
-    problem: Problem, rng: np.random.Generator, distances_to: DistancesTo, trials: int
+    problem: Problem, rng: np.random.Generator, products_with: ProductsWith, trials: int
 ) -> tuple[Int64, Int64]:
     """Choose (k,) different points by k-means++; label the (n,) points by the nearest of them, the first of equals.
 
     Args:
-        distances_to: squared distances (candidates, n) of all points to some, to the precision of float32 products.
+        products_with: computes the inner products (candidates, n) of some points with all, in an array that is
+            then written to.
         trials: candidates per seed.
     """
-    seeds = _Seeds(problem, rng, distances_to)
+    seeds = _Seeds(problem, rng, products_with)
     while len(seeds.indices) < problem.k and seeds.closest.any():
         seeds.extend(rng, candidate_count(problem.k, len(problem.points), len(seeds.indices), trials), trials)
     return seeds.completed()
@@ -50,16 +51,17 @@ def candidate_count(k: int, n: int, seed_count: int, trials: int) -> int:
 class _Seeds:
     """Chosen points and, of every point, the squared distance to the nearest of them and which it is."""
 
-    def __init__(self, problem: Problem, rng: np.random.Generator, distances_to: DistancesTo) -> None:
+    def __init__(self, problem: Problem, rng: np.random.Generator, products_with: ProductsWith) -> None:
         n = len(problem.points)
         self._problem = problem
-        self._distances_to = distances_to
+        self._products_with = products_with
+        self._squares = problem.squares.astype(np.float32)
         self.closest = np.full(n, np.inf, np.float32)
         self._nearest = np.zeros(n, np.int64)
         self.indices: list[int] = []
         self._ones = np.ones(n, np.float32)
         first = _draw(self._ones, rng, 1)
-        self._choose(int(first[0]), distances_to(first)[0])
+        self._choose(int(first[0]), self._distances_to(first)[0])
 
     def extend(self, rng: np.random.Generator, count: int, trials: int) -> None:
         """Choose seeds from `count` points drawn now, as long as `trials` of them are kept for each. At least one."""
@@ -84,6 +86,15 @@ class _Seeds:
         labels = self._nearest.copy()
         labels[seeds] = np.arange(self._problem.k)
         return seeds, labels
+
+    def _distances_to(self, rows: Int64) -> Float32:
+        """Return squared distances of all points from some, (rows, n), to the precision of a float32 product."""
+        # In place, as the products are by far the largest array here. Rounding may leave them below 0.
+        distances = self._products_with(rows)
+        distances *= -2
+        distances += self._squares
+        distances += self._squares[rows][:, None]
+        return np.maximum(distances, 0, out=distances)
 
     def _choose(self, point: int, distances: Float32) -> None:
         # Computed anew where rounding drowns them, so that duplicates are at 0.

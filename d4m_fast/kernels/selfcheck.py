@@ -98,9 +98,10 @@ def _product(backend: Backend) -> tuple[float, float]:
     return worst, PRODUCT
 
 
-def _from_given_centres(method: DeviceMethod) -> Callable[[Backend], tuple[float, float]]:
+def _from_given_centres(method: DeviceMethod, points: str = "float16") -> Callable[[Backend], tuple[float, float]]:
     def check(backend: Backend) -> tuple[float, float]:
-        problems, ks = _problems()
+        halves, ks = _problems()
+        problems = [values.astype(points) for values in halves]
         starts = _starts(problems, ks)
         got = _solved(backend, problems, ks, starts=starts, method=method, refine=False)
         return _deviation(got, kmeans(problems, ks, init=starts, method="direct")), 0.0
@@ -108,30 +109,24 @@ def _from_given_centres(method: DeviceMethod) -> Callable[[Backend], tuple[float
     return check
 
 
-def _float32(backend: Backend) -> tuple[float, float]:
-    problems, ks = _problems()
-    wide = [points.astype(np.float32) for points in problems]
-    starts = _starts(problems, ks)
-    got = _solved(backend, wide, ks, starts=starts, method="direct")
-    return _deviation(got, kmeans(wide, ks, init=starts, method="direct")), 0.0
-
-
 def _ties(backend: Backend) -> tuple[float, float]:
     """Count wrong labels on a grid, where many points are as far from one centre as from another."""
     grid = np.array([*product(range(8), range(8))], np.float16)
-    starts = [grid[[9, 14, 49, 54, 0, 63]].astype(np.float32)]
-    got = _solved(backend, [grid], [6], starts=starts, method="direct", max_iter=1)
-    distances = np.linalg.norm(grid[:, None].astype(float) - starts[0], axis=2)
-    return float(np.count_nonzero(got[0].labels != distances.argmin(axis=1))), 0.0
+    return _count_wrong_labels(backend, grid, grid[[9, 14, 49, 54, 0, 63]]), 0.0
 
 
 def _near_ties(backend: Backend) -> tuple[float, float]:
     """Count wrong labels among centres nearer to each other than float32 products tell apart."""
     points, rng = _mixture(120, 96, 5, 8), np.random.default_rng(8)
-    starts = [(points[:1] + 1e-5 * rng.standard_normal((4, 96))).astype(np.float32)]
-    got = _solved(backend, [points], [4], starts=starts, method="direct", max_iter=1)
-    distances = np.square(points[:, None].astype(float) - starts[0]).sum(axis=2)
-    return float(np.count_nonzero(got[0].labels != distances.argmin(axis=1))), 0.0
+    return _count_wrong_labels(backend, points, points[:1] + 1e-5 * rng.standard_normal((4, 96))), 0.0
+
+
+def _count_wrong_labels(backend: Backend, points: Array, centres: Array) -> float:
+    """Count points that a single pass gives to another centre than float64 distances do, the first of equals."""
+    start = centres.astype(np.float32)
+    (result,) = _solved(backend, [points], [len(start)], starts=[start], method="direct", max_iter=1)
+    distances = np.square(points[:, None].astype(float) - start).sum(axis=2)
+    return float(np.count_nonzero(result.labels != distances.argmin(axis=1)))
 
 
 def _empty_clusters(backend: Backend) -> tuple[float, float]:
@@ -164,19 +159,18 @@ def _seeding(backend: Backend) -> tuple[float, float]:
 def _refinement(backend: Backend) -> tuple[float, float]:
     """Return the largest part of the inertia that moving a single point would still save."""
     problems, ks = _problems()
-    got = _solved(backend, problems, ks, method="gram")
-    return max(_best_move(*pair) for pair in zip(problems, got, strict=True)), INERTIA
-
-
-def _best_move(points: Array, result: KMeansResult) -> float:
-    sizes, rows = result.sizes, np.arange(len(points))
-    distances = np.square(points[:, None].astype(float) - result.centroids).sum(axis=2)
-    own_sizes = sizes[result.labels]
-    weight = own_sizes / np.maximum(own_sizes - 1, 1)
-    leaving = np.where(own_sizes > 1, weight * distances[rows, result.labels], 0.0)
-    joining = sizes / (sizes + 1) * distances
-    joining[rows, result.labels] = np.inf
-    return float((leaving - joining.min(axis=1)).max() / max(result.inertia, 1e-9))
+    savings = []
+    for points, result in zip(problems, _solved(backend, problems, ks, method="gram"), strict=True):
+        sizes, rows = result.sizes, np.arange(len(points))
+        distances = np.square(points[:, None].astype(float) - result.centroids).sum(axis=2)
+        # What a point adds to its own cluster, and would add to each of the others (see `gram._hartigan`).
+        own_sizes = sizes[result.labels]
+        weight = own_sizes / np.maximum(own_sizes - 1, 1)
+        leaving = np.where(own_sizes > 1, weight * distances[rows, result.labels], 0.0)
+        joining = sizes / (sizes + 1) * distances
+        joining[rows, result.labels] = np.inf
+        savings.append(float((leaving - joining.min(axis=1)).max() / max(result.inertia, 1e-9)))
+    return max(savings), INERTIA
 
 
 def _company(backend: Backend) -> tuple[float, float]:
@@ -205,7 +199,7 @@ CHECKS: dict[str, Callable[[Backend], tuple[float, float]]] = {
     "product": _product,
     "Lloyd on the points": _from_given_centres("direct"),
     "Lloyd in Gram space": _from_given_centres("gram"),
-    "float32 points": _float32,
+    "float32 points": _from_given_centres("direct", "float32"),
     "ties": _ties,
     "near ties": _near_ties,
     "empty clusters": _empty_clusters,

@@ -21,7 +21,6 @@ from d4m_fast.engine.model import locate
 from d4m_fast.errors import ModelError
 
 ROUGHLY = 8  # tracing finds 0.1 to 0.8 in networks of this family
-NETWORKS = ("unet", "vae_decoder", "vae_encoder", "text_encoder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +55,11 @@ class Shapes:
     latent: tuple[int, int, int]
     tokens: int
     width_text: int
-    parts: dict[str, Traced]
+    networks: dict[str, Traced]
 
     @property
     def parameters(self) -> int:
-        return sum(part.parameters for part in self.parts.values())
+        return sum(network.parameters for network in self.networks.values())
 
 
 class _Fused(TorchFunctionMode):
@@ -161,46 +160,30 @@ def trace(module: nn.Module, call: Callable[[], object]) -> Traced:
 
 
 def _trace(configs: ModelConfigs, resolution: int | None) -> Shapes:
-    vae, unet, factor = configs.vae, configs.unet, configs.factor
-    side = configs.resolution if resolution is None else resolution
-    # Each level below the first halves the latent.
-    step = factor * 2 ** (len(unet["block_out_channels"]) - 1)
-    if side % step:
-        raise ModelError(f"--resolution must be a multiple of {step} with this model, not {side}")
-    latent = (vae["latent_channels"], side // factor, side // factor)
-    tokens, width = configs.tokenizer["model_max_length"], configs.text_encoder["hidden_size"]
-    with torch.device("meta"), torch.inference_mode():
-        traced = {
-            "unet": _trace_unet(unet, latent, tokens, width),
-            **_trace_vae(vae, latent, side),
-            "text_encoder": _trace_text_encoder(configs.text_encoder, tokens),
-        }
-    return Shapes(configs.path, side, latent, tokens, width, {name: traced[name] for name in NETWORKS})
-
-
-def _trace_unet(config: dict[str, Any], latent: tuple[int, int, int], tokens: int, width: int) -> Traced:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    unet = UNet2DConditionModel.from_config(config)
-    inputs = torch.zeros(1, *latent), torch.tensor(1), torch.zeros(1, tokens, width)
-    return trace(unet, lambda: unet(*inputs))
-
-
-def _trace_vae(config: dict[str, Any], latent: tuple[int, int, int], side: int) -> dict[str, Traced]:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    vae = AutoencoderKL.from_config(config)
-    # Some VAEs have no convolution beside the latents.
-    decoder = nn.ModuleList(module for module in (vae.decoder, vae.post_quant_conv) if module is not None)
-    encoder = nn.ModuleList(module for module in (vae.encoder, vae.quant_conv) if module is not None)
-    return {
-        "vae_decoder": trace(decoder, lambda: vae.decode(torch.zeros(1, *latent))),
-        "vae_encoder": trace(encoder, lambda: vae.encode(torch.zeros(1, 3, side, side)).latent_dist.mean),
-    }
-
-
-def _trace_text_encoder(config: dict[str, Any], tokens: int) -> Traced:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    text_encoder = CLIPTextModel(CLIPTextConfig(**config))
-    return trace(text_encoder, lambda: text_encoder(torch.zeros(1, tokens, dtype=torch.long)))
+    factor = configs.factor
+    side = configs.resolution if resolution is None else resolution
+    # Each level below the first halves the latent.
+    step = factor * 2 ** (len(configs.unet["block_out_channels"]) - 1)
+    if side % step:
+        raise ModelError(f"--resolution must be a multiple of {step} with this model, not {side}")
+    latent = (configs.vae["latent_channels"], side // factor, side // factor)
+    tokens, width = configs.tokenizer["model_max_length"], configs.text_encoder["hidden_size"]
+    with torch.device("meta"), torch.inference_mode():
+        unet = UNet2DConditionModel.from_config(configs.unet)
+        unet_inputs = torch.zeros(1, *latent), torch.tensor(1), torch.zeros(1, tokens, width)
+        vae = AutoencoderKL.from_config(configs.vae)
+        # Some VAEs have no convolution beside the latents.
+        decoder = nn.ModuleList(module for module in (vae.decoder, vae.post_quant_conv) if module is not None)
+        encoder = nn.ModuleList(module for module in (vae.encoder, vae.quant_conv) if module is not None)
+        text_encoder = CLIPTextModel(CLIPTextConfig(**configs.text_encoder))
+        networks = {
+            "unet": trace(unet, lambda: unet(*unet_inputs)),
+            "vae_decoder": trace(decoder, lambda: vae.decode(torch.zeros(1, *latent))),
+            "vae_encoder": trace(encoder, lambda: vae.encode(torch.zeros(1, 3, side, side)).latent_dist.mean),
+            "text_encoder": trace(text_encoder, lambda: text_encoder(torch.zeros(1, tokens, dtype=torch.long))),
+        }
+    return Shapes(configs.path, side, latent, tokens, width, networks)

@@ -60,5 +60,6 @@ def _steps(batch: Batch) -> Mapping[str, tuple[Callable[[], object], float]]:
     return {
         "Gram product": (batch.multiply, roofline.product_seconds(N, D, 2, roofline.H100)),
         "Lloyd pass": (lloyd_pass, roofline.pass_seconds(N, D, K, 2, roofline.H100)),
+        # Two bytes of each value, read once.
         "segmented sums": (batch.set_all_means, roofline.H100.seconds(2.0 * N * D)),
     }

@@ -37,9 +37,12 @@ class PeakMemory:
     def bytes(self) -> int:
         if self._device.type != "cpu":
             return torch.cuda.max_memory_allocated(self._device)
-        if self.of == "process":
-            return _high_water()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILOBYTES
+        return _high_water() if self.of == "process" else peak_of_process()
+
+
+def peak_of_process() -> int:
+    """Return the largest resident size of this process since its start, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILOBYTES
 
 
 def _resettable() -> PeakOf:

@@ -65,8 +65,10 @@ def compare(
         guidance: the scale that recorded UNet calls were made for; None leaves it out.
     """
     samples, rows = SIGNATURES[component].samples, SIGNATURES[component].rows
-    # A guided call has two rows per sample.
-    scaled_calls = [(call, guidance if rows(call) > samples(call) else None) for call in calls]
+    scaled_calls: list[tuple[Tensors, float | None]] = []
+    for call in calls:
+        is_guided = rows(call) > samples(call)  # two rows per sample
+        scaled_calls.append((call, guidance if is_guided else None))
     for call in calls if len(calls) < 2 else (calls[0], calls[-1]):
         for batch in batches:
             sized = resized(component, call, batch)
@@ -127,7 +129,8 @@ def psnr(expected: np.ndarray, answer: np.ndarray) -> list[float]:
     """Return the peak signal-to-noise ratio in dB of each of (N, H, W, 3) uint8 images."""
     error = ((expected.astype(np.float64) - answer.astype(np.float64)) ** 2).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):  # identical images: infinite, and cut
-        return [float(min(x, IDENTICAL_PSNR)) for x in 10 * np.log10(255**2 / error)]
+        decibels: list[float] = np.minimum(10 * np.log10(255**2 / error), IDENTICAL_PSNR).tolist()
+    return decibels
 
 
 def half_errors(ours: Sequence[Parity], pytorch: Sequence[Parity], rows: int) -> HalfErrors:

@@ -66,7 +66,7 @@ def choose_batches(job: Job, networks: Networks, schedule: Schedule, encoded_wit
         network: str, images: int, calls: int, default_batch: int, rows: int, open_call: Callable[[int], Call]
     ) -> Stage:
         def count_fitting() -> int:
-            return int(most_images(shapes().parts[network], rows, size, free - size * shapes().parameters))
+            return int(most_images(shapes().networks[network], rows, size, free - size * shapes().parameters))
 
         return Stage(images, calls, default_batch, count_fitting, int(rough_bound / rows), open_call)
 

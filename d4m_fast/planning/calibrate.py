@@ -45,10 +45,8 @@ def read_profile(file: Path, gpu: Gpu, engine: str, precision: str) -> tuple[dic
     source = f"measured, {file.name}" if same_gpu or not device else f"measured, {file.name}, on {device}"
     shares = {}
     for stage in STAGES:
-        measured_shares = []
-        for record in _records(profile["stages"].get(stage)):
-            if _is_of(record, engine, precision):
-                measured_shares.append(_share(file, stage, record, peak))
+        records = _records_of(engine, precision, profile["stages"].get(stage))
+        measured_shares = [_share(file, stage, record, peak) for record in records]
         if measured_shares:
             best = max(measured_shares)
             shares[stage] = Share(best, best, source)
@@ -72,17 +70,18 @@ def _load(file: Path) -> dict[str, Any]:
     return profile
 
 
-def _records(stage: Any) -> list[Any]:
+def _records_of(engine: str, precision: str, stage: Any) -> list[Any]:
+    """Return a stage's records of an engine and a precision; those that name none are of any."""
     if stage is None:
         return []
-    return stage if isinstance(stage, list) else [stage]
-
-
-def _is_of(record: Any, engine: str, precision: str) -> bool:
-    """Whether a record is of this engine and precision, which a certificate has in the engine's name: onnx-fp16."""
-    recorded_engine = record.get("engine", engine) if isinstance(record, dict) else engine
-    name, _, of_precision = str(recorded_engine).partition("-")
-    return engine in ("auto", name) and of_precision in ("", precision)
+    records = []
+    for record in stage if isinstance(stage, list) else [stage]:
+        recorded_engine = record.get("engine", engine) if isinstance(record, dict) else engine
+        # A certificate has the precision in the engine's name: onnx-fp16.
+        name, _, of_precision = str(recorded_engine).partition("-")
+        if engine in ("auto", name) and of_precision in ("", precision):
+            records.append(record)
+    return records
 
 
 def _share(file: Path, stage: str, record: Any, peak: float | None) -> float:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from d4m_fast.config.choices import FloatType
 from d4m_fast.config.plan import PlanConfig
+from d4m_fast.engine.artifacts import ELEMENTS
 from d4m_fast.errors import require
 from d4m_fast.measure.flops import Shapes, Traced
 from d4m_fast.measure.gpus import Gpu
 
 PEAK_SHARES = (0.15, 0.50)  # of a GPU's peak: what published single-image stacks reach, and what large batches may
-ELEMENTS = 2**31 - 1  # beyond which many kernels' 32-bit indices overflow
 MEMORY_SHARE = 0.9  # of a GPU's memory, the rest for the context and fragments
 BYTES = {"fp16": 2, "fp32": 4}
 
@@ -121,16 +121,16 @@ def _exactly(stage: str, name: str, value: float, unit: Unit, formula: str) -> F
 
 def image_flops(request: PlanRequest, shapes: Shapes) -> int:
     """Return the FLOP of one distilled image: guided UNet calls and the decoder."""
-    return request.samples * shapes.parts["unet"].flops + shapes.parts["vae_decoder"].flops
+    return request.samples * shapes.networks["unet"].flops + shapes.networks["vae_decoder"].flops
 
 
 def _per_image(request: PlanRequest, shapes: Shapes) -> list[Figure]:
     figures = []
-    for name, network in shapes.parts.items():
+    for name, network in shapes.networks.items():
         formula = "FlopCounterMode, batch 1, 2 per multiply-add"
         figures.append(_exactly(name, "parameters", network.parameters, "", "sum over the traced network"))
         figures.append(_exactly(name, "per sample", network.flops, "FLOP", formula))
-    unet, decoder = shapes.parts["unet"].flops, shapes.parts["vae_decoder"].flops
+    unet, decoder = shapes.networks["unet"].flops, shapes.networks["vae_decoder"].flops
     formula = f"{request.samples} samples x {unet:.4g} + decoder {decoder:.4g}"
     split = f"{request.calls} calls, {request.guided_calls} of them with both halves of guidance"
     return [
@@ -141,33 +141,33 @@ def _per_image(request: PlanRequest, shapes: Shapes) -> list[Figure]:
     ]
 
 
-def _hours(stage: str, work: Sequence[Work], request: PlanRequest) -> Figure:
-    peak = request.gpu.flops[request.precision]
+def _stage(stage: str, formula: str, request: PlanRequest, *work: Work) -> list[Figure]:
+    """Return a stage's FLOP, its GPU-hours over all of its work, and the hours of all GPUs side by side."""
+    peak, gpus = request.gpu.flops[request.precision], request.gpus
+    total: float = 0
     low, high, terms = 0.0, 0.0, []
     for flops, share in work:
+        total += flops
         low += flops / (peak * share.high) / 3600
         high += flops / (peak * share.low) / 3600
         shares = f"{share.low:.3g} to {share.high:.3g}, {share.source}"
         terms.append(f"{flops:.4g} FLOP / ({peak:.4g} FLOP/s x {shares})")
-    return Figure(stage, "GPU-hours", low, high, "hours", f"({' + '.join(terms)}) / 3600")
-
-
-def _stage(stage: str, formula: str, request: PlanRequest, *work: Work) -> list[Figure]:
-    hours, flops, gpus = _hours(stage, work, request), sum(flops for flops, _ in work), request.gpus
-    wall_formula = f"GPU-hours / {gpus} GPUs, if none waits"
-    wall = Figure(stage, "hours", hours.low / gpus, hours.high / gpus, "hours", wall_formula)
-    return [_exactly(stage, "all", flops, "FLOP", formula), hours, wall]
+    return [
+        _exactly(stage, "all", total, "FLOP", formula),
+        Figure(stage, "GPU-hours", low, high, "hours", f"({' + '.join(terms)}) / 3600"),
+        Figure(stage, "hours", low / gpus, high / gpus, "hours", f"GPU-hours / {gpus} GPUs, if none waits"),
+    ]
 
 
 def _encoding(request: PlanRequest, shapes: Shapes, shares: Shares) -> list[Figure]:
-    per_image = shapes.parts["vae_encoder"].flops
+    per_image = shapes.networks["vae_encoder"].flops
     formula = f"{request.images:,} images x {per_image:.4g}"
     return _stage("encoding", formula, request, (request.images * per_image, shares.get("encode", ASSUMED)))
 
 
 def _generation(request: PlanRequest, shapes: Shapes, shares: Shares) -> list[Figure]:
-    per_image, per_prompt = image_flops(request, shapes), shapes.parts["text_encoder"].flops
-    prompts, decoder = request.classes + request.guided, shapes.parts["vae_decoder"].flops
+    per_image, per_prompt = image_flops(request, shapes), shapes.networks["text_encoder"].flops
+    prompts, decoder = request.classes + request.guided, shapes.networks["vae_decoder"].flops
     formula = f"{request.distilled:,} images x {per_image:.4g} + {prompts:,} prompts x {per_prompt:.4g}"
     # The text encoder, a network of the UNet's kind, and a decoder that was not measured have the UNet's share.
     unet_share = shares.get("unet", ASSUMED)
@@ -177,7 +177,8 @@ def _generation(request: PlanRequest, shapes: Shapes, shares: Shares) -> list[Fi
 
 
 def _training(request: PlanRequest, student: Traced, shares: Shares) -> list[Figure]:
-    # Forward and backward are three forwards; the teacher that labels each step's pixels is one more.
+    # A backward pass computes two products for each of the forward's, so that both together are three forwards; the
+    # teacher that labels each step's pixels is one more.
     samples = request.students * request.epochs * request.distilled
     formula = (
         f"{request.students} students x {request.epochs} epochs x {request.distilled:,} images"
@@ -207,7 +208,7 @@ def _memory(request: PlanRequest, shapes: Shapes) -> list[Figure]:
     figures = [_exactly("memory", "weights", weights, "bytes", f"{shapes.parameters:,} parameters x {size}")]
     batches = []
     for name, rows in (("unet", 1 + request.guided), ("vae_decoder", 1), ("vae_encoder", 1)):
-        network = shapes.parts[name]
+        network = shapes.networks[name]
         per_image = rows * size * network.activations
         formula = f"{rows} x {network.activations:,} numbers alive x {size}"
         figures.append(_exactly("memory", f"{name} per image", per_image, "bytes", formula))
@@ -223,7 +224,7 @@ def _memory(request: PlanRequest, shapes: Shapes) -> list[Figure]:
 def best_batch(request: PlanRequest, shapes: Shapes, name: str, rows: int) -> int:
     """Return the largest power of two of images that fits; 0 if not even one does."""
     size = BYTES[request.precision]
-    most = most_images(shapes.parts[name], rows, size, MEMORY_SHARE * request.gpu.memory - size * shapes.parameters)
+    most = most_images(shapes.networks[name], rows, size, MEMORY_SHARE * request.gpu.memory - size * shapes.parameters)
     return 2 ** int(math.log2(most)) if most >= 1 else 0
 
 

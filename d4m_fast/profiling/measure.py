@@ -72,13 +72,15 @@ class Row:
 
     def to_json(self, peak: float) -> dict[str, Any]:
         """Return the record that `calibrate.read_profile` reads; `peak` is in GFLOP/s."""
-        percentiles = np.percentile(self.latencies, PERCENTILES)
+        latency_seconds = {}
+        for percentile, seconds in zip(PERCENTILES, np.percentile(self.latencies, PERCENTILES), strict=True):
+            latency_seconds[f"p{percentile}"] = float(seconds)
         gflops = self.gflops
         record = {
             "engine": self.engine,
             "batch": self.batch,
             "images_per_second": self.images_per_second,
-            "latency_seconds": {f"p{p}": float(x) for p, x in zip(PERCENTILES, percentiles, strict=True)},
+            "latency_seconds": latency_seconds,
             "repeats": len(self.latencies),
             "warmup_seconds": self.warmup,
             "peak_bytes": self.peak_bytes,

@@ -76,7 +76,10 @@ class Session:
             self._measure_peak(watch)
             self.events += watch.events
 
-        return Stream(self._count_rows(), items())
+        stages, batches, engines = set(self.request.stages), len(self.request.batches), len(self.jobs)
+        networks = engines * batches * len(NETWORK_STAGES & stages)
+        count = networks + ("kmeans" in stages) + batches * ("write" in stages) + engines * ("distill" in stages)
+        return Stream(count, items())
 
     def to_json(self) -> dict[str, Any]:
         """Return what `d4m-fast profile --json` prints and `plan --calibrate` reads: GFLOP/s, seconds, bytes."""
@@ -107,11 +110,6 @@ class Session:
         with watch("peak"):
             peak = measure_peak(self.device, self.jobs[0].dtype, min(LONG_ENOUGH, self.request.seconds))
         self.peak = self.peak.or_better(peak)
-
-    def _count_rows(self) -> int:
-        stages, batches, engines = self.request.stages, len(self.request.batches), len(self.jobs)
-        networks = engines * batches * len(NETWORK_STAGES & set(stages))
-        return networks + ("kmeans" in stages) + batches * ("write" in stages) + engines * ("distill" in stages)
 
     def _rows(self, folder: Path, watch: Stopwatch) -> Iterator[Row]:
         least = self.request.seconds, self.request.repeats

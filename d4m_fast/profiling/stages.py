@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from d4m_fast.config.profile import HOST, NETWORK_STAGES, Stage
+from d4m_fast.engine.encode import from_bytes
 from d4m_fast.engine.networks import Networks
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
@@ -38,11 +39,11 @@ def network_tasks(
     The UNet's call is a guided one, two samples per image; a distilled image takes as many as its schedule has steps.
     """
     makers: dict[Stage, tuple[Callable[[Job, Networks, int], Call], int]] = {
-        "encode": (partial(_image_call, stage="encode"), shapes.parts["vae_encoder"].flops),
-        "text": (_text_call, shapes.parts["text_encoder"].flops),
+        "encode": (partial(_image_call, stage="encode"), shapes.networks["vae_encoder"].flops),
+        "text": (_text_call, shapes.networks["text_encoder"].flops),
         # Guided: two samples per image.
-        "unet": (partial(_image_call, stage="unet"), 2 * shapes.parts["unet"].flops),
-        "decode": (partial(_image_call, stage="decode"), shapes.parts["vae_decoder"].flops),
+        "unet": (partial(_image_call, stage="unet"), 2 * shapes.networks["unet"].flops),
+        "decode": (partial(_image_call, stage="decode"), shapes.networks["vae_decoder"].flops),
     }
     for stage in stages:
         if stage in NETWORK_STAGES:
@@ -53,7 +54,7 @@ def network_tasks(
 
 def _text_call(job: Job, networks: Networks, batch: int) -> Call:
     classes = islice(cycle(job.source.classes), batch)
-    prompts = [info.prompt for info in classes]
+    prompts = [class_info.prompt for class_info in classes]
     return lambda _: networks.text_encoder(prompts)
 
 
@@ -68,21 +69,17 @@ def _image_call(job: Job, networks: Networks, batch: int, stage: NetworkStage) -
 
 def cluster_task(job: Job, networks: Networks, images: int) -> Task:
     """Return k-means of up to `images` real latents of the first class; a prototype for every ten of them."""
-    info = job.source.classes[0]
-    items = by_class(job.source.items)[info.id][:images]
+    class_info = job.source.classes[0]
+    items = by_class(job.source.items)[class_info.id][:images]
     batches = []
-    for start in range(0, len(items), ENCODE_BATCH):
-        batches.append(_latents(job, networks, items[start : start + ENCODE_BATCH]))
+    with torch.inference_mode():
+        for start in range(0, len(items), ENCODE_BATCH):
+            images_of_batch = [_pixels(job, item, job.resolution) for item in items[start : start + ENCODE_BATCH]]
+            means, _ = networks.vae_encoder(from_bytes(torch.from_numpy(np.stack(images_of_batch))))
+            batches.append(means.float().cpu())
     points = torch.cat(batches).flatten(1).numpy().astype(np.float16)  # the type that a run stores them in
     k = max(1, len(points) // POINTS_PER_PROTOTYPE)
-    return Task("kmeans", HOST, len(points), None, lambda _: kmeans([points], k, ids=[info.id], method="auto"))
-
-
-@torch.inference_mode()
-def _latents(job: Job, networks: Networks, items: Sequence[Item]) -> torch.Tensor:
-    """Return means (N, C, h, w) on the host."""
-    pixels = torch.from_numpy(np.stack([_pixels(job, item, job.resolution) for item in items]))
-    return networks.vae_encoder(pixels.permute(0, 3, 1, 2) / 127.5 - 1)[0].float().cpu()
+    return Task("kmeans", HOST, len(points), None, lambda _: kmeans([points], k, ids=[class_info.id], method="auto"))
 
 
 def write_tasks(job: Job, batches: Sequence[int], folder: Path) -> Iterator[Task]:
@@ -100,8 +97,8 @@ def write_tasks(job: Job, batches: Sequence[int], folder: Path) -> Iterator[Task
 def _write_call(run: RunDirectory, pixels: Sequence[np.ndarray]) -> Call:
     def call(number: int) -> None:
         # A class of its own for each call: a run commits a group once.
-        info = ClassInfo(number, f"{number:05d}", "")
-        samples = [Sample(info, i, i, 1, 0.0, "", image) for i, image in enumerate(pixels)]
+        class_info = ClassInfo(number, f"{number:05d}", "")
+        samples = [Sample(class_info, i, i, 1, 0.0, "", image) for i, image in enumerate(pixels)]
         group = Group(number, (number,), len(samples), len(samples))
         plan = Plan(ENCODE_BATCH, 1, (group,), {})
         with Workers(Stopwatch()) as workers:

@@ -21,17 +21,14 @@ def table(profile: Mapping[str, Any]) -> Table:
         rendered.add_column(name, justify="left" if name in ("stage", "engine") else "right")
     for stage, records in profile["stages"].items():
         for record in records:
-            rendered.add_row(stage, record["engine"], str(record["batch"]), *_cells(record))
+            cells = [stage, record["engine"], str(record["batch"]), _number(record["images_per_second"])]
+            for latency in record["latency_seconds"].values():
+                cells.append(_number(1e3 * latency))
+            cells.append(_number(record["peak_bytes"] / 1e6))
+            cells.append("" if record["gflops"] is None else _number(record["gflops"]))
+            cells.append("" if record["share_of_peak"] is None else f"{record['share_of_peak']:.0%}")
+            rendered.add_row(*cells)
     return rendered
-
-
-def _cells(record: Mapping[str, Any]) -> Iterator[str]:
-    yield _number(record["images_per_second"])
-    for latency in record["latency_seconds"].values():
-        yield _number(1e3 * latency)
-    yield _number(record["peak_bytes"] / 1e6)
-    yield "" if record["gflops"] is None else _number(record["gflops"])
-    yield "" if record["share_of_peak"] is None else f"{record['share_of_peak']:.0%}"
 
 
 def _number(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from d4m_fast.flow.stopwatch import Event
 
-PROCESS = 1
+PROCESS = 1  # any number: all events are of one process
 
 
 def chrome_trace(events: Sequence[Event]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def time_run(
 
 def run_flops(job: Job, shapes: Shapes) -> int:
     """Return the FLOP of all networks over a run; padding of batches is not counted."""
-    networks, classes = shapes.parts, len(job.source.classes)
+    networks, classes = shapes.networks, len(job.source.classes)
     guided_calls = 0 if job.model.embeds_guidance else job.schedule.guided_calls(job.config.guidance)
     samples = calls_per_image(job) + guided_calls  # a guided call computes two
     per_image = samples * networks["unet"].flops + networks["vae_decoder"].flops

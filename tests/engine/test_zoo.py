@@ -355,7 +355,7 @@ def before_quantisation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the decoded pixels through as they are."""
     monkeypatch.setattr(generate, "to_bytes", lambda pixels: pixels.permute(0, 2, 3, 1))
     monkeypatch.setattr(generate, "resized", lambda pixels, image_size: pixels)
-    monkeypatch.setattr(generate, "_sample", lambda slot, pixels: type("Sample", (), {"pixels": pixels})())
+    monkeypatch.setattr(generate, "Sample", lambda *fields: type("Sample", (), {"pixels": fields[-1]})())
 
 
 @pytest.mark.usefixtures("before_quantisation")

@@ -118,7 +118,7 @@ def test_a_target_or_a_profile_that_the_builder_refuses(monkeypatch: pytest.Monk
     builder: Any = SimpleNamespace(create_builder_config=Refusing, create_optimization_profile=lambda: profile)
     with pytest.raises(PreflightError, match="--target sm89: tensorrt-rtx refuses it"):
         to_trt._builder_config(api, builder, BuildOptions("fp16", ("sm89",)), lambda _: None)
-    network: Any = SimpleNamespace(name="unet", num_inputs=0)
+    network: Any = SimpleNamespace(name="unet", num_inputs=0, get_input=lambda _: None)
     with pytest.raises(ModelError, match="no profile for 1 to 8 rows can be added"):
         config: Any = Refusing()
         to_trt._add_profile(builder, config, network, "vae_decoder", SIZES, Range(1, 8, 8))

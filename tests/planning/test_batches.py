@@ -121,7 +121,7 @@ def test_what_surely_fits_is_not_traced() -> None:
 def test_the_rough_bound_is_one(model: str) -> None:
     shapes = trace_model(model)
     bound = most_activations(shapes.path, shapes.resolution)
-    assert 1 < bound / max(part.activations for part in shapes.parts.values()) < 100
+    assert 1 < bound / max(part.activations for part in shapes.networks.values()) < 100
 
 
 def plan_of(run: Path) -> dict[str, Any]:

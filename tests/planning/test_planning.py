@@ -37,8 +37,8 @@ def request(**changed: Any) -> PlanRequest:
 )
 def test_stable_diffusion_counts(sd15: Shapes, part: str, millions: float, tera: float) -> None:
     """Published parameter totals, and the operations of one sample with attention's products in."""
-    assert sd15.parts[part].parameters / 1e6 == pytest.approx(millions, abs=0.01)
-    assert sd15.parts[part].flops / 1e12 == pytest.approx(tera, rel=0.01)
+    assert sd15.networks[part].parameters / 1e6 == pytest.approx(millions, abs=0.01)
+    assert sd15.networks[part].flops / 1e12 == pytest.approx(tera, rel=0.01)
 
 
 def test_one_reference_image_of_stable_diffusion(sd15: Shapes) -> None:
@@ -90,7 +90,7 @@ def test_disk_by_hand(sd15: Shapes) -> None:
 def test_batches_fit_the_memory_and_32_bit_indices(sd15: Shapes) -> None:
     asked = request()
     assert best_batch(asked, sd15, "vae_decoder", 1) == 16  # 32 x 256 x 512 x 512 is 2^31
-    part, batch = sd15.parts["unet"], best_batch(asked, sd15, "unet", 2)
+    part, batch = sd15.networks["unet"], best_batch(asked, sd15, "unet", 2)
     assert 2 * batch * part.largest < 2**31
     assert 2 * (sd15.parameters + 2 * batch * part.activations) < 0.9 * GPUS["h100"].memory
 
