@@ -35,7 +35,7 @@ def test_the_readmes_table_is_what_plan_calculates() -> None:
 
 def test_every_table_is_on_a_page() -> None:
     tool = load_tool("render_evaluate")
-    assert {block[2] for block in tool.BLOCK.finditer(f"{EVALUATE}\n{README}")} == {*tool.TABLES}
+    assert {*tool.page_tables.names_of(f"{EVALUATE}\n{README}", tool.KIND)} == {*tool.TABLES}
 
 
 def test_a_stale_table_is_noticed() -> None:
