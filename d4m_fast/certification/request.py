@@ -80,8 +80,8 @@ class Request:
             "images": self.images,
         }
 
-    def key(self, *parts: object) -> str:
-        return fingerprint([self.identity, *parts])
+    def key(self, *dependencies: object) -> str:
+        return fingerprint([self.identity, *dependencies])
 
     def export_config(self, engine: ExportedEngine, precision: FloatType) -> ExportConfig:
         config = self.config

@@ -72,11 +72,11 @@ def all_steps(request: Request, say: Say) -> tuple[list[Step], dict[str, str]]:
 def _engine_steps(engine: Engine, open_engines: OpenEngines, request: Request, say: Say) -> list[Step]:
     """Return the export, the agreement and the three stages' speed of one engine."""
 
-    def key(*parts: object) -> str | None:
+    def key(*dependencies: object) -> str | None:
         artifact = engines.artifact_of(engine, request)
         if engine.exported and artifact is None:
             return None  # not exported yet, so that no record can be of it
-        return request.key(engine.name, None if artifact is None else artifact.sha256, *parts)
+        return request.key(engine.name, None if artifact is None else artifact.sha256, *dependencies)
 
     def measure_agreement() -> Findings:
         return agree(engine, open_engines.engine(engine), open_engines.reference(), request)

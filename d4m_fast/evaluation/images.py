@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -126,6 +127,11 @@ def _central_square(image: Image.Image, size: int, shorter_side: int | None) -> 
     return image.crop((left, top, left + size, top + size))
 
 
+def ids_by_folder(source: Source) -> dict[str, int]:
+    """Return the id of each class of a source, by the name of its folder."""
+    return {class_info.folder: class_info.id for class_info in source.classes}
+
+
 def match_classes(source: Source, reference: Source, name: str = "real") -> dict[int, int]:
     """Return the id in `reference` of each class id of `source`, found by folder name.
 
@@ -135,13 +141,14 @@ def match_classes(source: Source, reference: Source, name: str = "real") -> dict
     Raises:
         DataError: a folder of `source` has no match; the message names the first.
     """
-    reference_ids = {class_info.folder: class_info.id for class_info in reference.classes}
+    reference_ids, matches = ids_by_folder(reference), dict[int, int]()
     for class_info in source.classes:
         if class_info.folder not in reference_ids:
             raise DataError(
                 f"no class {class_info.folder!r} among the {name} images; is this the data the run was made from?"
             )
-    return {class_info.id: reference_ids[class_info.folder] for class_info in source.classes}
+        matches[class_info.id] = reference_ids[class_info.folder]
+    return matches
 
 
 def is_same_set(one: Source, other: Source) -> bool:
@@ -173,9 +180,7 @@ def images_per_class(source: Source) -> int:
     Raises:
         DataError: classes differ in size, or one is empty.
     """
-    counts = {class_info.id: 0 for class_info in source.classes}
-    for item in source.items:
-        counts[item.class_id] += 1
+    counts = Counter(item.class_id for item in source.items)
     budget = max(counts.values(), default=0)
     for class_info in source.classes:
         if counts[class_info.id] < max(budget, 1):
@@ -197,20 +202,16 @@ def random_subset(source: Source, per_class: int, seed: int, class_ids: Collecti
     Raises:
         DataError: a class has fewer than `per_class` items.
     """
-    members: dict[int, list[Item]] = {class_info.id: [] for class_info in source.classes}
-    for item in source.items:
-        members[item.class_id].append(item)
     folders = {class_info.id: class_info.folder for class_info in source.classes}
-    drawn_items: list[Item] = []
-    for class_id in sorted(members if class_ids is None else members.keys() & set(class_ids)):
-        items = members[class_id]
+    # In the order of their ranks: the draw must not depend on the order in which a file system lists its files.
+    members, drawn_items = by_class(source.items), list[Item]()
+    for class_id in sorted(folders if class_ids is None else folders.keys() & set(class_ids)):
+        items = members.get(class_id, [])
         if len(items) < per_class:
             raise DataError(
                 f"class {folders[class_id]!r} has {len(items)} real images, {per_class} are needed for the random"
                 " subset"
             )
         generator = torch.Generator().manual_seed(derive_seed(seed, class_id, "random"))
-        # Sorted first: the draw must not depend on the order in which a file system lists its files.
-        items.sort(key=lambda item: item.rank)
         drawn_items += [items[i] for i in torch.randperm(len(items), generator=generator)[:per_class].tolist()]
     return drawn_items
