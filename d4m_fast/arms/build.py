@@ -84,7 +84,7 @@ class ArmBuilder:
             elif name in ("random", "random-vae", "coreset"):
                 self._require_enough(name)
         if _needing("model", names):
-            _ = self._vae
+            _ = self._vae  # opened, which refuses a model that is gone or is another one now
 
     def build(self, name: str, draw: int = 0) -> ImageSet:
         """Return the images of an arm, in the order of the test set's classes.
@@ -266,7 +266,7 @@ class ArmBuilder:
         for class_id in self._classes:
             candidates = self._read(members[class_id])
             features = self.features(candidates.images)
-            if self.coreset == "herding":
+            if self.coreset == "herding":  # of features of length 1, as in iCaRL (Rebuffi et al., 2017)
                 features = torch.nn.functional.normalize(features)
             rows = CORESETS[self.coreset](features, self.budget).cpu()
             images.append(candidates.images[rows])

@@ -107,6 +107,7 @@ class Vae:
     def _smaller(self, batch: int, error: OutOfMemoryError) -> int:
         if batch == 1:
             raise error.for_one_image()
+        # What the call that failed has left in the caches would be missing for the smaller one.
         release(self.decoder.runtime.device)
         return batch // 2
 

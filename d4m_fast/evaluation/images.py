@@ -111,6 +111,7 @@ def _room(n: int, size: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.uint8)
     with tempfile.NamedTemporaryFile(prefix="d4m-fast-images-") as file:
         files.require_room(files.Need(Path(file.name).parent, count, "the images of a set"))
+        # The mapping outlives the name, which the end of this block removes.
         return torch.from_file(file.name, shared=True, size=count, dtype=torch.uint8).view(shape)
 
 
@@ -151,7 +152,7 @@ def match_classes(source: Source, reference: Source, name: str = "real") -> dict
     return matches
 
 
-def is_same_set(one: Source, other: Source) -> bool:
+def is_same_set(first: Source, second: Source) -> bool:
     """Whether two sources are the same images, also where one is a copy of the other.
 
     A folder's fingerprint is of names and sizes, which uncompressed images of a train and a test set share.
@@ -159,10 +160,12 @@ def is_same_set(one: Source, other: Source) -> bool:
     Raises:
         DataError: an image that would tell is damaged.
     """
-    if one.fingerprint != other.fingerprint:
+    if first.fingerprint != second.fingerprint:
         return False
-    firsts = zip(_first_of_classes(one), _first_of_classes(other), strict=True)
-    return all(one.read(mine).tobytes() == other.read(theirs).tobytes() for mine, theirs in firsts)
+    for first_item, second_item in zip(_first_of_classes(first), _first_of_classes(second), strict=True):
+        if first.read(first_item).tobytes() != second.read(second_item).tobytes():
+            return False
+    return True
 
 
 def _first_of_classes(source: Source) -> list[Item]:

@@ -66,7 +66,7 @@ def _axis(values: Sequence[float], start: float, end: float) -> tuple[Scale, lis
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One of a chart's series: its name, and the number of its colour and dash."""
+    """Series of a chart: its name, and the number of its colour and dash."""
 
     name: str
     style: int
@@ -183,12 +183,12 @@ def lines(
         budgets: images per class, where these are the x of the points: the axis is then logarithmic, and has these
             ticks, and the points are marked.
     """
-    drawn, xs, ys = list[tuple[Series, Points]](), list[float](), list[float]()
-    for one, points in series:
+    thinned, xs, ys = list[tuple[Series, Points]](), list[float](), list[float]()
+    for entry, points in series:
         if points:
             # Every n-th point and the last, few enough to draw.
             points = [*points[: -1 : math.ceil(len(points) / _MOST_POINTS)], points[-1]]
-            drawn.append((one, points))
+            thinned.append((entry, points))
             xs += [x for x, _ in points]
             ys += [y for _, y in points]
     left, right, bottom = _PLOT_LEFT, WIDTH - _RIGHT, _TOP + _PLOT_HEIGHT
@@ -198,17 +198,17 @@ def lines(
         x_ticks = [Tick(x_scale(budget), str(budget)) for budget in budgets]
     else:
         x_scale, x_ticks = _axis(xs, left, right)
-    placed = []
-    for one, points in drawn:
+    chart_lines = []
+    for entry, points in thinned:
         places = tuple((x_scale(x), y_scale(y)) for x, y in points)
         text = " ".join(f"{x:g},{y:g}" for x, y in places)
-        placed.append(Line(one, text, places if budgets else ()))
-    return Lines(description, x_label, y_label, bottom + _BOTTOM, x_ticks, y_ticks, placed)
+        chart_lines.append(Line(entry, text, places if budgets else ()))
+    return Lines(description, x_label, y_label, bottom + _BOTTOM, x_ticks, y_ticks, chart_lines)
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar of a row: from the axis's zero to `width` to its right."""
+    """Bar of a row: from the axis's zero to `width` to its right."""
 
     series: Series
     y: float
@@ -254,19 +254,19 @@ def bars(
     values = [0.0, 1e-6]  # so that the axis begins at 0, and bars that are all 0 have one
     for _, pairs in rows:
         values += [value for _, value in pairs]
-    room = _RIGHT if write is None else 56
+    room = _RIGHT if write is None else 56  # of the text behind a bar
     scale, ticks = _axis(values, _LEFT, WIDTH - room)
-    placed, y = list[BarRow](), float(_TOP)
+    bar_rows, y = list[BarRow](), float(_TOP)
     for label, pairs in rows:
         thickness = 12 if len(pairs) == 1 else 7
         height = thickness * len(pairs) + 6
-        drawn = []
+        row_bars = []
         for i, (series, value) in enumerate(pairs):
-            drawn.append(Bar(series, y + 3 + i * thickness, round(scale(value) - _LEFT, 1)))
+            row_bars.append(Bar(series, y + 3 + i * thickness, round(scale(value) - _LEFT, 1)))
         total = "" if write is None else write(pairs[0][1])
-        placed.append(BarRow(cut(label), y + height / 2, drawn, scale(pairs[0][1]), total))
+        bar_rows.append(BarRow(cut(label), y + height / 2, row_bars, scale(pairs[0][1]), total))
         y += height
-    return Bars(description, unit, y + _BOTTOM, _LEFT, ticks, placed)
+    return Bars(description, unit, y + _BOTTOM, _LEFT, ticks, bar_rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the rows of an evaluation say beside each other: settings, the verdict, students and budgets."""
+"""Comparison of an evaluation's rows: settings, the verdict, students and budgets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMED_SETTINGS = 4  # a verdict on more of them counts instead
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the arms of a comparison have in common."""
+    """Circumstances that the arms of a comparison have in common."""
 
     protocol: str
     regime: str

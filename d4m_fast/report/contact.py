@@ -74,7 +74,7 @@ def _manifest_rows(path: Path) -> list[dict[str, Any]]:
             file = PurePosixPath(row["file"])
             if file.parts[:1] != ("images",) or ".." in file.parts:  # a name that leads out of the run's images
                 raise ValueError(f"{file} is no image of the run")
-            row["class_id"], row["index"], row["prompt"], row["nearest"]
+            row["class_id"], row["index"], row["prompt"], row["nearest"]  # looked up: one that is missing is damage
     except OSError as error:
         files.refuse_machine_error(path, error)
         raise DataError(f"{path}: {error.strerror}; d4m-fast verify --repair has it made again") from error

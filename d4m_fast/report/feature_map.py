@@ -1,4 +1,4 @@
-"""Where images lie in a teacher's features, in two dimensions."""
+"""Map of images in a teacher's features, in two dimensions."""
 
 from __future__ import annotations
 

@@ -49,8 +49,8 @@ def sections_of(results: Sequence[Results], run: Path | None) -> list[Section]:
     rows = first["rows"]
     # One colour per arm on the whole page; a curve may be of an arm that has no row yet.
     arms = list[str]()
-    for one in results:
-        arms += [entry["arm"] for entry in (*one["rows"], *one.get("curves", ()))]
+    for evaluation in results:
+        arms += [entry["arm"] for entry in (*evaluation["rows"], *evaluation.get("curves", ()))]
     series = series_of(arms)
     contents = {
         ("provenance", "Provenance"): _provenance(first),
@@ -149,11 +149,13 @@ def _curves(curves: Sequence[Mapping[str, Any]], series: Mapping[str, Series]) -
             losses.append((arm, list(enumerate(curve["losses"]))))
             accuracies.append((arm, curve["accuracies"]))
         pair = [_line_chart(losses, "training loss", title), _line_chart(accuracies, "test accuracy, %", title)]
-        drawn = list(filter(None, pair))
-        if drawn:
+        line_charts = list(filter(None, pair))
+        if line_charts:
             is_first = all(entry["regime"] != regime for entry in content)
             arms = list(legend.values())
-            content.append({"title": title, "regime": regime, "is_first": is_first, "legend": arms, "charts": drawn})
+            content.append(
+                {"title": title, "regime": regime, "is_first": is_first, "legend": arms, "charts": line_charts}
+            )
     return content
 
 
@@ -170,7 +172,7 @@ def _line_chart(lines: Sequence[tuple[Series, charts.Points]], unit: str, title:
 
 def _budgets(results: Sequence[Results], series: Mapping[str, Series]) -> list[dict[str, Any]]:
     content = []
-    for setting, arms in by_budget(chain.from_iterable(one["rows"] for one in results)).items():
+    for setting, arms in by_budget(chain.from_iterable(evaluation["rows"] for evaluation in results)).items():
         budgets = sorted(set(chain.from_iterable(arms.values())))
         lines = []
         for arm, rows in arms.items():
