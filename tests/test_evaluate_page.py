@@ -16,7 +16,7 @@ from d4m_fast.evaluation.label_store import labels_identity, write_labels
 from d4m_fast.evaluation.protocols import PROTOCOLS
 from d4m_fast.evaluation.stems import patch_of
 from d4m_fast.evaluation.teacher_check import TeacherCheck
-from d4m_fast.examination import MATRIX
+from d4m_fast.examination.opening import MATRIX
 
 EVALUATE = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,54 +1,35 @@
-"""Evaluation on one page: open the sets, check the teachers, build the arms, label, train, compare."""
+"""An evaluation that was opened: its teachers to check, its arms to build, its sets to label, its students to train."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import itertools
-import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from d4m_fast import __version__
 from d4m_fast.arms.build import ArmBuilder
-from d4m_fast.arms.classes import part_of, require_alike
 from d4m_fast.arms.features import Features, features_of
-from d4m_fast.arms.names import ARMS, parse_arms, parse_folders
+from d4m_fast.arms.names import ARMS
 from d4m_fast.config.choices import Regime
 from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.config.fields import available_threads
-from d4m_fast.engine.runtime import hardware, resolve_device
-from d4m_fast.errors import DataError, ModelError, NonFiniteError, UsageError
-from d4m_fast.evaluation.images import ImageSet, images_per_class, is_same_set, load_images, match_classes, of_classes
-from d4m_fast.evaluation.overrides import overridden, parse_override
-from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol
-from d4m_fast.evaluation.results import Subject, to_json
-from d4m_fast.evaluation.stored import STORED, StoredLabels, parse_labels, require_labels
-from d4m_fast.evaluation.students import build_student
-from d4m_fast.evaluation.tasks import Exam, LabelTask, Result, Task
+from d4m_fast.engine.runtime import resolve_device
+from d4m_fast.evaluation.images import ImageSet, load_images, match_classes, of_classes
+from d4m_fast.evaluation.protocols import Protocol
+from d4m_fast.evaluation.stored import STORED, StoredLabels
+from d4m_fast.evaluation.tasks import Exam, LabelTask, Task
 from d4m_fast.evaluation.teacher_check import TeacherCheck, check_teacher, require_sound
-from d4m_fast.evaluation.teachers import Teacher, open_teacher
+from d4m_fast.evaluation.teachers import Teacher
 from d4m_fast.evaluation.train import Execution
 from d4m_fast.evaluation.workers import Job
 from d4m_fast.flow.stopwatch import Stopwatch
-from d4m_fast.report.feature_map import feature_map, mapped_images
-from d4m_fast.runs.run import options_of, require_finished, source_of
-from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.records import Source
-from d4m_fast.storage.files import bytes_on_disk
 
-# One of each family: plain convolutions, residual, inverted bottlenecks, a transformer.
-MATRIX = ("convnet3", "resnet18", "mobilenet_v3_small", "timm/vit_tiny_patch16_224")
-MAPPED_ARMS = {"real": "random", "prototype": "decoded", "distilled": "distilled"}  # kinds of the map of features
 # Not float16: the gradients of a loss at temperature 20 are too small for it without a scale.
 AUTOCAST = {"none": None, "bf16": torch.bfloat16}
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,7 +118,7 @@ class Examination:
         sets, stored = dict[str, ImageSet](), dict[str, StoredLabels]()
         with self.timed("arms"):
             for arm, generation, seed in self._students_of_arms():
-                name = self._set_name(arm, generation, seed)
+                name = self.set_name(arm, generation, seed)
                 if name not in sets:
                     draw = generation * self.config.seeds + seed
                     sets[name] = self._builders[generation].build(arm, draw)
@@ -168,7 +149,7 @@ class Examination:
                 match_classes(distilled, self.test),
                 self.protocol.resolution,
                 self.execution.device,
-                self._features if "coreset" in self.arms else None,
+                self.features if "coreset" in self.arms else None,
                 self.config.coreset,
                 self.folders,
             )
@@ -181,25 +162,12 @@ class Examination:
         _ = self._builders
 
     @cached_property
-    def _features(self) -> Features | None:
+    def features(self) -> Features | None:
         """Features of the first teacher, which its last layer sees; None without teachers."""
         if not self.teachers:
             return None
         teacher = next(iter(self.teachers.values()))
         return features_of(teacher.network.to(self.execution.device), self.execution.device)
-
-    def _feature_map(self, exam: Exam) -> dict[str, Any] | None:
-        """Return where images of the first generation lie in the first teacher's features."""
-        names = {kind: self._set_name(arm, 0, 0) for kind, arm in MAPPED_ARMS.items()}
-        sets = {kind: mapped_images(exam.sets[name], self.classes) for kind, name in names.items() if name in exam.sets}
-        if not self.teachers:
-            return None
-        try:
-            with self.timed("feature map"):
-                return None if self._features is None else feature_map(self._features, sets)
-        except (DataError, ModelError, NonFiniteError) as error:  # a picture is no reason to lose hours of training
-            log.warning("no map of the teacher's features: %s", error)
-            return None
 
     def _students_of_arms(self) -> Iterator[tuple[str, int, int]]:
         """Yield arm, generation and seed of every student of one recipe."""
@@ -207,155 +175,32 @@ class Examination:
         for seed, generation, arm in itertools.product(range(self.config.seeds), range(len(self.paths)), self.arms):
             yield arm, generation, seed
 
-    def _set_name(self, arm: str, generation: int, seed: int) -> str:
+    def set_name(self, arm: str, generation: int, seed: int) -> str:
         """Return the name of the images a student learns from: those drawn for it, its generation's, or everybody's."""
-        known = ARMS.get(arm)
-        if known is None or arm in ("whole", "coreset"):
+        kind = ARMS.get(arm)
+        if kind is None or arm in ("whole", "coreset"):
             return arm
-        return f"{arm}/{generation}/{seed}" if known.is_drawn else f"{arm}/{generation}"
+        return f"{arm}/{generation}/{seed}" if kind.is_drawn else f"{arm}/{generation}"
 
     def tasks(self) -> list[Task]:
         """Return every student to train."""
         tasks = []
         for student, regime in itertools.product(self.students, self.regimes):
-            for teacher in self._teachers_of(regime):
+            teachers: list[str | None] = list(self.teachers)
+            if regime == "hard":
+                teachers = [None]
+            elif regime == "fixed" and self.labels:
+                teachers = [STORED]
+            for teacher in teachers:
                 for arm, generation, seed in self._students_of_arms():
-                    name = self._set_name(arm, generation, seed)
+                    name = self.set_name(arm, generation, seed)
                     tasks.append(Task(arm, name, regime, student, teacher, seed, generation))
         return tasks
 
-    def _teachers_of(self, regime: Regime) -> list[str | None]:
-        if regime == "hard":
-            return [None]
-        return [STORED] if regime == "fixed" and self.labels else list(self.teachers)
-
     def label_tasks(self) -> list[Job]:
         """Return every image set that a teacher labels beforehand, each once."""
-        tasks = (task for task in self.tasks() if task.regime == "fixed" and task.teacher is not None)
-        return list(dict.fromkeys(LabelTask(task.set_name, str(task.teacher), task.generation) for task in tasks))
-
-    def to_json(self, exam: Exam, results: Sequence[Result], checks: Sequence[TeacherCheck]) -> dict[str, Any]:
-        """Return everything that the evaluation says."""
-        folders = {class_info.id: class_info.folder for class_info in self.test.classes}
-        subject = Subject(
-            runs=tuple(map(str, self.paths)),
-            images_per_class=images_per_class(self.distilled[0]),
-            classes=tuple(folders[class_id] for class_id in self.classes),
-            protocol=self.protocol.to_json(),
-            seeds=self.config.seeds,
-            data=(*(part.fingerprint for part in self.distilled), self.train.fingerprint, self.test.fingerprint),
-        )
-        return to_json(
-            subject,
-            results,
-            image_bytes=self._image_bytes(),
-            checks=checks,
-            feature_map=self._feature_map(exam),
-            provenance=self.provenance,
-            seconds={**self.timed.seconds, "total": sum(self.timed.seconds.values())},
-        )
-
-    def _image_bytes(self) -> dict[str, int]:
-        """Return the bytes of the arms that are files of their own."""
-        first = self.paths[0]
-        distilled = first / "images" if options_of(first) else first
-        return {arm: bytes_on_disk(path) for arm, path in {**self.folders, "distilled": distilled}.items()}
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What the numbers come from: versions, machine, teachers, and how each distilled set was made."""
-        libraries = ("torch", "torchvision", "timm", "numpy", "pillow")
-        return {
-            "versions": {"d4m-fast": __version__, **{name: importlib.metadata.version(name) for name in libraries}},
-            "machine": hardware(self.execution.device),
-            "autocast": self.config.autocast,
-            "workers": self.workers,
-            "width": self.config.width,
-            "top_k": self.config.top_k,
-            "coreset": self.config.coreset if "coreset" in self.arms else None,
-            "teachers": {name: teacher.sha256 for name, teacher in self.teachers.items()},
-            "labels": {arm: stored.digest for arm, stored in self.labels.items()},
-            "runs": {str(path): options_of(path) for path in self.paths},
-        }
-
-
-def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) -> Examination:
-    """Open everything that an evaluation needs, and refuse what cannot be done, before anything is trained.
-
-    Args:
-        paths: run directories or directories of class folders, one for each seed of the generation.
-        work: directory of results, checkpoints and stored labels.
-
-    Raises:
-        D4MError: the first thing that is wrong.
-    """
-    for path in paths:
-        require_finished(path)
-    distilled = [open_source(str(path), prompts_needed=False) for path in paths]
-    origin = source_of(paths[0]) if config.train_data is None or config.test_data is None else None
-    train = open_source(_data_name("--train-data", config.train_data, origin), prompts_needed=False)
-    test = open_source(_data_name("--test-data", config.test_data, origin), split="test", prompts_needed=False)
-    if is_same_set(test, train):
-        raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
-    if config.classes is not None:
-        distilled = [part_of(part, test, config.classes) for part in distilled]
-    require_alike(distilled)
-    protocol = _protocol(config)
-    arms, folders = parse_arms(config.arms), parse_folders(config.arm)
-    regimes = config.regime if config.regime else (protocol.regime,)
-    labels = parse_labels(config.labels, [class_info.folder for class_info in test.classes])
-    require_labels(labels, (*arms, *folders), folders, regimes, len(paths), protocol)
-    needs_teacher = "coreset" in arms or not {*regimes} <= ({"hard", "fixed"} if labels else {"hard"})
-    names = (config.teacher if config.teacher else (protocol.teacher,)) if needs_teacher else ()
-    examination = Examination(
-        config,
-        protocol,
-        tuple(paths),
-        tuple(distilled),
-        train,
-        test,
-        match_classes(distilled[0], test, "test"),
-        tuple(dict.fromkeys(regimes)),
-        _students(config, protocol),
-        {name: open_teacher(name, test.classes, resolution=protocol.resolution) for name in names},
-        (*arms, *folders),
-        folders,
-        work,
-        labels,
-    )
-    for student in examination.students:
-        build_student(student, classes=examination.outputs, image_size=protocol.resolution, width=config.width)
-    examination.require_arms()
-    return examination
-
-
-def _protocol(config: EvaluateConfig) -> Protocol:
-    overrides = dict(map(parse_override, config.override))
-    if config.epochs is not None:
-        overrides["epochs"] = str(config.epochs)
-    return overridden(PROTOCOLS[config.protocol], overrides)
-
-
-def _students(config: EvaluateConfig, protocol: Protocol) -> tuple[str, ...]:
-    names = config.student if config.student else MATRIX if config.matrix else (protocol.student,)
-    return tuple(dict.fromkeys(names))
-
-
-def _data_name(flag: str, value: str | None, origin: str | None) -> str:
-    """Return an option's value, or what the run was made from where it has none.
-
-    Raises:
-        UsageError: neither is known, as of a directory of another method's images.
-    """
-    name = origin if value is None else value
-    if name is None:
-        raise UsageError(f"{flag} is needed: this directory does not say what it was made from")
-    return name
-
-
-def work_folder(path: Path, artifacts: Path) -> Path:
-    """Return where the evaluation of a set is kept: in the run itself, or of other images in the cache."""
-    if options_of(path):
-        return path / "evaluation"
-    # Not of the text of the path: not every path is one.
-    return artifacts / "evaluation" / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
+        tasks = dict[Job, None]()  # a set that keeps its order
+        for task in self.tasks():
+            if task.regime == "fixed" and task.teacher is not None:
+                tasks[LabelTask(task.set_name, task.teacher, task.generation)] = None
+        return list(tasks)
