@@ -134,7 +134,9 @@ def auto_or_number(text: str) -> int | str:
 def _help(field: dataclasses.Field[Any], described: Setting) -> str:
     """Return an option's help with its default and its bounds."""
     default = _default_text(field, described)
-    notes = [note for note in (f"default: {default}" if default else "", described.range) if note]
+    notes = [f"default: {default}"] if default else []
+    if described.range:
+        notes.append(described.range)
     return f"{described.help}  [{'; '.join(notes)}]" if notes else described.help
 
 
@@ -180,13 +182,15 @@ def _load_defaults(context: click.Context, _: click.Parameter, file: Path | None
     if file is None:
         return
     parameter_names = dict[str, str]()  # by what a file may call them: the parameter's name, or the flag's
+    repeatable = set[str]()
     for parameter in context.command.params:
+        if getattr(parameter, "multiple", False):
+            repeatable.add(str(parameter.name))
         flags = (flag.removeprefix("--") for flag in parameter.opts if flag.startswith("--"))
         for name in (str(parameter.name), *flags):
             parameter_names[name.replace("-", "_")] = str(parameter.name)
     options = _read_options(file, parameter_names)
     # As flags have them: of a number that is no integer, or of true, Click would make an integer without a word.
-    repeatable = {str(parameter.name) for parameter in context.command.params if getattr(parameter, "multiple", False)}
     context.default_map = {}
     for name, value in options.items():
         values = list(map(str, value)) if isinstance(value, list) else [str(value)]

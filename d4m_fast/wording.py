@@ -1,4 +1,4 @@
-"""Names in messages: lists short enough for one line, and what a misspelt one may have meant."""
+"""Words of messages: lists short enough for one line, and what a misspelt name may have meant."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def some(names: Iterable[str]) -> str:
     listed = list(names)
     more = f" and {len(listed) - _MOST_NAMES:,} more" if len(listed) > _MOST_NAMES else ""
     return ", ".join(listed[:_MOST_NAMES]) + more
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; some libraries go on for pages."""
+    return str(error).partition("\n")[0]
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

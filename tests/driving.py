@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import io
 import json
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -135,6 +136,25 @@ def load_tool(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def attempts_on_a_full_disk(attempt: Callable[[], Ran], monkeypatch: pytest.MonkeyPatch) -> Iterator[Ran]:
+    """Yield each of a command's attempts: number n gets as far as its 4n-th sync, until one gets through."""
+    sync, attempts, code = os.fsync, 0, 1
+    while code != 0:
+        attempts += 1
+        room = iter(range(4 * attempts))
+
+        def full(descriptor: int, room: Iterator[int] = room) -> None:
+            if next(room, None) is None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            ran = attempt()
+        code = ran.code
+        yield ran
 
 
 def leftovers(root: Path) -> list[Path]:

@@ -52,7 +52,7 @@ def test_the_sentences_on_speed_are_those_of_the_file(page: str, sentence: str) 
 
 def test_every_table_is_on_a_page(renderer: ModuleType) -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in renderer.pages())
-    assert {found[2] for found in renderer.BLOCK.finditer(text)} == {*renderer.TABLES}
+    assert {*renderer.page_tables.names_of(text, renderer.KIND)} == {*renderer.TABLES}
 
 
 def test_every_file_of_a_bench_has_a_table(renderer: ModuleType, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driving import Finished, Ran, leftovers, products, refused
+from driving import Finished, Ran, attempts_on_a_full_disk, leftovers, products, refused
 
 from d4m_fast.errors import PreflightError
 from d4m_fast.storage import files
@@ -23,24 +23,12 @@ Distill = Callable[..., Ran]
 def test_full_disk_at_every_sync(
     distill: Distill, tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Attempt n gets as far as its n-th sync, further each time, until one gets through."""
-    sync, attempts = os.fsync, 0
-    while True:
+    attempts = 0
+    for ran in attempts_on_a_full_disk(distill, monkeypatch):
         attempts += 1
-        left = iter(range(4 * attempts))
-
-        def full(descriptor: int, left: Any = left) -> None:
-            if next(left, None) is None:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            sync(descriptor)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", full)
-            ran = distill()
-        if ran.code == 0:
-            break
-        refused(ran, 6, "run the same command again")
-        assert leftovers(tmp_path) == []
+        if ran.code != 0:
+            refused(ran, 6, "run the same command again")
+            assert leftovers(tmp_path) == []
     assert attempts > 5
     assert products(tmp_path / "run") == products(finished.run)
 

@@ -18,7 +18,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from driving import Ran, command, environment, leftovers, one_line, run_cli, start, tree, wait_for
+from driving import (
+    Ran,
+    attempts_on_a_full_disk,
+    command,
+    environment,
+    leftovers,
+    one_line,
+    run_cli,
+    start,
+    tree,
+    wait_for,
+)
 from PIL import Image
 
 from d4m_fast.errors import D4MError, DamageError, NonFiniteError, OutOfMemoryError
@@ -262,24 +273,12 @@ def test_one_out_holds_the_labels_of_several_sets(subject: Subject, rows: list[d
 def test_a_disk_that_fills_up(
     subject: Subject, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Attempt n gets as far as its n-th sync, further each time, until one gets through."""
-    sync, attempts, out = os.fsync, 0, tmp_path / "out"
-    while True:
+    attempts, out = 0, tmp_path / "out"
+    for ran in attempts_on_a_full_disk(lambda: subject.evaluate(out, "--regime", "fixed", "--json"), monkeypatch):
         attempts += 1
-        left = iter(range(4 * attempts))
-
-        def full(descriptor: int, left: Any = left) -> None:
-            if next(left, None) is None:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            sync(descriptor)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", full)
-            ran = subject.evaluate(out, "--regime", "fixed", "--json")
-        if ran.code == 0:
-            break
-        one_line(ran, 6, "no space left")
-        assert leftovers(out) == []
+        if ran.code != 0:
+            one_line(ran, 6, "no space left")
+            assert leftovers(out) == []
     assert attempts > 2
     assert rows_of(ran) == rows
 

@@ -16,7 +16,7 @@ from d4m_fast.evaluation.label_store import labels_identity, write_labels
 from d4m_fast.evaluation.protocols import PROTOCOLS
 from d4m_fast.evaluation.stems import patch_of
 from d4m_fast.evaluation.teacher_check import TeacherCheck
-from d4m_fast.examination import MATRIX
+from d4m_fast.examination.opening import MATRIX
 
 EVALUATE = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ def test_the_readmes_table_is_what_plan_calculates() -> None:
 
 def test_every_table_is_on_a_page() -> None:
     tool = load_tool("render_evaluate")
-    assert {block[2] for block in tool.BLOCK.finditer(f"{EVALUATE}\n{README}")} == {*tool.TABLES}
+    assert {*tool.page_tables.names_of(f"{EVALUATE}\n{README}", tool.KIND)} == {*tool.TABLES}
 
 
 def test_a_stale_table_is_noticed() -> None:

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench_tables import markdown, read_rows
+from bench_tables import read_rows
+from page_tables import markdown
 
 HEAD = ("", "aim", "reached")
 WIDE = 4096  # values of a latent from which on points count as wide

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from page_tables import markdown
 
 Row = dict[str, Any]
 
@@ -34,11 +36,6 @@ STEPS = ("export", "compare", "half", "build")
 def read_rows(file: Path) -> list[Row]:
     """Return the lines of a bench."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
 
 def real_size(folder: Path) -> str:

@@ -5,9 +5,9 @@ python tools/render_benches.py
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,13 +19,13 @@ import bench_tables  # noqa: E402
 import engines  # noqa: E402
 import kmeans_roofline  # noqa: E402
 import official  # noqa: E402
+import page_tables  # noqa: E402
 import plot_kmeans  # noqa: E402
 import presets  # noqa: E402
 
 from d4m_fast.kernels.roofline import H100  # noqa: E402
 
-BLOCK = re.compile(r"^(<!-- bench:(\S+) begin -->\n).*?^(<!-- bench:\2 end -->)$", re.DOTALL | re.MULTILINE)
-MARKER = re.compile(r"^<!-- bench:\S+ (?:begin|end) -->$", re.MULTILINE)
+KIND = "bench"
 IMAGENET = {"classes": 1000, "n": 1300, "d": 16_384}  # in the latents of 512 pixel images
 
 
@@ -34,7 +34,7 @@ def roofline(_: Path) -> str:
     ks = (10, 50, 100, 200)
     columns = [kmeans_roofline.rows(k=k, machine=H100, **IMAGENET) for k in ks]
     lines = [[name, *(f"{column[name]:,.1f}" for column in columns)] for name in columns[0]]
-    return bench_tables.markdown(("ms for 1,000 classes", *(f"k = {k}" for k in ks)), lines)
+    return page_tables.markdown(("ms for 1,000 classes", *(f"k = {k}" for k in ks)), lines)
 
 
 def presets_table(name: str) -> Callable[[Path], str]:
@@ -88,24 +88,16 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
 
 
 def render(text: str, folder: Path = BENCH) -> str:
-    """Return a page with every table made anew from the files in a folder.
-
-    Raises:
-        ValueError: a marker stands alone or in the wrong order.
-        KeyError: no table has that name.
-    """
-    alone = MARKER.search(BLOCK.sub("", text))
-    if alone is not None:
-        raise ValueError(f"{alone.group()}: no begin and end in this order")
-    return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]](folder)}\n{found[3]}", text)
+    """Return a page with every table made anew from the files in a folder; errors are those of `page_tables.render`."""
+    return page_tables.render(text, KIND, {name: partial(table, folder) for name, table in TABLES.items()})
 
 
 def pages() -> list[Path]:
     """Return the pages that have tables of benches."""
     every = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    return [page for page in every if MARKER.search(page.read_text(encoding="utf-8"))]
+    return [page for page in every if f"<!-- {KIND}:" in page.read_text(encoding="utf-8")]
 
 
 if __name__ == "__main__":
     for page in pages():
-        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page_tables.rewrite(page, render)

@@ -5,13 +5,15 @@ python tools/render_evaluate.py
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+
+import page_tables  # noqa: E402
+from page_tables import markdown  # noqa: E402
 
 from d4m_fast.arms.names import ARMS, Arm  # noqa: E402
 from d4m_fast.config.plan import IMAGENET_CLASSES, IMAGENET_IMAGES, PlanConfig  # noqa: E402
@@ -20,17 +22,15 @@ from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol  # noqa: E402
 from d4m_fast.planning.calculate import calculate  # noqa: E402
 
 PAGES = (ROOT / "docs" / "evaluate.md", ROOT / "README.md")
-BLOCK = re.compile(r"^(<!-- code:(\S+) begin -->\n).*?^(<!-- code:\2 end -->)$", re.DOTALL | re.MULTILINE)
-MARKER = re.compile(r"^<!-- code:\S+ (?:begin|end) -->$", re.MULTILINE)
+KIND = "code"
 BUDGETS = (10, 50, 100, 200)  # images per class of the paper's tables
 LABELS = (("d4m", None, None), ("d4m", 30, None), ("d4m", 30, 10), ("rded", 30, 10))  # protocol, epochs, top k
 
 
 def protocols() -> str:
     """Return the fields of every protocol, and where they were read."""
-    shown = list(PROTOCOLS.values())
-    table = markdown(("field", *PROTOCOLS), protocol_rows(shown))
-    return "\n".join([table, "", *map(_source_item, source_lines(shown))])
+    table = markdown(("field", *PROTOCOLS), protocol_rows(PROTOCOLS.values()))
+    return "\n".join([table, "", *map(_source_item, source_lines(PROTOCOLS.values()))])
 
 
 def _source_item(line: str) -> str:
@@ -89,11 +89,6 @@ def imagenet() -> str:
     return markdown(("IPC", "encoding", "generation", "students", "labels"), lines)
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
-
-
 TABLES: Mapping[str, Callable[[], str]] = {
     "arms": arms,
     "imagenet": imagenet,
@@ -103,18 +98,10 @@ TABLES: Mapping[str, Callable[[], str]] = {
 
 
 def render(text: str) -> str:
-    """Return a page with every table made anew.
-
-    Raises:
-        ValueError: a marker stands alone or in the wrong order.
-        KeyError: no table has that name.
-    """
-    alone = MARKER.search(BLOCK.sub("", text))
-    if alone is not None:
-        raise ValueError(f"{alone.group()}: no begin and end in this order")
-    return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block[2]]()}\n{block[3]}", text)
+    """Return a page with every table made anew; errors are those of `page_tables.render`."""
+    return page_tables.render(text, KIND, TABLES)
 
 
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page_tables.rewrite(page, render)

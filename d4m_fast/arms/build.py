@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,13 @@ from PIL import Image
 
 from d4m_fast.arms.coreset import CORESETS
 from d4m_fast.arms.features import Features
-from d4m_fast.arms.names import ARMS, Coreset, Need
+from d4m_fast.arms.names import ARMS, Need
 from d4m_fast.arms.vae import Names, Vae, open_vae
+from d4m_fast.config.choices import Coreset
 from d4m_fast.errors import DataError, UsageError
 from d4m_fast.evaluation.images import (
     ImageSet,
+    ids_by_folder,
     images_per_class,
     load_images,
     match_classes,
@@ -33,7 +35,7 @@ from d4m_fast.sources.records import ClassInfo, Item, Source, by_class
 
 @dataclass(frozen=True)
 class ArmBuilder:
-    """What all arms of one distilled set are built from.
+    """Builder of the arms of one distilled set.
 
     Arms are of the distilled set's classes and have as many images of each, but for `whole`. All are read at `size`
     by `evaluation.images.load_images`; what comes from a VAE first has the size that the run writes.
@@ -82,7 +84,7 @@ class ArmBuilder:
             elif name in ("random", "random-vae", "coreset"):
                 self._require_enough(name)
         if _needing("model", names):
-            _ = self._vae
+            _ = self._vae  # opened, which refuses a model that is gone or is another one now
 
     def build(self, name: str, draw: int = 0) -> ImageSet:
         """Return the images of an arm, in the order of the test set's classes.
@@ -138,10 +140,10 @@ class ArmBuilder:
         return open_vae(self._records, self.device)
 
     @cached_property
-    def _classes(self) -> list[ClassInfo]:
-        """The real images' classes that the distilled set has, in the order of the test set's ids."""
+    def _classes(self) -> dict[int, ClassInfo]:
+        """The real images' classes that the distilled set has, by id, in the order of the test set's ids."""
         by_id = {class_info.id: class_info for class_info in self.train.classes}
-        return [by_id[class_id] for class_id in self._labels]
+        return {class_id: by_id[class_id] for class_id in self._labels}
 
     def _require_needs(self, names: Sequence[str]) -> None:
         for name in names:
@@ -159,7 +161,7 @@ class ArmBuilder:
 
     def _require_enough(self, name: str) -> None:
         counts = Counter(item.class_id for item in self.train.items)
-        for class_info in self._classes:
+        for class_info in self._classes.values():
             if counts[class_info.id] < self.budget:
                 raise DataError(
                     f"class {class_info.folder!r} has {counts[class_info.id]} real images, {self.budget} are needed for"
@@ -171,25 +173,26 @@ class ArmBuilder:
 
     def _all_of(self, source: Source) -> ImageSet:
         """Return all images of a distilled set or a user's folder, whose classes are those of the distilled set."""
-        ids = {class_info.folder: self.test_ids[class_info.id] for class_info in self.distilled.classes}
-        labels = {class_info.id: ids[class_info.folder] for class_info in source.classes}
+        ids = ids_by_folder(self.distilled)
+        labels = {class_info.id: self.test_ids[ids[class_info.folder]] for class_info in source.classes}
         items = sorted(source.items, key=lambda item: labels[item.class_id])
         return load_images(source, self.size, items, labels, shorter_side=self.shorter_side)
 
     def _open_folder(self, name: str) -> Source:
         source = open_source(str(self.folders[name]), prompts_needed=False)
-        ids = {class_info.folder: class_info.id for class_info in source.classes}
+        ids, class_ids = ids_by_folder(source), set[int]()
         for class_info in self.distilled.classes:
             if class_info.folder not in ids:
                 raise DataError(f"--arm {name}={self.folders[name]}: no class {class_info.folder!r}, which the run has")
-        part = with_classes(source, {ids[class_info.folder] for class_info in self.distilled.classes})
-        budget = images_per_class(part)
+            class_ids.add(ids[class_info.folder])
+        arm = with_classes(source, class_ids)
+        budget = images_per_class(arm)
         if budget != self.budget:
             raise DataError(
                 f"--arm {name}={self.folders[name]}: {budget} images per class, the run has {self.budget}; arms are"
                 " compared at one budget"
             )
-        return part
+        return arm
 
     def _random(self, draw: int) -> list[Item]:
         return self._by_label(random_subset(self.train, self.budget, draw, self._labels))
@@ -211,8 +214,8 @@ class ArmBuilder:
         """Return the real image nearest to each prototype; one may be nearest to two."""
         members = by_class(of_classes(self.train, self._labels))
         medoids = []
-        for class_info in self._classes:
-            by_origin = {item.origin: item for item in members[class_info.id]}
+        for class_id, class_info in self._classes.items():
+            by_origin = {item.origin: item for item in members[class_id]}
             for origin in self._prototypes(class_info).nearest:
                 if origin not in by_origin:
                     raise DataError(
@@ -234,14 +237,13 @@ class ArmBuilder:
             )
 
     def _through_vae(self, items: Sequence[Item]) -> ImageSet:
-        classes = {class_info.id: class_info for class_info in self._classes}
-        names = [(classes[item.class_id], item.rank) for item in items]
+        names = [(self._classes[item.class_id], item.rank) for item in items]
         latents = self._vae.encode(with_items(self.train, items))
         return self._of_latents(latents, names, [item.origin for item in items])
 
     def _decoded(self) -> ImageSet:
         names, centroids, origins = list[tuple[ClassInfo, int]](), list[np.ndarray](), list[str]()
-        for class_info in self._classes:
+        for class_info in self._classes.values():
             prototypes = self._prototypes(class_info)
             centroids.append(prototypes.centroids())
             for index in range(len(prototypes.nearest)):
@@ -250,31 +252,27 @@ class ArmBuilder:
         return self._of_latents(torch.from_numpy(np.concatenate(centroids)), names, origins)
 
     def _of_latents(self, latents: torch.Tensor, names: Names, origins: Sequence[str]) -> ImageSet:
-        batches = [self._at_size(images) for images in self._vae.decode(latents, names)]
+        batches = []
+        for images in self._vae.decode(latents, names):
+            batches.append(load_images(_Decoded.of(images), self.size, shorter_side=self.shorter_side).images)
         labels = torch.tensor([self._labels[class_info.id] for class_info, _ in names])
         return ImageSet(torch.cat(batches), labels, tuple(origins))
 
-    def _at_size(self, images: np.ndarray) -> torch.Tensor:
-        return load_images(_Decoded.of(images), self.size, shorter_side=self.shorter_side).images
-
     def _coreset(self) -> ImageSet:
-        parts = list(self._coreset_parts())
-        origins = tuple(origin for part in parts for origin in part.origins)
-        return ImageSet(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]), origins)
-
-    def _coreset_parts(self) -> Iterator[ImageSet]:
-        """Yield the images chosen of each class; all of one class are in memory at a time."""
         assert self.features is not None  # `_require_needs`
         members = by_class(of_classes(self.train, self._labels))
-        for class_info in self._classes:
-            items = members[class_info.id]
-            images = self._read(items)
-            features = self.features(images.images)
-            if self.coreset == "herding":
+        images, labels, origins = list[torch.Tensor](), list[torch.Tensor](), list[str]()
+        # Class by class: all real images of one are in memory at a time.
+        for class_id in self._classes:
+            candidates = self._read(members[class_id])
+            features = self.features(candidates.images)
+            if self.coreset == "herding":  # of features of length 1, as in iCaRL (Rebuffi et al., 2017)
                 features = torch.nn.functional.normalize(features)
             rows = CORESETS[self.coreset](features, self.budget).cpu()
-            origins = tuple(images.origins[row] for row in rows.tolist())
-            yield ImageSet(images.images[rows], images.labels[rows], origins)
+            images.append(candidates.images[rows])
+            labels.append(candidates.labels[rows])
+            origins += [candidates.origins[row] for row in rows.tolist()]
+        return ImageSet(torch.cat(images), torch.cat(labels), tuple(origins))
 
 
 def _needing(need: Need, names: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d4m_fast.errors import DataError, UsageError
-from d4m_fast.evaluation.images import images_per_class
+from d4m_fast.evaluation.images import ids_by_folder, images_per_class
 from d4m_fast.sources.dataset import subset, with_classes
 from d4m_fast.sources.records import Source
 from d4m_fast.storage import files
@@ -27,35 +27,36 @@ def part_of(distilled: Source, test: Source, classes: str) -> Source:
         DataError: the distilled set has not, or the file cannot be read.
     """
     # Not Path.is_file, which fails on a list that is longer than the name of a file may be.
-    names = _names_in(Path(classes), test) if os.path.isfile(classes) else _names_of(classes, test)
-    ids = {class_info.folder: class_info.id for class_info in distilled.classes}
-    missing = [name for name in names if name not in ids]
+    if os.path.isfile(classes):
+        folders = _folders_in(Path(classes), test)
+    else:
+        folders = [class_info.folder for class_info in subset(test, classes).classes]
+    ids = ids_by_folder(distilled)
+    missing = [folder for folder in folders if folder not in ids]
     if missing:
         raise DataError(
-            f"--classes: {len(missing)} of {len(names)} classes are not in the distilled set: {some(missing)};"
+            f"--classes: {len(missing)} of {len(folders)} classes are not in the distilled set: {some(missing)};"
             " leave them out"
         )
-    return with_classes(distilled, {ids[name] for name in names})
+    return with_classes(distilled, {ids[folder] for folder in folders})
 
 
-def _names_of(classes: str, test: Source) -> list[str]:
-    return [class_info.folder for class_info in subset(test, classes).classes]
-
-
-def _names_in(file: Path, test: Source) -> list[str]:
+def _folders_in(file: Path, test: Source) -> list[str]:
     """Return the first words of a file's lines, all of which must be classes of the test set."""
     try:
         lines = files.read_regular(file).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--classes {file}: cannot be read ({error}); give a text file, a class a line") from error
-    names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
-    if not names:
+    folders = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    if not folders:
         raise DataError(f"--classes {file}: names no class; it has a folder name at the start of each line")
-    known = {class_info.folder for class_info in test.classes}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UsageError(f"--classes {file}: no class {unknown[0]!r} in the test set; there are {some(sorted(known))}")
-    return names
+    test_folders = ids_by_folder(test)
+    for folder in folders:
+        if folder not in test_folders:
+            raise UsageError(
+                f"--classes {file}: no class {folder!r} in the test set; there are {some(sorted(test_folders))}"
+            )
+    return folders
 
 
 def require_alike(distilled: Sequence[Source]) -> None:
@@ -64,8 +65,8 @@ def require_alike(distilled: Sequence[Source]) -> None:
     Raises:
         DataError: they differ, or a set is not balanced.
     """
-    first = distilled[0]
-    folders, budget = {class_info.folder for class_info in first.classes}, images_per_class(first)
-    for other in distilled[1:]:
-        if {class_info.folder for class_info in other.classes} != folders or images_per_class(other) != budget:
+    first, *repetitions = distilled
+    folders, budget = ids_by_folder(first).keys(), images_per_class(first)
+    for repetition in repetitions:
+        if ids_by_folder(repetition).keys() != folders or images_per_class(repetition) != budget:
             raise DataError("the runs differ in their classes or in images per class")

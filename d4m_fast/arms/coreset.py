@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import torch
 
-from d4m_fast.arms.names import Coreset
+from d4m_fast.config.choices import Coreset
 
 
 def herding(features: torch.Tensor, count: int) -> torch.Tensor:
@@ -22,14 +22,14 @@ def herding(features: torch.Tensor, count: int) -> torch.Tensor:
     """
     points = features.double()
     mean, total = points.mean(0), torch.zeros_like(points[0])
-    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
+    indices = torch.empty(count, dtype=torch.int64, device=points.device)
     for step in range(count):
         # The mean of the chosen ones with x is off by (target - x) / (step + 1).
         distances = _squared_distances(points, (step + 1) * mean - total)
-        distances[chosen[:step]] = torch.inf
-        chosen[step] = distances.argmin()
-        total = total + points[chosen[step]]
-    return chosen
+        distances[indices[:step]] = torch.inf
+        indices[step] = distances.argmin()
+        total = total + points[indices[step]]
+    return indices
 
 
 def k_center(features: torch.Tensor, count: int) -> torch.Tensor:
@@ -46,14 +46,14 @@ def k_center(features: torch.Tensor, count: int) -> torch.Tensor:
         indices in the order of choice, (count,) int64; of equal points the first is chosen.
     """
     points = features.double()
-    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
-    chosen[0] = _squared_distances(points, points.mean(0)).argmin()
-    nearest = _squared_distances(points, points[chosen[0]])
+    indices = torch.empty(count, dtype=torch.int64, device=points.device)
+    indices[0] = _squared_distances(points, points.mean(0)).argmin()
+    nearest = _squared_distances(points, points[indices[0]])
     for step in range(1, count):
-        nearest[chosen[:step]] = -1  # farther than none, also where a point is there twice
-        chosen[step] = nearest.argmax()
-        nearest = torch.minimum(nearest, _squared_distances(points, points[chosen[step]]))
-    return chosen
+        nearest[indices[:step]] = -1  # farther than none, also where a point is there twice
+        indices[step] = nearest.argmax()
+        nearest = torch.minimum(nearest, _squared_distances(points, points[indices[step]]))
+    return indices
 
 
 def _squared_distances(points: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from d4m_fast.errors import ModelError
 
 Features = Callable[[torch.Tensor], torch.Tensor]
-_BATCH = 256
+_BATCH = 256  # images at a time, so that their activations stay small
 
 
 def features_of(classifier: nn.Module, device: torch.device) -> Features:

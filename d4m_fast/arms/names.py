@@ -9,10 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from d4m_fast.config.fields import parse_names
 from d4m_fast.errors import DataError, UsageError
 from d4m_fast.wording import did_you_mean
 
-Coreset = Literal["herding", "kcenter"]
 Need = Literal["records", "model", "teacher"]
 _OWN_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -63,7 +63,7 @@ def parse_arms(text: str) -> tuple[str, ...]:
     Raises:
         UsageError: there is no arm of a name, or no name.
     """
-    names = tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
+    names = parse_names(text)
     for name in names:
         if name not in ARMS:
             question = did_you_mean(name, ARMS)

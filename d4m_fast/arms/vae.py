@@ -53,12 +53,12 @@ class Vae:
         latents, batch = list[np.ndarray](), self.encode_batch
         while len(latents) < len(source.items):
             try:
-                latents += self._encode(source, len(latents), batch)
+                latents += self._encode_from(source, len(latents), batch)
             except OutOfMemoryError as error:
                 batch = self._smaller(batch, error)
         return torch.from_numpy(np.stack(latents))
 
-    def _encode(self, source: Source, start: int, batch: int) -> list[np.ndarray]:
+    def _encode_from(self, source: Source, start: int, batch: int) -> list[np.ndarray]:
         latents = list[np.ndarray]()
         with Workers(Stopwatch()) as workers:
             batches = encode(
@@ -89,14 +89,14 @@ class Vae:
         start, batch = 0, self.decode_batch
         while start < len(latents):
             try:
-                images = self._decode(latents[start : start + batch], names[start : start + batch])
+                images = self._decode_batch(latents[start : start + batch], names[start : start + batch])
             except OutOfMemoryError as error:
                 batch = self._smaller(batch, error)
                 continue
             yield np.stack([resized(image, self.image_size) for image in images])
             start += len(images)
 
-    def _decode(self, latents: torch.Tensor, names: Names) -> np.ndarray:
+    def _decode_batch(self, latents: torch.Tensor, names: Names) -> np.ndarray:
         check = FiniteCheck()
         with fitting("decode"), torch.inference_mode():
             pixels = to_bytes(self.decoder(latents.to(self.decoder.runtime.device), check))
@@ -107,6 +107,7 @@ class Vae:
     def _smaller(self, batch: int, error: OutOfMemoryError) -> int:
         if batch == 1:
             raise error.for_one_image()
+        # What the call that failed has left in the caches would be missing for the smaller one.
         release(self.decoder.runtime.device)
         return batch // 2
 

@@ -110,7 +110,9 @@ def _states(request: Request, runnable: list[Step], missing: dict[str, str]) -> 
     for step in runnable:
         record = recorded(request.folder, step)
         states[step.name] = "to do" if record is None else "done" if record["passed"] else "failed"
-    return states | {name: f"not here: {reason}" for name, reason in missing.items()}
+    for name, reason in missing.items():
+        states[name] = f"not here: {reason}"
+    return states
 
 
 def _render(file: Path, into: Path | None) -> None:
@@ -133,4 +135,6 @@ def _lines(value: dict[str, Any], out: Path) -> list[str]:
     lines += [f"failed: {problem}" for problem in value["failed"]]
     if value["to_do"]:
         lines.append(f"to do: {', '.join(value['to_do'])}")
-    return [*lines, *(f"not here: {name}: {reason}" for name, reason in value["not_here"].items())]
+    for name, reason in value["not_here"].items():
+        lines.append(f"not here: {name}: {reason}")
+    return lines

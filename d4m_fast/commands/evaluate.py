@@ -19,7 +19,7 @@ from d4m_fast.options import PATH, command, config_of, option, options_of
 
 if TYPE_CHECKING:
     from d4m_fast.evaluation.tasks import Exam, Result
-    from d4m_fast.examination import Examination
+    from d4m_fast.examination.examination import Examination
 
 
 @command
@@ -65,12 +65,13 @@ def _evaluate(
 ) -> None:
     from d4m_fast.evaluation import results
     from d4m_fast.evaluation.workers import is_follower
-    from d4m_fast.examination import open_examination, work_folder
+    from d4m_fast.examination.opening import open_examination, work_folder
+    from d4m_fast.examination.outcome import outcome_of
     from d4m_fast.job import default_artifacts
 
     if out is None:
         out = work_folder(runs[0], default_artifacts() if artifacts is None else artifacts)
-    quiet = quiet or is_follower()
+    quiet = quiet or is_follower()  # of the processes of a launcher one speaks
     # Before the folder is made: what is refused leaves nothing behind.
     examination = open_examination(runs, config, out)
     checks = examination.check_teachers()
@@ -84,7 +85,7 @@ def _evaluate(
         trained = _train(examination, exam, quiet)
         if is_follower():
             return
-        value = examination.to_json(exam, trained, checks)
+        value = outcome_of(examination, exam, trained, checks)
         try:
             say_result(value, as_json, lambda: _lines(value))
         finally:  # what took hours is not lost where it cannot be printed
@@ -107,6 +108,7 @@ def _writable(out: Path) -> Iterator[Path]:
     from d4m_fast.storage import files
 
     try:
+        # A directory that is there may still refuse files: on a read-only disk, or another user's.
         trial = files.make_directory(out) / f"{files.TEMPORARY}trial"
         files.write_bytes(trial, b"")
         files.remove(trial)
@@ -143,9 +145,11 @@ def _list_protocols(as_json: bool) -> None:
     from d4m_fast.evaluation.protocol_table import protocols_json, protocols_table, source_lines
     from d4m_fast.evaluation.protocols import PROTOCOLS
 
-    shown = list(PROTOCOLS.values())
+    protocols = list(PROTOCOLS.values())
     say_result(
-        protocols_json(shown), as_json, lambda: [*lines_of(protocols_table(shown), width=160), *source_lines(shown)]
+        protocols_json(protocols),
+        as_json,
+        lambda: [*lines_of(protocols_table(protocols), width=160), *source_lines(protocols)],
     )
 
 

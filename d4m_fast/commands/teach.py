@@ -60,12 +60,13 @@ def _teaching(data: str, config: TeachConfig, folder: Path, quiet: bool) -> Teac
     record = open_record(folder, options, train.fingerprint)  # refuses other directories before images are read
     if not quiet:
         say_classes(train)
-    numbered = all(info.folder.isdecimal() for info in train.classes)
+    # Sets in arrays and numbered folders have the names of their classes in the prompts.
+    numbered = all(class_info.folder.isdecimal() for class_info in train.classes)
     has_test = not is_same_set(test, train)
     return Teaching(
         folder,
         options,
-        tuple(info.prompt if numbered else info.folder for info in train.classes),
+        tuple(class_info.prompt if numbered else class_info.folder for class_info in train.classes),
         load_images(train, config.resolution),
         load_images(test, config.resolution, ids=match_classes(test, train)) if has_test else None,
         train.fingerprint,
@@ -78,6 +79,6 @@ def _lines(folder: Path, result: dict[str, Any]) -> list[str]:
     lines = [f"{folder}: {result['arch']} of {result['images']:,} images, {result['seconds']:.0f} seconds"]
     if result["accuracy"] is None:
         return [*lines, "accuracy unknown: the data has no test images of its own"]
-    worst = min(result["per_class"], key=lambda name: result["per_class"][name])
+    worst = min(result["per_class"], key=result["per_class"].get)
     accuracy = f"{result['accuracy']:.1f} % of {result['test_images']:,} test images right"
     return [*lines, f"{accuracy}; {worst} least, {result['per_class'][worst]:.1f} %"]

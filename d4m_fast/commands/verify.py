@@ -74,14 +74,13 @@ def _lines(verdict: Verdict, resuming_command: str) -> list[str]:
     )
     if verdict.removed:
         lines.append(f"removed: {', '.join(verdict.removed)}")
-    advice = _advice(verdict, resuming_command)
-    return [*lines, *([advice] if advice else [])]
+    if not verdict.whole:
+        lines.append(_advice(verdict, resuming_command))
+    return lines
 
 
 def _advice(verdict: Verdict, resuming_command: str) -> str:
-    """Return what to do about a run; empty for a whole one."""
-    if verdict.whole:
-        return ""
+    """Return what to do about a run that is not whole."""
     has_damage = any(finding.problem != "foreign" for finding in verdict.findings)
     if has_damage and not verdict.removed:
         return "to have exactly these made again: the same command with --repair, then " + resuming_command

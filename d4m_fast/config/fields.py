@@ -120,6 +120,13 @@ def check_bounds(config: Any) -> None:
                 raise UsageError(f"{flag_of(field, described)} must be {described.range}, not {number}")
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Return the names in a list with commas, each once, in their order."""
+    names = dict.fromkeys(map(str.strip, text.split(",")))
+    names.pop("", None)
+    return tuple(names)
+
+
 def available_threads() -> int:
     """Return how many threads PyTorch would take: one per core, unless the environment says otherwise."""
     import torch  # help and the checks of options do without it

@@ -7,7 +7,15 @@ from typing import Literal, get_args
 
 from d4m_fast.config.choices import Engine, Precision
 from d4m_fast.config.distill import DistillConfig
-from d4m_fast.config.fields import MOST_IMAGES_PER_CALL, MOST_SECONDS, Group, check_bounds, same_as, setting
+from d4m_fast.config.fields import (
+    MOST_IMAGES_PER_CALL,
+    MOST_SECONDS,
+    Group,
+    check_bounds,
+    parse_names,
+    same_as,
+    setting,
+)
 from d4m_fast.errors import UsageError, require
 from d4m_fast.wording import did_you_mean
 
@@ -15,12 +23,6 @@ Stage = Literal["encode", "kmeans", "text", "unet", "decode", "write", "distill"
 STAGES: tuple[Stage, ...] = get_args(Stage)
 NETWORK_STAGES: frozenset[Stage] = frozenset({"encode", "text", "unet", "decode"})
 HOST = "host"  # in place of an engine, for what runs on none
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """Return the names of a list with commas, each once."""
-    names = (name.strip() for name in text.split(","))
-    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def parse_stages(text: str) -> tuple[str, ...]:

@@ -38,7 +38,13 @@ class ConvNet(nn.Module):
         # Buffers, so that a saved teacher brings the statistics of its training images along.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self.blocks = nn.ModuleList(_block(3 if i == 0 else width, width, norm) for i in range(depth))
+        self.blocks = nn.ModuleList()
+        for inputs in (3, *[width] * (depth - 1)):
+            # A group per channel is instance normalisation with the affine parameters that the published student has.
+            normalise = nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(width, width)
+            convolve = nn.Conv2d(inputs, width, 3, padding=1)
+            self.blocks.append(nn.Sequential(convolve, normalise, nn.ReLU(), nn.AvgPool2d(2)))
+        # Each pooling halves the side.
         self.head = nn.Linear(width * (image_size >> depth) ** 2, classes)
 
     def features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
@@ -77,12 +83,6 @@ class Normalised(nn.Module):
         """Return the logits, (N, classes)."""
         logits: torch.Tensor = self.network((pixels - self.mean) / self.std)
         return logits
-
-
-def _block(inputs: int, width: int, norm: Norm) -> nn.Sequential:
-    # A group per channel is instance normalisation with the affine parameters that the published student has.
-    normalise = nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(width, width)
-    return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), normalise, nn.ReLU(), nn.AvgPool2d(2))
 
 
 def quicken(student: ConvNet) -> None:

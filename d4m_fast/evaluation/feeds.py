@@ -131,12 +131,11 @@ def stored_pixels(
     """Show rows of a store as the teacher saw them, in whatever batch: (len(rows), 3, S, S) float32."""
     device = images.images.device
     partners = labels.partners[rows]
-    needed, index = torch.unique(torch.cat((rows, partners)), return_inverse=True)
-    shown = render(
-        images.images[store.positions[needed].to(device)], views_at(labels.views, needed).to(device), protocol
-    )
-    own, others = index.to(device).split(len(rows))
+    # Each once: most partners are rows of the batch themselves.
+    both, places = torch.unique(torch.cat((rows, partners)), return_inverse=True)
+    pixels = render(images.images[store.positions[both].to(device)], views_at(labels.views, both).to(device), protocol)
+    row_places, partner_places = places.to(device).split(len(rows))
     boxes = labels.mix_boxes[rows].to(device)
     if bool((boxes == boxes[0]).all()):  # one box for the batch, as it was mixed
         boxes = boxes[0]
-    return pasted(shown[own], shown[others], boxes)
+    return pasted(pixels[row_places], pixels[partner_places], boxes)

@@ -34,10 +34,11 @@ from d4m_fast.evaluation.label_store import finish_index, has_epoch, save_epoch
 from d4m_fast.evaluation.views import Views
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.storage import files
+from d4m_fast.wording import first_line
 
 SEED = 42  # --fkd-seed of both of SRe2L's stages
-PARTS = 6
-WHOLE = 1e-3  # of a pixel, how far a crop's side may be from a whole one: float32 of up to a few thousand
+BATCH_FIELDS, BOX_EDGES = 6, 4
+PIXEL_TOLERANCE = 1e-3  # of a pixel, how far a crop's side may be from a whole one: float32 of up to a few thousand
 LEAST_IMAGES = 50  # below which agreement with the classes is too easily one of chance
 SIGMAS = 3.0
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
@@ -68,8 +69,11 @@ class FkdLayout:
 
 def fkd_digest(root: Path) -> str:
     """Return what changes when a file of a layout does: names, sizes and times, as tens of gigabytes are not read."""
-    stats = ((path, path.stat()) for path in sorted(root.glob("epoch_*/batch_*.tar")))
-    return fingerprint([[str(path.relative_to(root)), stat.st_size, stat.st_mtime_ns] for path, stat in stats])
+    entries = []
+    for path in sorted(root.glob("epoch_*/batch_*.tar")):
+        stat = path.stat()
+        entries.append([str(path.relative_to(root)), stat.st_size, stat.st_mtime_ns])
+    return fingerprint(entries)
 
 
 def open_fkd(root: Path, images: ImageSet, folders: Sequence[str], classes: Sequence[int], batch: int) -> FkdLayout:
@@ -139,8 +143,11 @@ def _place(origin: str) -> tuple[str, str, str]:
 def _count(folder: Path, form: str) -> int:
     """Return how many entries have the form's numbers, from 0 on without a gap."""
     pattern = re.compile(re.escape(form).replace(r"\{\}", "([0-9]+)"))
-    matches = (pattern.fullmatch(path.name) for path in files.entries(folder))
-    numbers = {int(match[1]) for match in matches if match is not None}
+    numbers = set[int]()
+    for path in files.entries(folder):
+        match = pattern.fullmatch(path.name)
+        if match is not None:
+            numbers.add(int(match[1]))
     for number in range(max(numbers, default=0) + 1):
         if number not in numbers:
             raise DataError(f"{folder}: {form.format(number)} is missing; copy the labels again, or store them anew")
@@ -170,9 +177,10 @@ class _Batch:
 
 def _read_epoch(layout: FkdLayout, number: int, order: torch.Tensor, side: int) -> LabelRows:
     folder = layout.root / f"epoch_{number}"
-    if (batches := _count(folder, "batch_{}.tar")) != layout.batches:
-        raise DataError(f"{folder}: {batches} batches, and epoch_0 has {layout.batches}; copy the labels again")
-    read, partners = list[_Batch](), list[torch.Tensor]()
+    count = _count(folder, "batch_{}.tar")
+    if count != layout.batches:
+        raise DataError(f"{folder}: {count} batches, and epoch_0 has {layout.batches}; copy the labels again")
+    batches, partners = list[_Batch](), list[torch.Tensor]()
     for index, rows in enumerate(torch.split(order, layout.batch_size)):
         path = folder / f"batch_{index}.tar"
         batch = _read_batch(path, side)
@@ -180,17 +188,17 @@ def _read_epoch(layout: FkdLayout, number: int, order: torch.Tensor, side: int) 
             raise DataError(f"{path}: labels of {len(batch.flips)} images, {len(rows)} are due; copy the labels again")
         if max(layout.columns) >= batch.logits.shape[1]:
             raise DataError(f"{path}: labels of {batch.logits.shape[1]} classes, fewer than those of the first batch")
-        read.append(batch)
+        batches.append(batch)
         partners.append(rows[batch.partners])
     back = order.argsort()
-    boxes = torch.cat([batch.boxes for batch in read])[back]
-    flips = torch.cat([batch.flips for batch in read])[back]
+    boxes = torch.cat([batch.boxes for batch in batches])[back]
+    flips = torch.cat([batch.flips for batch in batches])[back]
     return LabelRows(
         order,
         Views(None, boxes, None, flips),
         torch.cat(partners)[back],
-        torch.cat([batch.mix_box.expand(len(batch.flips), 4) for batch in read])[back],
-        torch.cat([batch.logits[:, list(layout.columns)] for batch in read])[back],
+        torch.cat([batch.mix_box.expand(len(batch.flips), 4) for batch in batches])[back],
+        torch.cat([batch.logits[:, list(layout.columns)] for batch in batches])[back],
         None,
         None,
     )
@@ -200,10 +208,10 @@ def _require_agreement(root: Path, rows: LabelRows, images: ImageSet) -> None:
     """Refuse labels that know the images' classes no better than chance: another order, other files, other columns."""
     _, classes = torch.unique(images.labels, return_inverse=True)
     frequencies = torch.bincount(classes).double() / len(classes)
-    chosen = rows.logits.float().argmax(1)
-    hits = (chosen == classes) | (chosen == classes[rows.partners])
+    predicted = rows.logits.float().argmax(1)
+    hits = (predicted == classes) | (predicted == classes[rows.partners])
     is_mixed = rows.partners != torch.arange(len(classes))
-    by_chance = 1 - (1 - frequencies[chosen]) ** (1 + is_mixed)
+    by_chance = 1 - (1 - frequencies[predicted]) ** (1 + is_mixed)
     spread = float((by_chance * (1 - by_chance)).sum().sqrt())
     excess = float(hits.sum() - by_chance.sum())
     if len(classes) >= LEAST_IMAGES and spread > 0 and excess < SIGMAS * spread:
@@ -215,13 +223,14 @@ def _require_agreement(root: Path, rows: LabelRows, images: ImageSet) -> None:
 
 def _read_batch(path: Path, side: int) -> _Batch:
     value = _load(path)
-    if not isinstance(value, list | tuple) or len(value) != PARTS:
-        raise DataError(f"{path}: no batch of FKD labels, which is a list of {PARTS}; store the labels anew")
+    if not isinstance(value, list | tuple) or len(value) != BATCH_FIELDS:
+        raise DataError(f"{path}: no batch of FKD labels, which is a list of {BATCH_FIELDS}; store the labels anew")
     crops, flips, partners, _, box, logits = value
     _require(path, "crops", crops, torch.float32, (None, 4))
     n = len(crops)
     _require(path, "flips", flips, torch.bool, (n,))
-    _require(path, "logits", logits, torch.float32 if _is_single(logits) else torch.float16, (n, None))
+    is_single = isinstance(logits, torch.Tensor) and logits.dtype == torch.float32
+    _require(path, "logits", logits, torch.float32 if is_single else torch.float16, (n, None))
     if partners is None:
         partners, box = torch.arange(n), (0, 0, 0, 0)
     elif box is None:
@@ -254,20 +263,15 @@ def _load(path: Path) -> Any:
 
 
 def _damage(path: Path, error: Exception) -> DataError:
-    reason = str(error).partition("\n")[0]
-    return DataError(f"{path}: damaged, or no file of torch.save ({reason}); copy the labels again")
-
-
-def _is_single(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+    return DataError(f"{path}: damaged, or no file of torch.save ({first_line(error)}); copy the labels again")
 
 
 def _require(path: Path, name: str, value: object, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:
     """Refuse anything but a finite tensor of a type and a shape, None standing for any length."""
     is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
     if not isinstance(value, torch.Tensor) or not is_dense or value.dtype != dtype or value.ndim != len(shape):
-        what = str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
-        raise DataError(f"{path}: the {name} are {what}, not a {dtype} tensor of {len(shape)} dimensions")
+        kind = str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise DataError(f"{path}: the {name} are {kind}, not a {dtype} tensor of {len(shape)} dimensions")
     for length, due in zip(value.shape, shape, strict=True):
         if length == 0 or due not in (None, length):
             raise DataError(f"{path}: the {name} are {tuple(value.shape)}, not of as many images as the crops")
@@ -278,7 +282,7 @@ def _require(path: Path, name: str, value: object, dtype: torch.dtype, shape: tu
 def _pixels(path: Path, crops: torch.Tensor, side: int) -> torch.Tensor:
     """Return the boxes that Pillow cuts, which rounds their edges: top, left, height, width in pixels."""
     exact = crops.double() * side
-    if float((exact - exact.round()).abs().max()) > WHOLE:
+    if float((exact - exact.round()).abs().max()) > PIXEL_TOLERANCE:
         raise DataError(
             f"{path}: crops of no whole pixels of images of {side} a side; the files that were labelled are not of the"
             f" protocol's resolution: resize them to {side} and store labels of those"
@@ -292,6 +296,6 @@ def _pixels(path: Path, crops: torch.Tensor, side: int) -> torch.Tensor:
 def _mix_box(path: Path, box: Any, side: int) -> torch.Tensor:
     if not isinstance(box, list | tuple) or not all(isinstance(edge, int | np.integer) for edge in box):
         raise DataError(f"{path}: the box of CutMix is no list of integers; store the labels anew")
-    if len(box) != PARTS - 2 or not (0 <= box[0] <= box[2] <= side and 0 <= box[1] <= box[3] <= side):
+    if len(box) != BOX_EDGES or not (0 <= box[0] <= box[2] <= side and 0 <= box[1] <= box[3] <= side):
         raise DataError(f"{path}: the box of CutMix is not within {side} pixels, the protocol's resolution")
     return torch.tensor([int(box[0]), int(box[2]), int(box[1]), int(box[3])])

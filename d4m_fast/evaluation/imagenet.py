@@ -1,4 +1,4 @@
-"""Which of ImageNet-1K's 1,000 classes a folder of images is, by WordNet id, number or name."""
+"""Classes of ImageNet-1K that folders of images are, by WordNet id, number or name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from d4m_fast.errors import ModelError
 from d4m_fast.sources.class_names import WNID, imagenet_labels
 
 IMAGENET_CLASSES = 1000
+# "n02012849", or that before a name as in "n02012849_crane" and "n02012849-crane".
 _WNID_FIRST = re.compile(rf"({WNID.pattern})(?:[-_. ].*)?")
 
 
@@ -34,9 +35,13 @@ def imagenet_indices(folders: Sequence[str]) -> tuple[int, ...] | None:
         return _distinct(folders, indices) if max(indices) < IMAGENET_CLASSES else None
     wnids = imagenet_wnids()
     index_of_wnid = {wnid: index for index, wnid in enumerate(wnids)}
-    matches = [_WNID_FIRST.fullmatch(folder) for folder in folders]
-    if all(match is not None and match[1].lower() in index_of_wnid for match in matches):
-        return _distinct(folders, [index_of_wnid[match[1].lower()] for match in matches if match is not None])
+    indices = []
+    for folder in folders:
+        match = _WNID_FIRST.fullmatch(folder)
+        if match is not None and match[1].lower() in index_of_wnid:
+            indices.append(index_of_wnid[match[1].lower()])
+    if len(indices) == len(folders):
+        return _distinct(folders, indices)
     names, spelt = _classes_of_names(_plain), _classes_of_names(_spaced)
     counts = Counter(map(_plain, folders))
     candidates = []
@@ -47,13 +52,16 @@ def imagenet_indices(folders: Sequence[str]) -> tuple[int, ...] | None:
             candidates.append(names.get(_plain(folder), frozenset()))
     if not all(candidates):
         return None
-    taken = frozenset[int]().union(*(options for options in candidates if len(options) == 1))
+    unambiguous = frozenset[int]()
+    for options in candidates:
+        if len(options) == 1:
+            unambiguous |= options
     indices = []
     for folder, options in zip(folders, candidates, strict=True):
-        remaining = sorted(options if len(options) == 1 else options - taken)
+        remaining = sorted(options if len(options) == 1 else options - unambiguous)
         if len(remaining) != 1:
-            which = " or ".join(f"{index} ({wnids[index]})" for index in sorted(options))
-            raise ModelError(f"folder {folder!r} may be ImageNet's class {which}: rename it to the WordNet id")
+            classes = " or ".join(f"{index} ({wnids[index]})" for index in sorted(options))
+            raise ModelError(f"folder {folder!r} may be ImageNet's class {classes}: rename it to the WordNet id")
         indices += remaining
     return _distinct(folders, indices)
 

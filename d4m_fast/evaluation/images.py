@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -110,6 +111,7 @@ def _room(n: int, size: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.uint8)
     with tempfile.NamedTemporaryFile(prefix="d4m-fast-images-") as file:
         files.require_room(files.Need(Path(file.name).parent, count, "the images of a set"))
+        # The mapping outlives the name, which the end of this block removes.
         return torch.from_file(file.name, shared=True, size=count, dtype=torch.uint8).view(shape)
 
 
@@ -126,6 +128,11 @@ def _central_square(image: Image.Image, size: int, shorter_side: int | None) -> 
     return image.crop((left, top, left + size, top + size))
 
 
+def ids_by_folder(source: Source) -> dict[str, int]:
+    """Return the id of each class of a source, by the name of its folder."""
+    return {class_info.folder: class_info.id for class_info in source.classes}
+
+
 def match_classes(source: Source, reference: Source, name: str = "real") -> dict[int, int]:
     """Return the id in `reference` of each class id of `source`, found by folder name.
 
@@ -135,16 +142,17 @@ def match_classes(source: Source, reference: Source, name: str = "real") -> dict
     Raises:
         DataError: a folder of `source` has no match; the message names the first.
     """
-    reference_ids = {class_info.folder: class_info.id for class_info in reference.classes}
+    reference_ids, matches = ids_by_folder(reference), dict[int, int]()
     for class_info in source.classes:
         if class_info.folder not in reference_ids:
             raise DataError(
                 f"no class {class_info.folder!r} among the {name} images; is this the data the run was made from?"
             )
-    return {class_info.id: reference_ids[class_info.folder] for class_info in source.classes}
+        matches[class_info.id] = reference_ids[class_info.folder]
+    return matches
 
 
-def is_same_set(one: Source, other: Source) -> bool:
+def is_same_set(first: Source, second: Source) -> bool:
     """Whether two sources are the same images, also where one is a copy of the other.
 
     A folder's fingerprint is of names and sizes, which uncompressed images of a train and a test set share.
@@ -152,10 +160,12 @@ def is_same_set(one: Source, other: Source) -> bool:
     Raises:
         DataError: an image that would tell is damaged.
     """
-    if one.fingerprint != other.fingerprint:
+    if first.fingerprint != second.fingerprint:
         return False
-    firsts = zip(_first_of_classes(one), _first_of_classes(other), strict=True)
-    return all(one.read(mine).tobytes() == other.read(theirs).tobytes() for mine, theirs in firsts)
+    for first_item, second_item in zip(_first_of_classes(first), _first_of_classes(second), strict=True):
+        if first.read(first_item).tobytes() != second.read(second_item).tobytes():
+            return False
+    return True
 
 
 def _first_of_classes(source: Source) -> list[Item]:
@@ -173,9 +183,7 @@ def images_per_class(source: Source) -> int:
     Raises:
         DataError: classes differ in size, or one is empty.
     """
-    counts = {class_info.id: 0 for class_info in source.classes}
-    for item in source.items:
-        counts[item.class_id] += 1
+    counts = Counter(item.class_id for item in source.items)
     budget = max(counts.values(), default=0)
     for class_info in source.classes:
         if counts[class_info.id] < max(budget, 1):
@@ -197,20 +205,16 @@ def random_subset(source: Source, per_class: int, seed: int, class_ids: Collecti
     Raises:
         DataError: a class has fewer than `per_class` items.
     """
-    members: dict[int, list[Item]] = {class_info.id: [] for class_info in source.classes}
-    for item in source.items:
-        members[item.class_id].append(item)
     folders = {class_info.id: class_info.folder for class_info in source.classes}
-    drawn_items: list[Item] = []
-    for class_id in sorted(members if class_ids is None else members.keys() & set(class_ids)):
-        items = members[class_id]
+    # In the order of their ranks: the draw must not depend on the order in which a file system lists its files.
+    members, drawn_items = by_class(source.items), list[Item]()
+    for class_id in sorted(folders if class_ids is None else folders.keys() & set(class_ids)):
+        items = members.get(class_id, [])
         if len(items) < per_class:
             raise DataError(
                 f"class {folders[class_id]!r} has {len(items)} real images, {per_class} are needed for the random"
                 " subset"
             )
         generator = torch.Generator().manual_seed(derive_seed(seed, class_id, "random"))
-        # Sorted first: the draw must not depend on the order in which a file system lists its files.
-        items.sort(key=lambda item: item.rank)
         drawn_items += [items[i] for i in torch.randperm(len(items), generator=generator)[:per_class].tolist()]
     return drawn_items

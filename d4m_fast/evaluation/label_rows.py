@@ -36,13 +36,14 @@ class LabelRows:
 
         The mass of the logits that were not kept is spread evenly over their classes.
         """
-        kept = self.logits[rows].float()
+        logits = self.logits[rows].float()
         if self.indices is None or self.rests is None:
-            return log_probabilities(kept, temperature)
-        others = classes - kept.shape[1]
-        share = self.rests[rows].float() - temperature * float(np.log(others))
+            return log_probabilities(logits, temperature)
+        left_out = classes - logits.shape[1]
+        # Divided by the temperature below, it is the logarithm of an equal share of the rest.
+        share = self.rests[rows].float() - temperature * float(np.log(left_out))
         dense = share.unsqueeze(1).expand(-1, classes).clone()
-        return log_probabilities(dense.scatter_(1, self.indices[rows].long(), kept), temperature)
+        return log_probabilities(dense.scatter_(1, self.indices[rows].long(), logits), temperature)
 
 
 def views_at(views: Views, rows: torch.Tensor) -> Views:

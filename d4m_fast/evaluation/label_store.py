@@ -11,7 +11,7 @@ matters. Logits are float16: all of them, or the `top_k` largest with the logari
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from d4m_fast.evaluation.images import ImageSet
 from d4m_fast.evaluation.label_rows import LabelRows, packed, unpacked, views_at
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.views import Mix, Views, draw_mix, draw_views, mixed, render
-from d4m_fast.fingerprints import derive_seed
+from d4m_fast.fingerprints import derive_seed, fingerprint
 from d4m_fast.storage import files
+from d4m_fast.storage.locks import locked
 from d4m_fast.storage.state import LABELS, read_state, require_state, write_state
 
 INDEX = "index.json"
@@ -97,7 +98,7 @@ def open_labels(root: Path, images: ImageSet, identity: dict[str, Any]) -> Label
     if index["made_by"] != identity:
         names = sorted(name for name in identity if index["made_by"].get(name) != identity[name])
         raise DataError(f"{root}: labels of another set (their {', '.join(names)} differ); remove it to label anew")
-    return _opened(root, images, index)
+    return _store_of(root, images, index)
 
 
 def reopen_labels(root: Path, images: ImageSet, protocol: Protocol, classes: Sequence[int]) -> LabelStore:
@@ -116,10 +117,34 @@ def reopen_labels(root: Path, images: ImageSet, protocol: Protocol, classes: Seq
     for name in names:
         if theirs[name] != ours[name]:
             raise DataError(f"{root}: labels of {name}={theirs[name]}, and the protocol's is {ours[name]}; change it")
-    return _opened(root, images, index)
+    return _store_of(root, images, index)
 
 
-def _opened(root: Path, images: ImageSet, index: Mapping[str, Any]) -> LabelStore:
+def open_or_write(
+    work: Path, images: ImageSet, identity: dict[str, Any], write: Callable[[Path], Iterable[int]]
+) -> LabelStore:
+    """Return stored labels in a work folder: those that are there, or those that are written now.
+
+    Args:
+        write: writes the labels of this identity to a directory, as far as they are missing there.
+
+    Raises:
+        RunDirectoryError: another process writes them.
+        errors of `open_labels` and of `write`.
+    """
+    root = files.make_directory(work / "labels" / fingerprint(identity)[:16])
+    store = open_labels(root, images, identity)
+    if store is None:
+        with locked(root):
+            files.sweep(root)
+            for _ in write(root):
+                pass
+        store = open_labels(root, images, identity)
+        assert store is not None
+    return store
+
+
+def _store_of(root: Path, images: ImageSet, index: Mapping[str, Any]) -> LabelStore:
     rows, classes = _match(index["hashes"], images, root), len(index["made_by"]["classes"])
     return LabelStore(root, rows, rows.argsort(), classes, index["bytes"], index["epochs"], index["files"])
 
@@ -213,41 +238,40 @@ def _label_epoch(
     order = torch.randperm(len(images), generator=generator)
     views, partners, boxes, logits = list[Views](), list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
     for rows in torch.split(order, batch_size):
-        drawn = draw_views(protocol, len(rows), generator)
+        batch_views = draw_views(protocol, len(rows), generator)
         mix = draw_mix(protocol, len(rows), generator)
-        pixels = render(images.images[rows], drawn.to(images.images.device), protocol)
+        pixels = render(images.images[rows], batch_views.to(images.images.device), protocol)
         if mix is None:
             mix = Mix(torch.arange(len(rows)), torch.zeros(4, dtype=torch.int64))
         else:
             pixels = mixed(pixels, mix)
-        views.append(drawn)
+        views.append(batch_views)
         partners.append(rows[mix.partners])
         boxes.append(mix.box.expand(len(rows), 4))
-        logits.append(_finite(label(pixels).float().cpu()))
+        batch_logits = label(pixels).float().cpu()
+        if not torch.isfinite(batch_logits).all():
+            raise ModelError(
+                "the teacher's logits are not finite (NaN or infinity); its weights or its precision are wrong"
+            )
+        logits.append(batch_logits)
     back = order.argsort()  # from the order of the epoch to that of the rows
-    shown = views_at(_joined(views), back)
-    kept, indices, rests = _pruned(torch.cat(logits)[back], top_k, protocol.temperature)
-    return LabelRows(order, shown, torch.cat(partners)[back], torch.cat(boxes)[back], kept, indices, rests)
-
-
-def _finite(logits: torch.Tensor) -> torch.Tensor:
-    if not torch.isfinite(logits).all():
-        raise ModelError(
-            "the teacher's logits are not finite (NaN or infinity); its weights or its precision are wrong"
-        )
-    return logits
+    row_views = views_at(_joined(views), back)
+    stored_logits, indices, rests = _pruned(torch.cat(logits)[back], top_k, protocol.temperature)
+    return LabelRows(order, row_views, torch.cat(partners)[back], torch.cat(boxes)[back], stored_logits, indices, rests)
 
 
 def _pruned(
     logits: torch.Tensor, top_k: int | None, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Return logits as they are stored: all, or the largest, where they are and the logarithm of the rest's sum."""
+    # Beyond it a logit would be stored as infinity.
     bounded = logits.clamp(-HALF_LIMIT, HALF_LIMIT)
     if top_k is None or top_k >= logits.shape[1]:
         return bounded.half(), None, None
     largest, indices = bounded.topk(top_k, dim=1)
     remaining = bounded.scatter(1, indices, -torch.inf)
     rests = temperature * torch.logsumexp(remaining / temperature, dim=1)
+    # Two bytes of 1,000 classes; four where there are too many for them.
     narrow = torch.int16 if logits.shape[1] <= torch.iinfo(torch.int16).max else torch.int32
     return largest.half(), indices.to(narrow), rests.half()
 

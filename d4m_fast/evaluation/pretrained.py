@@ -18,6 +18,7 @@ from d4m_fast.errors import ModelError
 from d4m_fast.evaluation.convnet import Normalised
 from d4m_fast.evaluation.imagenet import IMAGENET_CLASSES
 from d4m_fast.evaluation.students import TIMM, build_classifier
+from d4m_fast.wording import first_line
 
 # torchvision's pretrained networks lose these heads when they are opened without them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -28,7 +29,7 @@ _TRANSFORM_INPUT = ("googlenet", "inception_v3")  # their published weights are 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How published weights take images.
+    """Form in which published weights take images.
 
     Attributes:
         image_size: pixels of a side.
@@ -129,7 +130,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(f"{path}: the teacher's weights cannot be read ({_line(error)})") from error
+        raise ModelError(f"{path}: the teacher's weights cannot be read ({first_line(error)})") from error
     for key in ("state_dict", "model"):  # as training scripts save them
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -139,13 +140,21 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    kept = {name: value for name, value in state.items() if not name.startswith(_AUXILIARY)}
-    return {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in kept.items()}
+    """Return weights without auxiliary heads, by the names that today's networks have for them."""
+    renamed = dict[str, torch.Tensor]()
+    for name, value in state.items():
+        if not name.startswith(_AUXILIARY):
+            renamed[_OLD_DENSENET.sub(r"\1\2", name)] = value
+    return renamed
 
 
 def widened(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return tensors as float32; counters of batch normalisation are integers, and stay so."""
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    tensors = dict(state)
+    for name, value in state.items():
+        if value.is_floating_point():
+            tensors[name] = value.float()
+    return tensors
 
 
 def check_fit(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -165,7 +174,3 @@ def check_fit(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path)
             raise ModelError(f"{path}: {name} has shape {shape} where the config says {expected_shape}")
         if not bool(torch.isfinite(state[name]).all()):
             raise ModelError(f"{path}: {name} holds NaN or infinity; take another copy of the weights")
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

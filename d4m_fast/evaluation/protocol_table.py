@@ -42,8 +42,11 @@ def protocols_table(protocols: Iterable[Protocol]) -> Table:
 def protocol_rows(protocols: Iterable[Protocol]) -> list[tuple[str, ...]]:
     """Return a row of text per field: its name, and its value in each protocol."""
     columns = [protocol.to_json() for protocol in protocols]
-    names = [name for name in columns[0] if name not in _HIDDEN]
-    return [(name, *(_text(name, column[name]) for column in columns)) for name in names]
+    rows = []
+    for name in columns[0]:
+        if name not in _HIDDEN:
+            rows.append((name, *(_cell(name, column[name]) for column in columns)))
+    return rows
 
 
 def source_lines(protocols: Iterable[Protocol]) -> list[str]:
@@ -53,15 +56,15 @@ def source_lines(protocols: Iterable[Protocol]) -> list[str]:
         fields = dict[str, list[str]]()
         for name, source in protocol.sources.items():
             fields.setdefault(source, []).append(name)
-        most = max(fields, key=lambda source: len(fields[source]))
-        lines.append(f"{protocol.name}: {most}")
+        main_source = max(fields, key=lambda source: len(fields[source]))
+        lines.append(f"{protocol.name}: {main_source}")
         for source, names in fields.items():
-            if source != most:
+            if source != main_source:
                 lines.append(f"  {', '.join(names)}: {source}")
     return lines
 
 
-def _text(name: str, value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -70,9 +73,10 @@ def _text(name: str, value: Any) -> str:
         exceptions = [f", {student} {number:g}" for student, number in value.items() if student]
         return f"{value['']:g}{''.join(exceptions)}"
     if name == "batch_size":
-        return ", ".join(
-            f"{size}" if least == 1 and len(value) == 1 else f"{size} from {least}" for least, size in value
-        )
+        (first_least, first_size), *larger = value
+        if first_least == 1 and not larger:
+            return str(first_size)
+        return ", ".join(f"{size} from {least}" for least, size in value)
     if isinstance(value, list):
-        return " to ".join(f"{part:g}" for part in value) if name == "crop" else ", ".join(f"{p:g}" for p in value)
+        return (" to " if name == "crop" else ", ").join(f"{number:g}" for number in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -123,36 +123,9 @@ class Protocol:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    return [_plain(part) for part in value] if isinstance(value, tuple) else value
+    return list(map(_plain, value)) if isinstance(value, tuple) else value
 
 
-# Values that SRe2L's recipe, and with it every later soft-label recipe on ImageNet-1K, has in common.
-_IMAGENET: dict[str, Any] = {
-    "version": 1,
-    "resolution": 224,
-    "epochs": 300,
-    "micro_batch": None,
-    "bn_batch": None,
-    "running_stats": "all",
-    "lr": {"": 1e-3},
-    "weight_decay": 0.01,
-    "betas": (0.9, 0.999),
-    "decays_all": False,
-    "lr_horizon": {"": 1.0},
-    "lr_unit": "epoch",
-    "temperature": 20.0,
-    "scales_loss": False,
-    "cutmix": 1.0,
-    "mixes_hard_labels": False,
-    "crop": (0.08, 1.0),
-    "antialias": True,
-    "shift": 0,
-    "patches": 1,
-    "flip": 0.5,
-    "test_resize": 256,
-    "student": "resnet18",
-    "teacher": "resnet18",
-}
 _SRE2L = "VILA-Lab/SRe2L 8d00cba, SRe2L/relabel/*.sh, SRe2L/validate/train_FKD.{sh,py}"
 _D4M = "suduo94/D4M da35d10, matching/, validate/train_FKD.{sh,py}"
 _RDED = "LINs-lab/RDED 3f6453d, argument.py, validation/main.py, validation/utils.py"
@@ -170,119 +143,130 @@ _RDED_RATES = {
     "swin_v2_t": 1e-4,
     "alexnet": 1e-4,
 }
-_RDED_AUGMENTATION: dict[str, Any] = {"crop": (0.5, 1.0), "patches": 2, "regime": "online", "stored_epochs": 300}
 
 
 def _cited(everywhere: str, **exceptions: str) -> Mapping[str, str]:
     """Return the source of every field: one for all but those that have their own."""
-    names = [item.name for item in dataclasses.fields(Protocol) if item.name not in ("name", "version", "sources")]
-    return {name: exceptions.get(name, everywhere) for name in names}
+    sources = dict[str, str]()
+    for item in dataclasses.fields(Protocol):
+        if item.name not in ("name", "version", "sources"):
+            sources[item.name] = exceptions.get(item.name, everywhere)
+    return sources
 
+
+SMALL = Protocol(
+    name="small",
+    version=1,
+    resolution=32,
+    epochs=300,
+    batch_size=((1, 50),),
+    micro_batch=None,
+    bn_batch=None,
+    running_stats="all",
+    lr={"": 2e-3},
+    weight_decay=0.01,
+    betas=(0.9, 0.999),
+    decays_all=True,
+    lr_horizon={"": 1.0},
+    lr_unit="step",
+    temperature=4.0,
+    scales_loss=True,
+    cutmix=1.0,
+    mixes_hard_labels=False,
+    crop=None,
+    antialias=False,
+    shift=4,
+    patches=1,
+    flip=0.5,
+    test_resize=None,
+    validations=None,
+    regime="online",
+    student="convnet3",
+    teacher="bundled",
+    stored_epochs=10,
+    sources=_cited(_OURS),
+)
+# SRe2L's recipe, which later ones on ImageNet-1K change in a few fields each.
+FKD = Protocol(
+    name="fkd",
+    version=1,
+    resolution=224,
+    epochs=300,
+    batch_size=((1, 1024),),
+    micro_batch=512,
+    bn_batch=None,
+    running_stats="all",
+    lr={"": 1e-3},
+    weight_decay=0.01,
+    betas=(0.9, 0.999),
+    decays_all=False,
+    lr_horizon={"": 1.0},
+    lr_unit="epoch",
+    temperature=20.0,
+    scales_loss=False,
+    cutmix=1.0,
+    mixes_hard_labels=False,
+    crop=(0.08, 1.0),
+    antialias=True,
+    shift=0,
+    patches=1,
+    flip=0.5,
+    test_resize=256,
+    validations=(0, 10),
+    regime="fixed",
+    student="resnet18",
+    teacher="resnet18",
+    stored_epochs=300,
+    sources=_cited(_SRE2L, micro_batch=f"{_SRE2L} (accumulation 2, on one GPU)"),
+)
+D4M = dataclasses.replace(
+    FKD,
+    name="d4m",
+    bn_batch=74,  # 512 on seven GPUs, DataParallel rounding up
+    running_stats="first",
+    validations=(0, 50),
+    sources=_cited(
+        _D4M,
+        bn_batch=f"{_D4M} (CUDA_VISIBLE_DEVICES=1..7; what the paper's runs had is unknown)",
+        running_stats="PyTorch's documentation of DataParallel",
+    ),
+)
+RDED = dataclasses.replace(
+    FKD,
+    name="rded",
+    batch_size=((1, 20), (10, 100), (50, 200)),
+    micro_batch=None,
+    running_stats="twice",
+    lr=_RDED_RATES,
+    lr_horizon={"": 2.0},
+    crop=(0.5, 1.0),
+    patches=2,
+    validations=(249, 10),
+    regime="online",
+    sources=_cited(_RDED, batch_size=f"{_RDED} (IPC 1, 10, 50; between them the smaller one's is ours)"),
+)
+RD3 = dataclasses.replace(
+    RDED,
+    name="rd3",
+    epochs=400,
+    batch_size=((1, 50),),
+    running_stats="all",
+    lr_horizon={"": 2.0, "resnet18": 1.0},
+    validations=None,
+    stored_epochs=400,
+    sources=_cited(_RD3, weight_decay=_OURS, crop=_RDED, patches=_RDED, temperature=_RDED, lr=_RDED, decays_all=_RDED),
+)
+HARD = dataclasses.replace(
+    FKD,
+    name="hard",
+    batch_size=((1, 128),),
+    micro_batch=None,
+    cutmix=0.0,
+    validations=(0, 50),
+    regime="hard",
+    sources=_cited(_RETHINK),
+)
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
-    {
-        "small": Protocol(
-            name="small",
-            version=1,
-            resolution=32,
-            epochs=300,
-            batch_size=((1, 50),),
-            micro_batch=None,
-            bn_batch=None,
-            running_stats="all",
-            lr={"": 2e-3},
-            weight_decay=0.01,
-            betas=(0.9, 0.999),
-            decays_all=True,
-            lr_horizon={"": 1.0},
-            lr_unit="step",
-            temperature=4.0,
-            scales_loss=True,
-            cutmix=1.0,
-            mixes_hard_labels=False,
-            crop=None,
-            antialias=False,
-            shift=4,
-            patches=1,
-            flip=0.5,
-            test_resize=None,
-            validations=None,
-            regime="online",
-            student="convnet3",
-            teacher="bundled",
-            stored_epochs=10,
-            sources=_cited(_OURS),
-        ),
-        "fkd": Protocol(
-            name="fkd",
-            **{
-                **_IMAGENET,
-                "batch_size": ((1, 1024),),
-                "micro_batch": 512,
-                "validations": (0, 10),
-                "regime": "fixed",
-                "stored_epochs": 300,
-            },
-            sources=_cited(_SRE2L, micro_batch=f"{_SRE2L} (accumulation 2, on one GPU)"),
-        ),
-        "d4m": Protocol(
-            name="d4m",
-            **{
-                **_IMAGENET,
-                "batch_size": ((1, 1024),),
-                "micro_batch": 512,
-                "bn_batch": 74,  # 512 on seven GPUs, DataParallel rounding up
-                "running_stats": "first",
-                "validations": (0, 50),
-                "regime": "fixed",
-                "stored_epochs": 300,
-            },
-            sources=_cited(
-                _D4M,
-                bn_batch=f"{_D4M} (CUDA_VISIBLE_DEVICES=1..7; what the paper's runs had is unknown)",
-                running_stats="PyTorch's documentation of DataParallel",
-            ),
-        ),
-        "rded": Protocol(
-            name="rded",
-            **{
-                **_IMAGENET,
-                **_RDED_AUGMENTATION,
-                "batch_size": ((1, 20), (10, 100), (50, 200)),
-                "running_stats": "twice",
-                "lr": _RDED_RATES,
-                "lr_horizon": {"": 2.0},
-                "validations": (249, 10),
-            },
-            sources=_cited(_RDED, batch_size=f"{_RDED} (IPC 1, 10, 50; between them the smaller one's is ours)"),
-        ),
-        "rd3": Protocol(
-            name="rd3",
-            **{
-                **_IMAGENET,
-                **_RDED_AUGMENTATION,
-                "epochs": 400,
-                "batch_size": ((1, 50),),
-                "lr": _RDED_RATES,
-                "lr_horizon": {"": 2.0, "resnet18": 1.0},
-                "validations": None,
-                "stored_epochs": 400,
-            },
-            sources=_cited(
-                _RD3, weight_decay=_OURS, crop=_RDED, patches=_RDED, temperature=_RDED, lr=_RDED, decays_all=_RDED
-            ),
-        ),
-        "hard": Protocol(
-            name="hard",
-            **{
-                **_IMAGENET,
-                "batch_size": ((1, 128),),
-                "cutmix": 0.0,
-                "validations": (0, 50),
-                "regime": "hard",
-                "stored_epochs": 300,
-            },
-            sources=_cited(_RETHINK),
-        ),
-    }
+    {protocol.name: protocol for protocol in (SMALL, FKD, D4M, RDED, RD3, HARD)}
 )

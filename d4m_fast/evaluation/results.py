@@ -55,7 +55,9 @@ def to_json(
         image_bytes: of each arm's images, where they are on a disk.
     """
     results = list(results)
-    rows = rows_of(results)
+    rows, curves = rows_of(results), list[dict[str, Any]]()
+    for row in rows:
+        curves += map(_curve, row.results)
     return {
         "format": FORMAT,
         "subject": {
@@ -66,7 +68,7 @@ def to_json(
             "data": list(subject.data),
         },
         "rows": [_row(row, subject, image_bytes) for row in rows],
-        "curves": [_curve(result) for row in rows for result in row.results],
+        "curves": curves,
         "scores": scores_of(rows),
         "teacher_check": checks[0].to_json() if checks else None,
         "teacher_checks": [check.to_json() for check in checks],
@@ -79,6 +81,9 @@ def to_json(
 def _row(row: Row, subject: Subject, image_bytes: Mapping[str, int]) -> dict[str, Any]:
     difference = row.difference_to_random
     on_disk = {"image_bytes": image_bytes[row.arm]} if row.arm in image_bytes else {}
+    # The first student's; of many classes only the distilled arm's: of 1,000 it is a million numbers.
+    confusion = row.results[0].confusion
+    is_small = len(confusion) <= MOST_CONFUSED
     return {
         **on_disk,
         "arm": row.arm,
@@ -95,17 +100,9 @@ def _row(row: Row, subject: Subject, image_bytes: Mapping[str, int]) -> dict[str
         "difference_to_random": None if difference is None else asdict(difference),
         "label_bytes": row.results[0].label_bytes,
         "per_class": row.per_class,
-        "confusion": _confusion(row),
+        "confusion": list(map(list, confusion)) if is_small or row.arm == DISTILLED else None,
         "seconds": sum(result.seconds for result in row.results),
     }
-
-
-def _confusion(row: Row) -> list[list[int]] | None:
-    """Return the first student's confusion; of many classes only the distilled arm's, a million numbers for 1,000."""
-    confusion = row.results[0].confusion
-    if len(confusion) > MOST_CONFUSED and row.arm != DISTILLED:
-        return None
-    return [list(line) for line in confusion]
 
 
 def _curve(result: Result) -> dict[str, Any]:
@@ -118,7 +115,7 @@ def _curve(result: Result) -> dict[str, Any]:
         "generation": task.generation,
         "seed": task.seed,
         "losses": list(result.losses),
-        "accuracies": [list(pair) for pair in result.accuracies],
+        "accuracies": list(map(list, result.accuracies)),
     }
 
 

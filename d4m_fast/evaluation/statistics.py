@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,8 @@ class Row:
     @property
     def per_class(self) -> list[float]:
         """Mean accuracy of each class, in percent."""
-        return [statistics.fmean(values) for values in zip(*(r.per_class for r in self.results), strict=True)]
+        by_seed = [result.per_class for result in self.results]
+        return list(map(statistics.fmean, zip(*by_seed, strict=True)))
 
 
 def rows_of(results: Iterable[Result]) -> list[Row]:
@@ -87,14 +88,14 @@ def rows_of(results: Iterable[Result]) -> list[Row]:
     return rows
 
 
-def paired_difference(results: Sequence[Result], others: Sequence[Result]) -> Difference | None:
+def paired_difference(results: Sequence[Result], baseline: Sequence[Result]) -> Difference | None:
     """Return the mean difference of results with equal generation and seed; None where there are no such pairs."""
-    by_pair = {(other.task.generation, other.task.seed): other.accuracy for other in others}
+    baselines = {(result.task.generation, result.task.seed): result.accuracy for result in baseline}
     differences = list[float]()
     for result in results:
-        other = by_pair.get((result.task.generation, result.task.seed))
-        if other is not None:
-            differences.append(result.accuracy - other)
+        accuracy = baselines.get((result.task.generation, result.task.seed))
+        if accuracy is not None:
+            differences.append(result.accuracy - accuracy)
     return interval(differences) if differences else None
 
 
@@ -111,6 +112,7 @@ def t_975(degrees: int) -> float:
     """Return the 97.5 % quantile of Student's t; beyond the table by Cornish and Fisher's expansion."""
     if degrees <= len(_T_975):
         return _T_975[degrees - 1]
+    # Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.5, in the normal distribution's 97.5 % quantile.
     z = 1.959964
     return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
@@ -132,7 +134,9 @@ def scores_of(rows: Iterable[Row]) -> list[dict[str, Any]]:
     for (arm, regime, student, teacher), accuracy in means.items():
         if arm != DISTILLED:
             continue
-        hlr = _less(means, (WHOLE, "hard", student, None), (DISTILLED, "hard", student, None))
+        whole = means.get((WHOLE, "hard", student, None))
+        distilled = means.get((DISTILLED, "hard", student, None))
+        hlr = None if whole is None or distilled is None else whole - distilled
         random = means.get((RANDOM, regime, student, teacher))
         ior = None if random is None else accuracy - random
         scores.append(
@@ -147,10 +151,6 @@ def scores_of(rows: Iterable[Row]) -> list[dict[str, Any]]:
             }
         )
     return scores
-
-
-def _less(means: Mapping[Any, float], key: Any, other: Any) -> float | None:
-    return means[key] - means[other] if key in means and other in means else None
 
 
 def label_robust_score(hlr: float, ior: float) -> float:

@@ -18,7 +18,7 @@ Change = Literal["3x3", "stride 1", "patch 2", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What small images change in the networks of one family.
+    """Changes that small images ask for in the networks of one family.
 
     Attributes:
         names: matches the start of their names, in torchvision and in timm.
@@ -74,6 +74,7 @@ def shrink_stem(network: nn.Module, family: Family) -> None:
     elif family.convolution != "none":
         kernel, stride, padding = (3, 1, 1) if family.convolution == "3x3" else (2, 2, 0)
         layer = nn.Conv2d(first.in_channels, first.out_channels, kernel, stride, padding, bias=first.bias is not None)
+        # As torchvision initialises the convolutions of its ResNets.
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
         replace_layer(network, name, layer)
     pool = next((n for n, m in network.named_modules() if isinstance(m, nn.MaxPool2d)), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,13 @@ from d4m_fast.config.choices import Regime
 from d4m_fast.errors import DataError, UsageError
 from d4m_fast.evaluation.fkd import fkd_digest, import_fkd, open_fkd
 from d4m_fast.evaluation.images import ImageSet
-from d4m_fast.evaluation.label_store import INDEX, LabelStore, open_labels, reopen_labels
+from d4m_fast.evaluation.label_store import INDEX, LabelStore, open_or_write, reopen_labels
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.storage import files
-from d4m_fast.storage.locks import locked
 
 STORED = "stored"
-"""What stands for the teacher of labels that were stored before: nothing says who it was."""
+"""Stands for the teacher of labels that were stored before: nothing says who it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +82,12 @@ class StoredLabels:
             "protocol": protocol.to_json(),
             "top_k": None,
         }
-        root = files.make_directory(work / "labels" / fingerprint(identity)[:16])
-        store = open_labels(root, images, identity)
-        if store is None:
-            with locked(root):
-                layout = open_fkd(self.path, images, self.folders, classes, batch_size)
-                for _ in import_fkd(root, layout, images, identity):
-                    pass
-            store = open_labels(root, images, identity)
-            assert store is not None
-        return store
+
+        def import_to(root: Path) -> Iterator[int]:
+            layout = open_fkd(self.path, images, self.folders, classes, batch_size)
+            yield from import_fkd(root, layout, images, identity)
+
+        return open_or_write(work, images, identity, import_to)
 
 
 def parse_labels(texts: Sequence[str], folders: Sequence[str]) -> dict[str, StoredLabels]:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from d4m_fast.errors import UsageError, wants_of_machine
-from d4m_fast.wording import did_you_mean
+from d4m_fast.wording import did_you_mean, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 TIMM = "timm/"
 _CONVNET = re.compile(r"convnet-(?P<depth>[1-9][0-9]?)-(?P<width>[1-9][0-9]{0,3})(?P<norm>-bn)?")
-# Heads beside the classifier make a network return a tuple in training.
+# Heads beside the classifier make a network return a tuple in training. Without init_weights torchvision warns that the
+# initialisation will change (https://github.com/scipy/scipy/issues/11299 is why it is slow).
 _ONE_HEAD: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
@@ -42,9 +43,9 @@ def build_student(name: str, *, classes: int, image_size: int, width: int) -> nn
     except (AssertionError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         if wants_of_machine(error):
             raise
-        reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"{name}: does not take images of {image_size} pixels a side ({reason}); choose another network or size"
+            f"{name}: does not take images of {image_size} pixels a side ({first_line(error)}); choose another network"
+            " or size"
         ) from error
     return network
 
@@ -79,8 +80,8 @@ def build_classifier(name: str, classes: int, image_size: int) -> nn.Module:
 
     bare = name.removeprefix(TIMM)
     if not timm.is_model(bare.partition(".")[0]):
-        known = [*models.list_models(module=models), *timm.list_models(), "convnet3", "convnet-3-128"]
-        hint = did_you_mean(bare, known)
+        names = [*models.list_models(module=models), *timm.list_models(), "convnet3", "convnet-3-128"]
+        hint = did_you_mean(bare, names)
         raise UsageError(
             f"no network {name!r}: write convnet3, convnet-DEPTH-WIDTH, or a name of torchvision or timm{hint}"
         )

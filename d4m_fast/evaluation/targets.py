@@ -1,4 +1,4 @@
-"""What a student is told about a batch, and the loss that tells it."""
+"""Targets of a batch, hard or soft, and the loss of a student's logits beside them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ClassSelector = Callable[[torch.Tensor], torch.Tensor]
 class Targets(Protocol):
     """Targets of a batch."""
 
-    def loss(self, logits: torch.Tensor, part: slice) -> torch.Tensor:
-        """Return the mean loss of a part of the batch; its logits are those of the part alone."""
+    def loss(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Return the mean loss of some rows of the batch, whose logits these are."""
         ...
 
 
@@ -28,11 +28,11 @@ class HardTargets:
     pasted_labels: torch.Tensor | None = None
     pasted_share: float = 0.0
 
-    def loss(self, logits: torch.Tensor, part: slice) -> torch.Tensor:
-        own = F.cross_entropy(logits, self.labels[part])
+    def loss(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        loss = F.cross_entropy(logits, self.labels[rows])
         if self.pasted_labels is None:
-            return own
-        return torch.lerp(own, F.cross_entropy(logits, self.pasted_labels[part]), self.pasted_share)
+            return loss
+        return torch.lerp(loss, F.cross_entropy(logits, self.pasted_labels[rows]), self.pasted_share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class SoftTargets:
     temperature: float
     scales_loss: bool
 
-    def loss(self, logits: torch.Tensor, part: slice) -> torch.Tensor:
-        """Return KL(teacher || student), times the temperature's square where it is scaled, mean over the part."""
+    def loss(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Return KL(teacher || student), times the temperature's square where it is scaled, mean over the rows."""
         prediction = F.log_softmax(logits / self.temperature, dim=1)
         # Logarithms on both sides: the smallest probabilities of a certain teacher would round to 0.
-        divergence = F.kl_div(prediction, self.log_probabilities[part], reduction="batchmean", log_target=True)
+        divergence = F.kl_div(prediction, self.log_probabilities[rows], reduction="batchmean", log_target=True)
         return divergence * self.temperature**2 if self.scales_loss else divergence
 
 

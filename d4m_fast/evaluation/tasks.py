@@ -1,4 +1,4 @@
-"""A student to train and to test: what it shares with the others, what it is, and what came of it."""
+"""Students to train and to test: what all of an evaluation share, each one's task, and its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from d4m_fast.config.choices import Regime
 from d4m_fast.evaluation.convnet import ConvNet, quicken
 from d4m_fast.evaluation.feeds import Feed, HardFeed, OnlineFeed, StoredFeed
 from d4m_fast.evaluation.images import ImageSet
-from d4m_fast.evaluation.label_store import Label, LabelStore, labels_identity, open_labels, write_labels
+from d4m_fast.evaluation.label_store import Label, LabelStore, labels_identity, open_or_write, write_labels
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.stored import STORED, StoredLabels
 from d4m_fast.evaluation.students import build_student
@@ -105,7 +105,7 @@ class Exam:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a task, in percent of the test images.
+    """Result of a task, in percent of the test images.
 
     Attributes:
         accuracy: after the last epoch.
@@ -146,6 +146,11 @@ class Result:
 
 def identity_of(exam: Exam, task: Task) -> dict[str, Any]:
     """Return everything a result depends on, but for the machine's rounding."""
+    teacher_digest = None
+    if task.teacher == STORED:
+        teacher_digest = exam.stored[task.set_name].digest
+    elif task.teacher is not None:
+        teacher_digest = exam.teachers[task.teacher].sha256
     return {
         "images": exam.sets[task.set_name].fingerprint,
         "test": exam.test.fingerprint,
@@ -155,7 +160,7 @@ def identity_of(exam: Exam, task: Task) -> dict[str, Any]:
         "width": exam.width,
         "outputs": exam.outputs,
         "classes": list(exam.classes),
-        "teacher": _teacher_digest(exam, task),
+        "teacher": teacher_digest,
         "top_k": exam.top_k if task.regime == "fixed" else None,
         "seed": task.seed,
         "generation": task.generation if task.regime == "fixed" else None,
@@ -163,12 +168,6 @@ def identity_of(exam: Exam, task: Task) -> dict[str, Any]:
         "device": exam.execution.device.type,
         "autocast": str(exam.execution.autocast),
     }
-
-
-def _teacher_digest(exam: Exam, task: Task) -> str | None:
-    if task.teacher is None:
-        return None
-    return exam.stored[task.set_name].digest if task.teacher == STORED else exam.teachers[task.teacher].sha256
 
 
 def finish_task(exam: Exam, task: Task) -> Result:
@@ -183,9 +182,9 @@ def finish_task(exam: Exam, task: Task) -> Result:
         place = files.make_directory(exam.work / "students" / key)
         with locked(place):
             files.sweep(place)
-            kept = read_state(place / "result.json", STUDENT)
-            if kept is not None:
-                return Result.from_json(kept, task)
+            saved = read_state(place / "result.json", STUDENT)
+            if saved is not None:
+                return Result.from_json(saved, task)
             result = _train(exam, task, place / "checkpoint.pt")
             write_state(place / "result.json", STUDENT, result.to_json())
             files.remove(place / "checkpoint.pt")
@@ -227,6 +226,7 @@ def fitted_student(exam: Exam, task: Task, checkpoint: Path) -> tuple[nn.Module,
     images = exam.sets[task.set_name].to(device)
     batch_size = exam.batch_size(task.set_name)
     feed, label_bytes = _feed(exam, task, images, batch_size)
+    # The student's seeds go into PyTorch's own generator, whose state is the caller's.
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         student = new_student(exam, task)
         curve = fit(
@@ -280,17 +280,13 @@ def finish_labels(exam: Exam, task: LabelTask) -> LabelStore:
         return labels.open(images, exam.protocol, exam.classes, size, exam.work)
     sha256 = exam.teachers[task.teacher].sha256
     identity = labels_identity(images, exam.protocol, sha256, exam.classes, task.draw, exam.top_k)
-    root = files.make_directory(exam.work / "labels" / fingerprint(identity)[:16])
-    store = open_labels(root, images, identity)
-    if store is None:
-        with locked(root), one_thread(exam.execution.device):
-            files.sweep(root)
-            label, size = teacher_label(exam, task.teacher), exam.batch_size(task.set_name)
-            for _ in write_labels(root, images, exam.protocol, label, identity, batch_size=size):
-                pass
-        store = open_labels(root, images, identity)
-        assert store is not None
-    return store
+
+    def label_to(root: Path) -> Iterator[int]:
+        label, size = teacher_label(exam, task.teacher), exam.batch_size(task.set_name)
+        with one_thread(exam.execution.device):
+            yield from write_labels(root, images, exam.protocol, label, identity, batch_size=size)
+
+    return open_or_write(exam.work, images, identity, label_to)
 
 
 def teacher_label(exam: Exam, teacher: str) -> Label:

@@ -1,8 +1,8 @@
-"""A teacher is tried on real test images before hours are spent on its labels."""
+"""Trial of a teacher on real test images, before hours are spent on its labels."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -51,7 +51,7 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class TeacherCheck:
-    """How a teacher does on real test images.
+    """Skill of a teacher on real test images.
 
     Attributes:
         teacher: its name.
@@ -99,13 +99,14 @@ def check_teacher(teacher: Teacher, test: ImageSet, class_names: Sequence[str]) 
     Raises:
         ModelError: logits that are not finite.
     """
-    predicted, outputs = _predict(teacher, test.images, _as_it_is), outputs_of(teacher.network, teacher.image_size)
+    predicted = _predict(teacher, test.images, lambda pixels: pixels)
+    outputs = outputs_of(teacher.network, teacher.image_size)
     columns = range(outputs) if teacher.columns is None else teacher.columns
     truth = [columns[label] for label in test.labels.tolist()]
     names = {columns[class_id]: name for class_id, name in enumerate(class_names)}
-    confusion: dict[int, Counter[int]] = {}
+    confusion = defaultdict[int, Counter[int]](Counter)
     for true_class, prediction in zip(truth, predicted, strict=True):
-        confusion.setdefault(true_class, Counter())[prediction] += 1
+        confusion[true_class][prediction] += 1
     right = sum(row[true_class] for true_class, row in confusion.items())
     per_class = {}
     for output, name in names.items():
@@ -130,10 +131,6 @@ def _predict(teacher: Teacher, images: torch.Tensor, show: Show) -> list[int]:
         pixels = to_pixels(images[start : start + TEST_BATCH])
         predicted += label(show(pixels)).argmax(1).tolist()
     return predicted
-
-
-def _as_it_is(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels
 
 
 def _swaps(confusion: Mapping[int, Counter[int]], names: Mapping[int, str]) -> list[Swap]:
@@ -184,12 +181,12 @@ def _order(check: TeacherCheck) -> str:
     swaps = check.permuted
     text_order = sorted(range(check.outputs), key=str)
     places = {number: place for place, number in enumerate(text_order)}
-    moved = [(swap.output, swap.predicted) for swap in swaps]
-    if len(swaps) > 2 and all(p in (text_order[c], places[c]) for c, p in moved):
-        why = "numbered folders were sorted as text (0, 1, 10, ...): name them 000, 001, 010, or teach it anew"
+    as_text = [swap.predicted in (text_order[swap.output], places[swap.output]) for swap in swaps]
+    if len(swaps) > 2 and all(as_text):
+        advice = "numbered folders were sorted as text (0, 1, 10, ...): name them 000, 001, 010, or teach it anew"
     else:
-        why = "give the teacher the classes in the order of the folders, or teach it anew"
-    return f"its classes are permuted: {some(map(str, swaps))}; {why}"
+        advice = "give the teacher the classes in the order of the folders, or teach it anew"
+    return f"its classes are permuted: {some(map(str, swaps))}; {advice}"
 
 
 def _preparation(check: TeacherCheck, teacher: Teacher, test: ImageSet) -> str:
@@ -200,7 +197,9 @@ def _preparation(check: TeacherCheck, teacher: Teacher, test: ImageSet) -> str:
     rows = torch.unique(torch.linspace(0, len(test) - 1, min(len(test), TRIED_IMAGES)).long())  # of all classes
     labels = test.labels[rows].tolist()
     truth = labels if teacher.columns is None else [teacher.columns[label] for label in labels]
-    scores = {name: _score(teacher, test.images[rows], show, truth) for name, show in _SHOWN.items()}
+    scores = {}
+    for name, show in _PREPARATIONS.items():
+        scores[name] = _score(teacher, test.images[rows], show, truth)
     best = max(scores, key=lambda name: scores[name])
     if scores[best] >= check.least_accuracy and scores[best] > check.accuracy + 10:
         return f"with {best} it has {scores[best]:.1f} %; correct mean and std in its config"
@@ -227,7 +226,7 @@ def _denormalised(pixels: torch.Tensor) -> torch.Tensor:
     return pixels * pixels.new_tensor(IMAGENET_STD).view(3, 1, 1) + pixels.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
 
 
-_SHOWN: Mapping[str, Show] = MappingProxyType(
+_PREPARATIONS: Mapping[str, Show] = MappingProxyType(
     {
         "normalisation by ImageNet's mean and deviation": _normalised,
         "normalisation by 0.5": lambda pixels: 2 * pixels - 1,

@@ -25,6 +25,7 @@ from d4m_fast.evaluation.students import build_student
 from d4m_fast.sources.records import ClassInfo
 from d4m_fast.storage import files
 from d4m_fast.storage.state import read_json
+from d4m_fast.wording import first_line
 
 BUNDLED = "bundled"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -107,7 +108,8 @@ def open_teacher(name: str, classes: Sequence[ClassInfo], *, resolution: int | N
     Raises:
         ModelError: a teacher cannot be read, is not on this machine, or knows other classes or another size of image.
     """
-    members = [_open(part) for part in _parts(name)]
+    names = [name] if Path(name).is_dir() else name.split("+")  # a directory may have a plus sign in its own name
+    members = list(map(_open_member, names))
     first = members[0]
     for member in members[1:]:
         if (member.classes, member.image_size) != (first.classes, first.image_size):
@@ -124,11 +126,7 @@ def open_teacher(name: str, classes: Sequence[ClassInfo], *, resolution: int | N
     return dataclasses.replace(first, columns=_columns(first, classes))
 
 
-def _parts(name: str) -> list[str]:
-    return [name] if Path(name).is_dir() else name.split("+")
-
-
-def _open(name: str) -> Teacher:
+def _open_member(name: str) -> Teacher:
     network_name, equals, file = name.partition("=")
     if name == BUNDLED or Path(name).is_dir():
         return dataclasses.replace(load_teacher(teacher_folder(name)), name=name)
@@ -156,7 +154,8 @@ def _columns(teacher: Teacher, classes: Sequence[ClassInfo]) -> tuple[int, ...] 
     Raises:
         ModelError: some class has none.
     """
-    folders, prompts = ([info.folder for info in classes], [info.prompt for info in classes])
+    folders = [class_info.folder for class_info in classes]
+    prompts = [class_info.prompt for class_info in classes]
     # A user's own teacher may name its classes otherwise; only the bundled one is known to mean these.
     if teacher.name == BUNDLED and tuple(prompts) != teacher.classes:
         raise ModelError("the bundled teacher knows Fashion-MNIST's classes only; give --teacher, or --regime hard")
@@ -166,7 +165,7 @@ def _columns(teacher: Teacher, classes: Sequence[ClassInfo]) -> tuple[int, ...] 
         outputs = len(teacher.classes)
         output_of = {name: output for output, name in enumerate(teacher.classes)}
         for names in (folders, prompts):
-            if all(name in output_of for name in names):
+            if output_of.keys() >= set(names):
                 columns = tuple(output_of[name] for name in names)
                 return None if columns == tuple(range(outputs)) else columns
         indices = imagenet_indices(folders) if teacher.classes == imagenet_wnids() else None
@@ -259,14 +258,15 @@ def _from_config(path: Path) -> tuple[nn.Module, tuple[str, ...], int]:
         classes, size = config["classes"], int(config["image_size"])
         if not isinstance(classes, list) or not classes:
             raise ValueError("classes must be a list of names")
-        network = _convnet(config, len(classes), size) if "arch" not in config else _student(config, len(classes), size)
+        build = _library_network if "arch" in config else _convnet
+        network = build(config, len(classes), size)
         return network, tuple(map(str, classes)), size
     except OSError as error:
-        raise ModelError(f"{path}: the teacher's config cannot be read ({_line(error)})") from error
+        raise ModelError(f"{path}: the teacher's config cannot be read ({first_line(error)})") from error
     except KeyError as error:
         raise ModelError(f"{path}: the teacher's config has no {error}") from error
     except (UsageError, ValueError, TypeError, RuntimeError) as error:
-        raise ModelError(f"{path}: not a teacher's config ({_line(error)})") from error
+        raise ModelError(f"{path}: not a teacher's config ({first_line(error)})") from error
 
 
 def _convnet(config: dict[str, Any], classes: int, size: int) -> ConvNet:
@@ -279,7 +279,7 @@ def _convnet(config: dict[str, Any], classes: int, size: int) -> ConvNet:
     return ConvNet(classes, width=width, depth=depth, norm=config["norm"], image_size=size)
 
 
-def _student(config: dict[str, Any], classes: int, size: int) -> nn.Module:
+def _library_network(config: dict[str, Any], classes: int, size: int) -> nn.Module:
     student = build_student(str(config["arch"]), classes=classes, image_size=size, width=1)
     mean, std = config["mean"], config["std"]
     if not isinstance(student, Normalised):
@@ -287,10 +287,6 @@ def _student(config: dict[str, Any], classes: int, size: int) -> nn.Module:
     if not (len(mean) == len(std) == 3 and all(value > 0 for value in std)):
         raise ValueError("mean and std must be three numbers each, those of std above 0")
     return Normalised(student.network, mean, std)
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def labeller(teacher: ConvNet) -> Labeller:

@@ -145,7 +145,7 @@ def open_record(folder: Path, options: Mapping[str, Any], data: str) -> dict[str
     if record is None:
         # A teaching that was killed in its first epoch may have left half a file; `files.sweep` has removed it.
         foreign = [path.name for path in files.entries(folder) if path.name not in LOCK_FILES]
-        if any(not name.startswith("epoch-") for name in foreign):
+        if not all(name.startswith("epoch-") for name in foreign):
             raise RunDirectoryError(f"{folder}: holds {foreign[0]} and no teacher in training; choose another --out")
         return None
     saved, current = {**record["options"], "data": record["data"]}, {**options, "data": data}
@@ -186,7 +186,7 @@ def _run_epoch(
         rows = order[step * size : (step + 1) * size].to(data.images.device)
         for group in optimiser.param_groups:
             group["lr"] = options["lr"] * one_cycle(epoch * steps + step, options["epochs"] * steps)
-        pixels = _shown(data.images[rows], limit, options["flip"], generator)
+        pixels = _augmented(data.images[rows], limit, options["flip"], generator)
         loss = F.cross_entropy(model(pixels), data.labels[rows], label_smoothing=LABEL_SMOOTHING)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -195,7 +195,7 @@ def _run_epoch(
     return float(total / steps)
 
 
-def _shown(images: torch.Tensor, limit: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
+def _augmented(images: torch.Tensor, limit: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
     offsets = torch.randint(0, 2 * limit + 1, (2, len(images), 1), generator=generator)
     mirrored = torch.rand(len(images), generator=generator) < (0.5 if flip else 0)
     pixels = shifted(to_pixels(images), offsets.to(images.device), limit)
@@ -222,11 +222,12 @@ def _tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, to
 
 
 def _restore(model: nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "momentum": {}}
+    weights, momenta = dict[str, torch.Tensor](), dict[int, dict[str, torch.Tensor]]()
     for name, value in tensors.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = value
-    model.load_state_dict(parts["model"])
-    saved = optimiser.state_dict()
-    saved["state"] = {int(index): {"momentum_buffer": value.clone()} for index, value in parts["momentum"].items()}
-    optimiser.load_state_dict(saved)
+        kind, _, key = name.partition(".")
+        if kind == "model":
+            weights[key] = value
+        else:
+            momenta[int(key)] = {"momentum_buffer": value.clone()}
+    model.load_state_dict(weights)
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": momenta})

@@ -23,6 +23,7 @@ from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.targets import ClassSelector
 from d4m_fast.fingerprints import derive_seed
 from d4m_fast.storage import files
+from d4m_fast.wording import first_line
 
 DIGEST = 32  # bytes of SHA-256 before a checkpoint's own
 CHECKPOINT_SECONDS = 20.0  # of training at most that a kill takes, where an epoch is shorter
@@ -30,7 +31,7 @@ CHECKPOINT_SECONDS = 20.0  # of training at most that a kill takes, where an epo
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a student is computed, which does not change what it is but for rounding.
+    """Device and precision of a student's training, which change its numbers by rounding alone.
 
     Attributes:
         autocast: precision of the forward pass on a GPU; None is float32.
@@ -124,17 +125,17 @@ def optimiser_of(student: nn.Module, protocol: Protocol, lr: float) -> torch.opt
         return torch.optim.AdamW(
             student.parameters(), lr, betas=protocol.betas, weight_decay=protocol.weight_decay, fused=True
         )
-    decayed, others = list[nn.Parameter](), list[nn.Parameter]()
+    decayed, undecayed = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in student.named_parameters():
         # SRe2L's get_parameters: tensors named "weight" with more than one dimension.
-        (decayed if "weight" in name and parameter.ndim > 1 else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": protocol.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        (decayed if "weight" in name and parameter.ndim > 1 else undecayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": protocol.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr, betas=protocol.betas, fused=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the optimiser over a batch, in the parts that the protocol prescribes."""
+    """Step of the optimiser over a batch, in the parts that the protocol prescribes."""
 
     student: nn.Module
     optimiser: torch.optim.Optimizer
@@ -146,11 +147,11 @@ class Step:
         """Return the mean loss of the batch, detached."""
         self.optimiser.zero_grad()
         total = torch.zeros((), device=batch.pixels.device)
-        for part, weight, moves_statistics in parts_of(self.protocol, len(batch.pixels)):
-            pixels = batch.pixels[part]
+        for rows, weight, moves_statistics in parts_of(self.protocol, len(batch.pixels)):
+            pixels = batch.pixels[rows]
             with _momentum(self.student, self.protocol, moves_statistics), self.execution.precision():
                 logits = self.select(self.student(pixels)).float()
-            loss = batch.targets.loss(logits, part)
+            loss = batch.targets.loss(logits, rows)
             (loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * len(pixels) / len(batch.pixels)
         self.optimiser.step()
@@ -173,9 +174,9 @@ def parts_of(protocol: Protocol, n: int) -> Iterator[tuple[slice, float, bool]]:
         length = min(micro, n - start)
         chunk = length if protocol.bn_batch is None else protocol.bn_batch
         for offset in range(0, length, chunk):
-            part = slice(start + offset, start + min(offset + chunk, length))
+            rows = slice(start + offset, start + min(offset + chunk, length))
             moves = offset == 0 or protocol.running_stats != "first"
-            yield part, (part.stop - part.start) / length / accumulations, moves
+            yield rows, (rows.stop - rows.start) / length / accumulations, moves
 
 
 @contextmanager
@@ -213,7 +214,7 @@ class _State:
                 "student": self.student.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "generator": self.generator.get_state(),
-                "dropout": torch.get_rng_state(),
+                "dropout": torch.get_rng_state(),  # of PyTorch's own generator, which dropout draws from
                 "epoch": self.epoch,
                 "losses": self.curve.losses,
                 "accuracies": self.curve.accuracies,
@@ -237,7 +238,7 @@ class _State:
             self.generator.set_state(saved["generator"])
             torch.set_rng_state(saved["dropout"])
         except (EOFError, KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             raise DamageError(f"{path}: not a student's checkpoint ({reason}); remove it and evaluate again") from error
         self.epoch = saved["epoch"]
         self.curve = Curve(saved["losses"], [tuple(pair) for pair in saved["accuracies"]])

@@ -16,7 +16,7 @@ CROP_RATIOS = (3 / 4, 4 / 3)
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """How each of N images is shown before it is mixed; a step that the protocol does not have is None.
+    """Ways in which N images are shown before they are mixed; a step that the protocol does not have is None.
 
     Attributes:
         swaps: (N, 2) bool, halves swapped sideways, and upside down.
@@ -32,15 +32,17 @@ class Views:
 
     def to(self, device: torch.device) -> Views:
         """Return the same views on a device."""
-        parts = (self.swaps, self.boxes, self.offsets, self.flips)
-        swaps, boxes, offsets, flips = (None if part is None else part.to(device) for part in parts)
-        assert flips is not None
-        return Views(swaps, boxes, offsets, flips)
+        return Views(
+            None if self.swaps is None else self.swaps.to(device),
+            None if self.boxes is None else self.boxes.to(device),
+            None if self.offsets is None else self.offsets.to(device),
+            self.flips.to(device),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Which image of the batch is pasted into each, (N,) int64, and the box for all, top, bottom, left, right."""
+    """CutMix of a batch: the image pasted into each, (N,) int64, and the box for all, top, bottom, left, right."""
 
     partners: torch.Tensor
     box: torch.Tensor
@@ -67,16 +69,17 @@ def draw_boxes(n: int, side: int, scale: tuple[float, float], generator: torch.G
         (n, 4) int64: top, left, height, width.
     """
     area, shape, place = torch.rand(3, n, CROP_TRIES, generator=generator, dtype=torch.float64)
-    low, high = (math.log(ratio) for ratio in CROP_RATIOS)
+    low, high = map(math.log, CROP_RATIOS)
+    # Uniform in the logarithm of the ratio, so that tall boxes are as frequent as wide ones.
     target = (scale[0] + (scale[1] - scale[0]) * area) * side**2
     ratio = torch.exp(low + (high - low) * shape)
     widths, heights = (target * ratio).sqrt().round(), (target / ratio).sqrt().round()
     fits = (widths > 0) & (widths <= side) & (heights > 0) & (heights <= side)
     first = fits.int().argmax(1)
-    chosen = torch.arange(n)
-    whole = ~fits.any(1)  # the ratio of a square is one that is allowed, so that the fallback is the image itself
-    height = torch.where(whole, side, heights[chosen, first]).long()
-    width = torch.where(whole, side, widths[chosen, first]).long()
+    rows = torch.arange(n)
+    is_whole = ~fits.any(1)  # the ratio of a square is one that is allowed, so that the fallback is the image itself
+    height = torch.where(is_whole, side, heights[rows, first]).long()
+    width = torch.where(is_whole, side, widths[rows, first]).long()
     top = (place[:, 0] * (side - height + 1)).long()
     left = (place[:, 1] * (side - width + 1)).long()
     return torch.stack((top, left, height, width), dim=1)

@@ -180,7 +180,7 @@ def _work(connection: Connection, number: int) -> None:
         exam, jobs = torch.load(connection.recv(), mmap=True, weights_only=False)
         exam = _on_own_gpu(exam, number)
         while True:
-            connection.send(_answer(exam, jobs[connection.recv()]))
+            connection.send(_result_or_error(exam, jobs[connection.recv()]))
 
 
 def _on_own_gpu(exam: Exam, number: int) -> Exam:
@@ -188,12 +188,12 @@ def _on_own_gpu(exam: Exam, number: int) -> Exam:
     device = exam.execution.device
     if device.type == "cpu" or device.index is not None or torch.accelerator.device_count() < 2:
         return exam
-    own = torch.device(device.type, number % torch.accelerator.device_count())
-    torch.accelerator.set_device_index(own.index)
-    return replace(exam, execution=replace(exam.execution, device=own))
+    own_device = torch.device(device.type, number % torch.accelerator.device_count())
+    torch.accelerator.set_device_index(own_device.index)
+    return replace(exam, execution=replace(exam.execution, device=own_device))
 
 
-def _answer(exam: Exam, job: Job) -> Result | BaseException | None:
+def _result_or_error(exam: Exam, job: Job) -> Result | BaseException | None:
     try:
         return do_job(exam, job)
     except (ArithmeticError, D4MError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:

@@ -9,13 +9,14 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from unicodedata import east_asian_width
 
 from d4m_fast.report.numerals import short
 
 WIDTH = 360  # near what a telephone shows, so that letters stay as large as they are meant to be
 STYLES = 8  # series of a chart that can be told apart
+# Room that rows, axes and their labels take.
 _ROW, _TOP, _BOTTOM, _LEFT, _RIGHT = 18, 8, 36, 104, 12
 _PLOT_HEIGHT, _PLOT_LEFT = 190, 44
 _MARGIN = 12  # around a cloud of points
@@ -50,7 +51,7 @@ class Scale:
 
 def steps(low: float, high: float, most: int = 6) -> list[float]:
     """Return round numbers, 1, 2 or 5 times a power of ten apart, that reach from `low` or below to `high` or above."""
-    span = max(high - low, 1e-6)
+    span = max(high - low, 1e-6)  # equal values, too, have a step between ticks
     power: float = 10.0 ** math.floor(math.log10(span / most))
     step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= most - 1)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -65,7 +66,7 @@ def _axis(values: Sequence[float], start: float, end: float) -> tuple[Scale, lis
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One of a chart's series: its name, and the number of its colour and dash."""
+    """Series of a chart: its name, and the number of its colour and dash."""
 
     name: str
     style: int
@@ -117,7 +118,9 @@ def intervals(estimates: Sequence[Estimate], unit: str, description: str, throug
     """Place estimates one below the other; with `through_zero` the axis has a line there."""
     values = [0.0] if through_zero else []
     for e in estimates:
-        values += [v for v in (e.mean, e.low, e.high, *e.values) if v is not None]
+        values += [e.mean, *e.values]
+        if e.low is not None and e.high is not None:
+            values += [e.low, e.high]
     bottom = _TOP + _ROW * len(estimates)
     scale, ticks = _axis(values, _LEFT, WIDTH - _RIGHT)
 
@@ -180,9 +183,14 @@ def lines(
         budgets: images per class, where these are the x of the points: the axis is then logarithmic, and has these
             ticks, and the points are marked.
     """
-    drawn = [(one, _thinned(points)) for one, points in series if points]
-    everything = list(chain.from_iterable(points for _, points in drawn))
-    xs, ys = [x for x, _ in everything], [y for _, y in everything]
+    thinned, xs, ys = list[tuple[Series, Points]](), list[float](), list[float]()
+    for entry, points in series:
+        if points:
+            # Every n-th point and the last, few enough to draw.
+            points = [*points[: -1 : math.ceil(len(points) / _MOST_POINTS)], points[-1]]
+            thinned.append((entry, points))
+            xs += [x for x, _ in points]
+            ys += [y for _, y in points]
     left, right, bottom = _PLOT_LEFT, WIDTH - _RIGHT, _TOP + _PLOT_HEIGHT
     y_scale, y_ticks = _axis(ys, bottom, _TOP)
     if budgets:
@@ -190,23 +198,17 @@ def lines(
         x_ticks = [Tick(x_scale(budget), str(budget)) for budget in budgets]
     else:
         x_scale, x_ticks = _axis(xs, left, right)
-    placed = []
-    for one, points in drawn:
-        places = [(x_scale(x), y_scale(y)) for x, y in points]
+    chart_lines = []
+    for entry, points in thinned:
+        places = tuple((x_scale(x), y_scale(y)) for x, y in points)
         text = " ".join(f"{x:g},{y:g}" for x, y in places)
-        placed.append(Line(one, text, tuple(places) if budgets else ()))
-    return Lines(description, x_label, y_label, bottom + _BOTTOM, x_ticks, y_ticks, placed)
-
-
-def _thinned(points: Points) -> Points:
-    """Return every n-th point and the last, few enough to draw."""
-    stride = math.ceil(len(points) / _MOST_POINTS)
-    return [*points[:-1:stride], points[-1]]
+        chart_lines.append(Line(entry, text, places if budgets else ()))
+    return Lines(description, x_label, y_label, bottom + _BOTTOM, x_ticks, y_ticks, chart_lines)
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar of a row: from the axis's zero to `width` to its right."""
+    """Bar of a row: from the axis's zero to `width` to its right."""
 
     series: Series
     y: float
@@ -249,20 +251,22 @@ def bars(
         write: of a row of one bar, the text behind it.
     """
     rows = list(rows)
-    values = [0.0, 1e-6]
+    values = [0.0, 1e-6]  # so that the axis begins at 0, and bars that are all 0 have one
     for _, pairs in rows:
         values += [value for _, value in pairs]
-    room = _RIGHT if write is None else 56
+    room = _RIGHT if write is None else 56  # of the text behind a bar
     scale, ticks = _axis(values, _LEFT, WIDTH - room)
-    placed, y = list[BarRow](), float(_TOP)
+    bar_rows, y = list[BarRow](), float(_TOP)
     for label, pairs in rows:
         thickness = 12 if len(pairs) == 1 else 7
         height = thickness * len(pairs) + 6
-        drawn = [Bar(s, y + 3 + i * thickness, round(scale(v) - _LEFT, 1)) for i, (s, v) in enumerate(pairs)]
+        row_bars = []
+        for i, (series, value) in enumerate(pairs):
+            row_bars.append(Bar(series, y + 3 + i * thickness, round(scale(value) - _LEFT, 1)))
         total = "" if write is None else write(pairs[0][1])
-        placed.append(BarRow(cut(label), y + height / 2, drawn, scale(pairs[0][1]), total))
+        bar_rows.append(BarRow(cut(label), y + height / 2, row_bars, scale(pairs[0][1]), total))
         y += height
-    return Bars(description, unit, y + _BOTTOM, _LEFT, ticks, placed)
+    return Bars(description, unit, y + _BOTTOM, _LEFT, ticks, bar_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +305,8 @@ def scatter(points: Iterable[tuple[float, float, str, int]], description: str, b
         place = f"M{_MARGIN + (x - left) * unit:.1f} {bottom - (y - low) * unit:.1f}{MARKS[kind]}"
         style = class_id if by_class else list(MARKS).index(kind)
         marks.setdefault((kind, style), []).append(place)
-    order = sorted(marks, key=lambda key: (list(MARKS).index(key[0]), key[1]))  # the few on top of the many
-    return Scatter(
-        description, bottom + _MARGIN, [Cloud(kind, style, "".join(marks[kind, style])) for kind, style in order]
-    )
+    clouds = []
+    # The few on top of the many: SVG draws what comes later over what came before.
+    for kind, style in sorted(marks, key=lambda key: (list(MARKS).index(key[0]), key[1])):
+        clouds.append(Cloud(kind, style, "".join(marks[kind, style])))
+    return Scatter(description, bottom + _MARGIN, clouds)

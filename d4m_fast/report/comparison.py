@@ -1,10 +1,10 @@
-"""What the rows of an evaluation say beside each other: settings, the verdict, students and budgets."""
+"""Comparison of an evaluation's rows: settings, the verdict, students and budgets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from d4m_fast.report.numerals import decimal, signed
@@ -12,13 +12,13 @@ from d4m_fast.wording import some
 
 Row = Mapping[str, Any]
 DISTILLED, RANDOM, WHOLE = "distilled", "random", "whole"
-_BE = ("is", "are")
+_BE = ("is", "are")  # of one, and of several
 _NAMED_SETTINGS = 4  # a verdict on more of them counts instead
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the arms of a comparison have in common."""
+    """Circumstances that the arms of a comparison have in common."""
 
     protocol: str
     regime: str
@@ -63,8 +63,13 @@ def row_of(rows: Iterable[Row], arm: str) -> Row | None:
 
 def verdict(rows: Sequence[Row]) -> str:
     """Return one sentence on the distilled images: where they lose first, where nothing is shown next, gains last."""
-    distilled = {setting: row for setting, group in by_setting(rows).items() if (row := row_of(group, DISTILLED))}
-    compared = {setting: row for setting, row in distilled.items() if row["difference_to_random"] is not None}
+    distilled, compared = dict[Setting, Row](), dict[Setting, Row]()
+    for setting, group in by_setting(rows).items():
+        row = row_of(group, DISTILLED)
+        if row is not None:
+            distilled[setting] = row
+            if row["difference_to_random"] is not None:
+                compared[setting] = row
     if not compared:
         return "There is no distilled arm beside a random one, so this says nothing of what distillation gains."
     losses, draws, gains = list[Setting](), list[Setting](), list[Setting]()
@@ -80,7 +85,7 @@ def verdict(rows: Sequence[Row]) -> str:
         _clause("no difference between distilled and random is shown", draws, compared),
         _clause("distilled images beat random real ones", gains, compared),
     ]
-    sentence = "; ".join(clause for clause in clauses if clause)
+    sentence = "; ".join(filter(None, clauses))
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
@@ -92,11 +97,12 @@ def _clause(claim: str, settings: Sequence[Setting], rows: Mapping[Setting, Row]
         ends = " to ".join(dict.fromkeys((signed(means[0]), signed(means[-1]))))
         return f"{claim} in {len(settings)} of {len(rows)} settings ({ends} points)"
     students = {setting.student for setting in rows}
-    parts = []
+    differences = []
     for setting in settings:
         name = f"{setting.regime} labels" if len(students) == 1 else setting.title
-        parts.append(f"{name} ({interval_words(rows[setting]['difference_to_random'])})")
-    return f"{claim} with {_listed(parts)}"
+        differences.append(f"{name} ({interval_words(rows[setting]['difference_to_random'])})")
+    *former, last = differences
+    return f"{claim} with {', '.join(former)} and {last}" if former else f"{claim} with {last}"
 
 
 def _rivals(rows: Iterable[Row], distilled: Mapping[Setting, Row]) -> str:
@@ -106,14 +112,16 @@ def _rivals(rows: Iterable[Row], distilled: Mapping[Setting, Row]) -> str:
         for row in group:
             if setting in distilled and row["arm"] not in (DISTILLED, RANDOM, WHOLE):
                 leads.setdefault(row["arm"], []).append(row["mean"] - distilled[setting]["mean"])
-    parts = list[tuple[int, str]]()
+    rivals = list[tuple[int, str]]()  # in how many settings, and in words
     for arm, differences in leads.items():
         ahead = [difference for difference in differences if difference > 0]
         if ahead:
             times = "" if len(differences) == 1 else f" in {len(ahead)} of {len(differences)} settings"
-            parts.append((-len(ahead), f"{arm}{times} (by up to {decimal(max(ahead))} points)"))
-    parts.sort(key=lambda part: part[0])
-    return f"by means alone, {some(text for _, text in parts)} {_BE[len(parts) > 1]} above distilled" if parts else ""
+            rivals.append((len(ahead), f"{arm}{times} (by up to {decimal(max(ahead))} points)"))
+    if not rivals:
+        return ""
+    rivals.sort(key=lambda rival: -rival[0])
+    return f"by means alone, {some(text for _, text in rivals)} {_BE[len(rivals) > 1]} above distilled"
 
 
 def interval_words(difference: Mapping[str, Any]) -> str:
@@ -122,10 +130,6 @@ def interval_words(difference: Mapping[str, Any]) -> str:
     if difference["low"] is None or difference["high"] is None:
         return f"{points}, one seed, no interval"
     return f"{points}, 95 % interval {signed(difference['low'])} to {signed(difference['high'])}"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,17 +153,23 @@ def matrices(rows: Iterable[Row]) -> list[Matrix]:
     for row in rows:
         students = groups.setdefault((row["regime"], row["teacher"]), {})
         students.setdefault(row["student"], {})[row["arm"]] = row["mean"]
-    return [_matrix(*key, means) for key, means in groups.items() if len(means) > 1]
+    matrices = []
+    for (regime, teacher), means in groups.items():
+        if len(means) > 1:
+            title = f"{regime} labels" if teacher is None else f"{regime} labels, teacher {teacher}"
+            matrices.append(_matrix(title, means))
+    return matrices
 
 
-def _matrix(regime: str, teacher: str | None, means: Mapping[str, Mapping[str, float]]) -> Matrix:
-    arms = tuple(dict.fromkeys(arm for of_arms in means.values() for arm in of_arms))
-    best = {arm: max(of_arms[arm] for of_arms in means.values() if arm in of_arms) for arm in arms}
+def _matrix(title: str, means: Mapping[str, Mapping[str, float]]) -> Matrix:
+    best = dict[str, float]()
+    for of_arms in means.values():
+        for arm, mean in of_arms.items():
+            best[arm] = max(mean, best.get(arm, mean))
     cells = {}
     for student, of_arms in means.items():
         cells[student] = {arm: (mean, best[arm] - mean) for arm, mean in of_arms.items()}
-    title = f"{regime} labels" if teacher is None else f"{regime} labels, teacher {teacher}"
-    return Matrix(title, arms, cells, _order(arms, means))
+    return Matrix(title, tuple(best), cells, _order(tuple(best), means))
 
 
 def _order(arms: Sequence[str], means: Mapping[str, Mapping[str, float]]) -> str:
@@ -194,6 +204,6 @@ def by_budget(rows: Iterable[Row]) -> dict[Setting, dict[str, dict[int, Row]]]:
             groups.setdefault(key, {}).setdefault(row["arm"], {})[row["images_per_class"]] = row
     several = {}
     for key, arms in groups.items():
-        if len({budget for of_budgets in arms.values() for budget in of_budgets}) > 1:
+        if len(set(chain.from_iterable(arms.values()))) > 1:
             several[firsts[key]] = {arm: dict(sorted(of_budgets.items())) for arm, of_budgets in arms.items()}
     return several

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -53,17 +54,16 @@ def contact_sheets(run: Path) -> list[Sheet]:
     if data is None:
         raise DataError(f"{run}: no run of d4m-fast, so nothing says which real images its own are near to")
     require_finished(run)
-    rows = _spread(_manifest_rows(run / "manifest.jsonl"))
-    real_images = _read_origins(data, {row["nearest"] for of_class in rows for row in of_class})
-    return [_sheet(run, of_class, real_images) for of_class in rows]
-
-
-def _sheet(run: Path, rows: Sequence[Mapping[str, Any]], real_images: Mapping[str, str]) -> Sheet:
-    pairs = []
-    for row in rows:
-        distilled = data_uri(decode(run / row["file"]))
-        pairs.append(Pair(row["index"], distilled, real_images[row["nearest"]], row["nearest"]))
-    return Sheet(rows[0]["prompt"], tuple(pairs))
+    spread = _spread(_manifest_rows(run / "manifest.jsonl"))
+    real_images = _read_origins(data, {row["nearest"] for row in chain.from_iterable(spread)})
+    sheets = []
+    for rows in spread:
+        pairs = []
+        for row in rows:
+            distilled = data_uri(decode(run / row["file"]))
+            pairs.append(Pair(row["index"], distilled, real_images[row["nearest"]], row["nearest"]))
+        sheets.append(Sheet(rows[0]["prompt"], tuple(pairs)))
+    return sheets
 
 
 def _manifest_rows(path: Path) -> list[dict[str, Any]]:
@@ -71,8 +71,10 @@ def _manifest_rows(path: Path) -> list[dict[str, Any]]:
         lines = files.read_regular(path).decode().splitlines()
         rows = [json.loads(line) for line in lines]
         for row in rows:
-            _require_below(PurePosixPath(row["file"]))
-            row["class_id"], row["index"], row["prompt"], row["nearest"]
+            file = PurePosixPath(row["file"])
+            if file.parts[:1] != ("images",) or ".." in file.parts:  # a name that leads out of the run's images
+                raise ValueError(f"{file} is no image of the run")
+            row["class_id"], row["index"], row["prompt"], row["nearest"]  # looked up: one that is missing is damage
     except OSError as error:
         files.refuse_machine_error(path, error)
         raise DataError(f"{path}: {error.strerror}; d4m-fast verify --repair has it made again") from error
@@ -82,27 +84,26 @@ def _manifest_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _require_below(file: PurePosixPath) -> None:
-    """Refuse a name that leads out of the run's images."""
-    if file.parts[:1] != ("images",) or ".." in file.parts:
-        raise ValueError(f"{file} is no image of the run")
-
-
 def _spread(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Return the first rows of some classes, from the first class to the last."""
     classes = dict[int, list[dict[str, Any]]]()
     for row in rows:
         classes.setdefault(row["class_id"], []).append(row)
-    class_ids = sorted(classes)
+    class_ids, spread = sorted(classes), list[list[dict[str, Any]]]()
     count = min(CLASSES, len(class_ids))
-    chosen = [class_ids[i * (len(class_ids) - 1) // max(count - 1, 1)] for i in range(count)]
-    return [sorted(classes[class_id], key=lambda row: row["index"])[:PER_CLASS] for class_id in chosen]
+    for i in range(count):
+        members = classes[class_ids[i * (len(class_ids) - 1) // max(count - 1, 1)]]
+        spread.append(sorted(members, key=lambda row: row["index"])[:PER_CLASS])
+    return spread
 
 
 def _read_origins(data: str, origins: set[str]) -> dict[str, str]:
     """Return the data URIs of real images by their origins."""
     source = open_source(data, prompts_needed=False)
-    pictures = {item.origin: data_uri(source.read(item)) for item in source.items if item.origin in origins}
+    pictures = dict[str, str]()
+    for item in source.items:
+        if item.origin in origins:
+            pictures[item.origin] = data_uri(source.read(item))
     missing = min(origins - pictures.keys(), default=None)
     if missing is not None:
         raise DataError(f"{data}: has no image {missing} any more, which the run names as one of its nearest")

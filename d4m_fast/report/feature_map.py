@@ -1,4 +1,4 @@
-"""Where images lie in a teacher's features, in two dimensions."""
+"""Map of images in a teacher's features, in two dimensions."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def feature_map(features_of: Callable[[Tensor], Tensor], sets: Mapping[str, Imag
     centre = basis.mean(0)
     components, share = _principal(basis - centre)
     points = list[list[Any]]()
-    for kind, of_kind in features.items():
-        places = ((of_kind - centre) @ components.T).tolist()
+    for kind, rows in features.items():
+        places = ((rows - centre) @ components.T).tolist()
         for (x, y), class_id in zip(places, sets[kind].labels.tolist(), strict=True):
             points.append([round(x, 4), round(y, 4), kind, class_id])
     fitted = f"{len(basis)} real images" if REAL in features else f"all {len(basis)} images"

@@ -34,14 +34,14 @@ def render_report(results: Mapping[str, Any] | Sequence[Mapping[str, Any]], run:
     every = [results] if isinstance(results, Mapping) else list(results)
     if not every:
         raise UsageError("no results to render: name a file that evaluate --json has written")
-    for i, one in enumerate(every):
-        check_results(one, f"results {i + 1} of {len(every)}")
+    for i, evaluation in enumerate(every):
+        check_results(evaluation, f"results {i + 1} of {len(every)}")
     _refuse_repetition(every)
     subject = every[0]["subject"]
     template = _environment().get_template("report.html")
     return template.render(
         subject=subject,
-        runs=[one["subject"]["run"] for one in every],
+        runs=[evaluation["subject"]["run"] for evaluation in every],
         verdict=verdict(every[0]["rows"]),
         sections=sections_of(every, run),
     )
@@ -50,10 +50,10 @@ def render_report(results: Mapping[str, Any] | Sequence[Mapping[str, Any]], run:
 def _refuse_repetition(results: Sequence[Mapping[str, Any]]) -> None:
     """Refuse two rows of one setting and arm: a page that shows one of them would not say which."""
     owners = dict[Any, str]()
-    for one in results:
-        for setting, rows in by_setting(one["rows"]).items():
+    for evaluation in results:
+        for setting, rows in by_setting(evaluation["rows"]).items():
             for row in rows:
-                key, name = (setting, row["arm"]), one["subject"]["run"]
+                key, name = (setting, row["arm"]), evaluation["subject"]["run"]
                 if key in owners:
                     raise UsageError(
                         f"arm {row['arm']} with {setting.title} at {setting.images_per_class} images per class is there"

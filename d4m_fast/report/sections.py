@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -31,7 +32,6 @@ MOST_BARS = 20  # classes at either end of a list of many
 MOST_CELLS = 20  # classes of a confusion matrix that is shown whole
 MOST_CONFUSIONS = 15
 CLASS_COLOURS = 10
-_BYTES = ("image_bytes", "label_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,10 @@ def sections_of(results: Sequence[Results], run: Path | None) -> list[Section]:
     first = results[0]
     rows = first["rows"]
     # One colour per arm on the whole page; a curve may be of an arm that has no row yet.
-    entries = chain.from_iterable([*one["rows"], *one.get("curves", ())] for one in results)
-    series = series_of(entry["arm"] for entry in entries)
+    arms = list[str]()
+    for evaluation in results:
+        arms += [entry["arm"] for entry in (*evaluation["rows"], *evaluation.get("curves", ()))]
+    series = series_of(arms)
     contents = {
         ("provenance", "Provenance"): _provenance(first),
         ("teacher", "Teacher check"): _teachers(first),
@@ -70,7 +72,8 @@ def sections_of(results: Sequence[Results], run: Path | None) -> list[Section]:
 
 def _provenance(results: Results) -> dict[str, Any]:
     subject = results["subject"]
-    about = {name: value for name, value in subject.items() if name not in ("classes", "protocol")}
+    about = dict(subject)
+    del about["protocol"], about["classes"]  # one has a table of its own, of the other the number is enough
     about["classes"] = len(subject["classes"])
     groups = dict[str, Any]()
     for name, value in results.get("provenance", {}).items():
@@ -112,21 +115,23 @@ def _arms(rows: Iterable[Row], series: Mapping[str, Series]) -> list[dict[str, A
 
 
 def _accuracy_chart(rows: Sequence[Row], series: Mapping[str, Series]) -> charts.Intervals:
-    estimates = [Estimate(series[row["arm"]], row["mean"], values=tuple(row["accuracy"])) for row in rows]
-    said = ", ".join(f"{row['arm']} {decimal(row['mean'])}" for row in rows)
-    return charts.intervals(estimates, "accuracy, %", f"Mean accuracy in percent: {said}.")
+    estimates, words = [], []
+    for row in rows:
+        estimates.append(Estimate(series[row["arm"]], row["mean"], values=tuple(row["accuracy"])))
+        words.append(f"{row['arm']} {decimal(row['mean'])}")
+    return charts.intervals(estimates, "accuracy, %", f"Mean accuracy in percent: {', '.join(words)}.")
 
 
 def _difference_chart(rows: Sequence[Row], series: Mapping[str, Series]) -> charts.Intervals | None:
-    estimates, said = [], []
+    estimates, words = [], []
     for row in rows:
         difference = row["difference_to_random"]
         if difference is not None:
             estimates.append(Estimate(series[row["arm"]], difference["mean"], difference["low"], difference["high"]))
-            said.append(f"{row['arm']} {interval_words(difference)}")
+            words.append(f"{row['arm']} {interval_words(difference)}")
     if not estimates:
         return None
-    description = f"Difference to random: {'; '.join(said)}."
+    description = f"Difference to random: {'; '.join(words)}."
     return charts.intervals(estimates, "points above random, 95 % interval", description, through_zero=True)
 
 
@@ -137,36 +142,41 @@ def _curves(curves: Sequence[Mapping[str, Any]], series: Mapping[str, Series]) -
     content = list[dict[str, Any]]()
     for (regime, student, teacher), group in groups.items():
         title = f"{regime} labels, student {student}" + ("" if teacher is None else f", teacher {teacher}")
-        legend = [series[arm] for arm in dict.fromkeys(curve["arm"] for curve in group)]
-        losses = [(series[curve["arm"]], list(enumerate(curve["losses"]))) for curve in group]
-        accuracies = [(series[curve["arm"]], curve["accuracies"]) for curve in group]
-        drawn = [
-            _line_chart(losses, "training loss", title),
-            _line_chart(accuracies, "test accuracy, %", title),
-        ]
-        shown = [chart for chart in drawn if chart is not None]
-        if shown:
-            is_first = all(one["regime"] != regime for one in content)
-            content.append({"title": title, "regime": regime, "is_first": is_first, "legend": legend, "charts": shown})
+        legend, losses, accuracies = dict[str, Series](), [], []
+        for curve in group:
+            arm = series[curve["arm"]]
+            legend[arm.name] = arm
+            losses.append((arm, list(enumerate(curve["losses"]))))
+            accuracies.append((arm, curve["accuracies"]))
+        pair = [_line_chart(losses, "training loss", title), _line_chart(accuracies, "test accuracy, %", title)]
+        line_charts = list(filter(None, pair))
+        if line_charts:
+            is_first = all(entry["regime"] != regime for entry in content)
+            arms = list(legend.values())
+            content.append(
+                {"title": title, "regime": regime, "is_first": is_first, "legend": arms, "charts": line_charts}
+            )
     return content
 
 
 def _line_chart(lines: Sequence[tuple[Series, charts.Points]], unit: str, title: str) -> Lines | None:
-    lines = [(one, points) for one, points in lines if points]
-    if not lines:
-        return None
     ends = dict[str, list[float]]()
-    for one, points in lines:
-        ends.setdefault(one.name, []).append(points[-1][1])
-    said = ", ".join(f"{name} {decimal(sum(values) / len(values))}" for name, values in ends.items())
-    return charts.lines(lines, "epoch", unit, f"{title}: {unit} over epochs, a line per seed; after the last: {said}.")
+    for arm, points in lines:
+        if points:
+            ends.setdefault(arm.name, []).append(points[-1][1])
+    if not ends:
+        return None
+    words = ", ".join(f"{name} {decimal(sum(values) / len(values))}" for name, values in ends.items())
+    return charts.lines(lines, "epoch", unit, f"{title}: {unit} over epochs, a line per seed; after the last: {words}.")
 
 
 def _budgets(results: Sequence[Results], series: Mapping[str, Series]) -> list[dict[str, Any]]:
     content = []
-    for setting, arms in by_budget(chain.from_iterable(one["rows"] for one in results)).items():
+    for setting, arms in by_budget(chain.from_iterable(evaluation["rows"] for evaluation in results)).items():
         budgets = sorted(set(chain.from_iterable(arms.values())))
-        lines = [(series[arm], [(n, row["mean"]) for n, row in rows.items()]) for arm, rows in arms.items()]
+        lines = []
+        for arm, rows in arms.items():
+            lines.append((series[arm], [(budget, row["mean"]) for budget, row in rows.items()]))
         description = f"{setting.title}: accuracy over images per class; the table beside it has the numbers."
         chart = charts.lines(lines, "images per class", "test accuracy, %", description, budgets)
         legend = [series[arm] for arm in arms]
@@ -180,23 +190,30 @@ def _classes(results: Results, series: Mapping[str, Series]) -> list[dict[str, A
     groups = by_setting(results["rows"])
     content = []
     for setting in first_of_regimes(groups):
-        rows = [row for arm in (DISTILLED, RANDOM) if (row := row_of(groups[setting], arm)) and row.get("per_class")]
-        if not rows:
+        arms, accuracies = list[str](), list[Sequence[float]]()
+        for arm in (DISTILLED, RANDOM):
+            row = row_of(groups[setting], arm)
+            if row is not None and row.get("per_class"):
+                arms.append(arm)
+                accuracies.append(row["per_class"])
+        if not arms:
             continue
-        order = sorted(range(len(names)), key=lambda i: rows[0]["per_class"][i])
-        shown = order if len(order) <= 2 * MOST_BARS else order[:MOST_BARS] + order[-MOST_BARS:]
-        bars = []
-        for i in shown:
-            bars.append((names[i], [(series[row["arm"]], row["per_class"][i]) for row in rows]))
+        legend = [series[arm] for arm in arms]
+        order = sorted(range(len(names)), key=lambda i: accuracies[0][i])
+        ends = order if len(order) <= 2 * MOST_BARS else order[:MOST_BARS] + order[-MOST_BARS:]
+        bars, table = [], []
+        for i in ends:
+            values = [of_arm[i] for of_arm in accuracies]
+            bars.append((names[i], list(zip(legend, values, strict=True))))
+            table.append((names[i], values))
         lowest = ", ".join(names[i] for i in order[:3])
-        description = f"{setting.title}: accuracy by class in percent; lowest of {rows[0]['arm']}: {lowest}."
-        table = [(names[i], [row["per_class"][i] for row in rows]) for i in shown]
+        description = f"{setting.title}: accuracy by class in percent; lowest of {arms[0]}: {lowest}."
         content.append(
             {
                 "title": setting.title,
-                "arms": [row["arm"] for row in rows],
-                "legend": [series[row["arm"]] for row in rows],
-                "left_out": len(order) - len(shown),
+                "arms": arms,
+                "legend": legend,
+                "left_out": len(order) - len(ends),
                 "chart": charts.bars(bars, "accuracy, %", description),
                 "table": table,
             }
@@ -239,13 +256,14 @@ def _feature_map(results: Results) -> dict[str, Any] | None:
         return None
     points = feature_map["points"]
     by_class = len(names) <= CLASS_COLOURS
-    counts = {kind: sum(point[2] == kind for point in points) for kind in charts.MARKS}
-    said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    counts = Counter(kind for _, _, kind, _ in points)
+    kinds = [kind for kind in charts.MARKS if counts[kind]]
+    words = ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
     return {
         "method": feature_map["method"],
-        "kinds": [kind for kind, count in counts.items() if count],
+        "kinds": kinds,
         "names": names if by_class else [],
-        "chart": charts.scatter(points, f"{feature_map['method']}: {said} images.", by_class),
+        "chart": charts.scatter(points, f"{feature_map['method']}: {words} images.", by_class),
     }
 
 
@@ -253,31 +271,34 @@ def _bytes(rows: Iterable[Row]) -> dict[str, Any] | None:
     """Return bytes of images and labels by arm and regime, of the first student: others read the same files."""
     arms = dict[str, dict[str, Row]]()
     for row in rows:
-        if all(name in row for name in _BYTES):
+        if "image_bytes" in row and "label_bytes" in row:
             arms.setdefault(row["arm"], {}).setdefault(row["regime"], row)
     if not arms:
         return None
     arm = DISTILLED if DISTILLED in arms else next(iter(arms))
     series = series_of(["images", "labels"])
-    drawn, said = [], []
+    bars, words = [], []
     for regime, row in arms[arm].items():
-        drawn.append((regime, [(one, row[name] / 1e6) for one, name in zip(series.values(), _BYTES, strict=True)]))
-        said.append(f"{regime} labels: images {grouped(row['image_bytes'])}, labels {grouped(row['label_bytes'])}")
+        images, labels = row["image_bytes"], row["label_bytes"]
+        bars.append((regime, [(series["images"], images / 1e6), (series["labels"], labels / 1e6)]))
+        words.append(f"{regime} labels: images {grouped(images)}, labels {grouped(labels)}")
     return {
         "arms": arms,
         "regimes": list(dict.fromkeys(chain.from_iterable(arms.values()))),
         "legend": list(series.values()),
         "arm": arm,
-        "chart": charts.bars(drawn, "MB", f"Bytes of {arm} images and of their labels. {'; '.join(said)}."),
+        "chart": charts.bars(bars, "MB", f"Bytes of {arm} images and of their labels. {'; '.join(words)}."),
     }
 
 
 def _seconds(seconds: Mapping[str, float]) -> dict[str, Any] | None:
     if not seconds:
         return None
-    stages = [(stage, value) for stage, value in seconds.items() if stage != "total"]
-    said = ", ".join(f"{stage} {decimal(value, 1)}" for stage, value in seconds.items())
-    series = Series("seconds", 0)
-    drawn = [(stage, [(series, value)]) for stage, value in stages]
-    chart = charts.bars(drawn, "s", f"Seconds by stage: {said}.", lambda v: decimal(v, 1)) if drawn else None
+    bars, words = [], []
+    for stage, value in seconds.items():
+        words.append(f"{stage} {decimal(value, 1)}")
+        if stage != "total":
+            bars.append((stage, [(Series("seconds", 0), value)]))
+    description = f"Seconds by stage: {', '.join(words)}."
+    chart = charts.bars(bars, "s", description, lambda value: decimal(value, 1)) if bars else None
     return {"chart": chart, "seconds": seconds}
