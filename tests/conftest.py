@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return  # pytest-xdist's workers inherit the caller's surroundings, and each of them does what follows
     stack = ExitStack()
     if hasattr(config, "workerinput"):
-        # xdist interrupts a worker that takes long to end, and its cleanups: this lies in a folder that pytest removes.
+        # A worker that takes long to end is cut short, cleanups and all: this lies in a folder that pytest removes.
         home = f"{config.getoption('basetemp')}-home"
         Path(home).mkdir()
     else:
@@ -121,9 +120,9 @@ def open_to_all(tmp_path: Path) -> Iterator[Path]:
 
     One test at a time, of all processes: those directories are theirs, too.
     """
-    temporary = Path(tempfile.gettempdir())
-    above = [path for path in tmp_path.parents if path.is_relative_to(temporary) and path != Path("/tmp")]
-    with FileLock(temporary / f"d4m-open-to-all-{os.geteuid()}.lock"):
+    above = [path for path in tmp_path.parents if path.is_relative_to(tempfile.gettempdir()) and path != Path("/tmp")]
+    highest = (tmp_path, *above)[-1]
+    with FileLock(highest / "open-to-all.lock"):
         modes = {path: path.stat().st_mode for path in above}
         for path in above:
             path.chmod(modes[path] | 0o011)
