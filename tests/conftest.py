@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from driving import CLASSES, PER_CLASS, Finished, Ran, run_cli, write_photos
+from filelock import FileLock
 from machine import Machine, RunOn, run_on
 from shared_exports import SharedExports
 from surroundings import plain_surroundings
@@ -20,8 +21,16 @@ from surroundings import plain_surroundings
 def pytest_configure(config: pytest.Config) -> None:
     if sys.getfilesystemencoding() != "utf-8":
         raise pytest.UsageError("the tests write files of names beyond ASCII: start them with PYTHONUTF8=1")
+    if config.getoption("numprocesses", None):
+        return  # pytest-xdist's workers inherit the caller's surroundings, and each of them does what follows
     stack = ExitStack()
-    stack.enter_context(plain_surroundings())
+    if hasattr(config, "workerinput"):
+        # A worker that takes long to end is cut short, cleanups and all: this lies in a folder that pytest removes.
+        home = f"{config.getoption('basetemp')}-home"
+        Path(home).mkdir()
+    else:
+        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="d4m-home-"))
+    stack.enter_context(plain_surroundings(home))
     config.add_cleanup(stack.close)
 
 
@@ -107,12 +116,17 @@ def distill_on(tmp_path: Path, options: tuple[object, ...]) -> RunOn:
 
 @pytest.fixture
 def open_to_all(tmp_path: Path) -> Iterator[Path]:
-    """`tmp_path`, the directories above it and what is in it, passable for another user while the test lasts."""
+    """`tmp_path`, the directories above it and what is in it, passable for another user while the test lasts.
+
+    One test at a time, of all processes: those directories are theirs, too.
+    """
     above = [path for path in tmp_path.parents if path.is_relative_to(tempfile.gettempdir()) and path != Path("/tmp")]
-    modes = {path: path.stat().st_mode for path in above}
-    for path in above:
-        path.chmod(modes[path] | 0o011)
-    tmp_path.chmod(0o777)
-    yield tmp_path
-    for path, mode in modes.items():
-        path.chmod(mode)
+    highest = (tmp_path, *above)[-1]
+    with FileLock(highest / "open-to-all.lock"):
+        modes = {path: path.stat().st_mode for path in above}
+        for path in above:
+            path.chmod(modes[path] | 0o011)
+        tmp_path.chmod(0o777)
+        yield tmp_path
+        for path, mode in modes.items():
+            path.chmod(mode)

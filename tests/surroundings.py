@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -35,10 +34,9 @@ def plain_environment(environment: Mapping[str, str], home: str) -> dict[str, st
 
 
 @contextmanager
-def plain_surroundings() -> Iterator[None]:
+def plain_surroundings(home: str) -> Iterator[None]:
     """Plain variables, signals and umask in this process and its children; the caller's come back at the end."""
     with ExitStack() as stack:
-        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="d4m-home-"))
         stack.enter_context(mock.patch.dict(os.environ, plain_environment(os.environ, home), clear=True))
         stack.callback(os.umask, os.umask(0o022))
         stack.enter_context(_signals())

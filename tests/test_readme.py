@@ -1,8 +1,9 @@
-"""README and pages claim no more of GPUs than certificates that lie in `docs/` do."""
+"""README and pages claim no more of GPUs than certificates in `docs/` do, and no other command of tests than CI's."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def test_a_page_claims_what_is_certified(page: str, parts: int) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert len(list(gpu_cells(text))) >= parts
     assert unproven(text, certified_gpus(ROOT / "docs")) == []
+
+
+def test_ci_runs_the_tests_as_the_readme_says() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^(make test) +# the tests$", readme, re.MULTILINE)
+    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 def test_the_certificate_goes_between_the_markers_of_its_page(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from driving import Finished, Ran, run_cli
+from own_time import own_seconds
 
 from d4m_fast.errors import DataError, ModelError
 from d4m_fast.evaluation.teachers import load_teacher, teacher_folder
@@ -85,9 +85,9 @@ def test_in_a_run(finished: Finished, tmp_path: Path, name: str, special: str) -
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).unlink(missing_ok=True)
     SPECIAL[special](run / name)
-    start = time.monotonic()
+    start = own_seconds()
     ran = run_cli("verify", run)
-    assert time.monotonic() - start < 1
+    assert own_seconds() - start < 1
     assert ran.code in (4, 5), ran
     assert name in ran.out + ran.err
     assert "Traceback" not in ran.err + ran.out

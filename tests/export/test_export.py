@@ -31,6 +31,7 @@ from d4m_fast.export.to_onnx import export_onnx
 from d4m_fast.storage.state import CERTIFICATE, require_state, write_state
 
 Change = Callable[[Callable[[dict[str, Any]], object]], None]
+FEW = ("--images", 4)  # to compare on; `exported` compares on as many as the command does by default
 
 
 @pytest.fixture(scope="session")
@@ -241,7 +242,8 @@ def test_an_export_that_is_too_far_off_is_kept_as_rejected(
 ) -> None:
     monkeypatch.setattr(comparison, "LIMITS", {"fp32": Limits(0.0, 1e-12, 1.0, 0.0)})
     art = tmp_path / "art"
-    ran = run_cli("export", "--model", tiny_model, "--data", many, "--artifacts", art, "--quiet", "--static-batch", 4)
+    args = ("--model", tiny_model, "--data", many, "--artifacts", art, *FEW, "--quiet")
+    ran = run_cli("export", *args, "--static-batch", 4)
     refused(ran, 1, ".rejected", "relative L2", "the limit is 1e-12")
     assert certificate_of(art)["status"] == "rejected"
     assert len(list(art.glob("engines/*/*.rejected/*.onnx"))) == 4
@@ -261,7 +263,7 @@ def test_a_missing_extra_names_the_install(
 
 def test_fp16_is_compared_by_its_rounded_graph_and_unverified(tmp_path: Path, tiny_model: Path, many: Path) -> None:
     art = tmp_path / "art"
-    args = ("--model", tiny_model, "--data", many, "--artifacts", art, "--threads", 1, "--quiet")
+    args = ("--model", tiny_model, "--data", many, "--artifacts", art, *FEW, "--threads", 1, "--quiet")
     ran = run_cli("export", *args, "--precision", "fp16")
     assert ran.code == 0, ran.err
     found = certificate_of(art)
@@ -283,8 +285,8 @@ def test_fp16_is_compared_by_its_rounded_graph_and_unverified(tmp_path: Path, ti
 def test_a_fixed_batch_is_run_by_distill(
     tmp_path: Path, tiny_model: Path, many: Path, finished: Finished, distill: Callable[..., Ran]
 ) -> None:
-    args = ("--model", tiny_model, "--data", many, "--artifacts", tmp_path / "art", "--quiet", "--static-batch", 4)
-    assert run_cli("export", *args).code == 0
+    args = ("--model", tiny_model, "--data", many, "--artifacts", tmp_path / "art", *FEW, "--quiet")
+    assert run_cli("export", *args, "--static-batch", 4).code == 0
     ran = distill("--engine", "onnx")
     assert ran.code == 0, ran.err
     assert np.abs(pixels(tmp_path / "run") - pixels(finished.run)).max() <= 1

@@ -31,6 +31,7 @@ rtx = pytest.mark.skipif(
     reason="TensorRT for RTX is not installed: pip install 'd4m-fast[rtx]'",
 )
 NAMES = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+FEW = ("--images", 4)  # to compare on
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +45,11 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("wide"), unet_channels=(32, 64), width_text=32)
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory, wide_model: Path, many: Path) -> Path:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, wide_model: Path, many: Path, eight_calls: None) -> Path:
     """An artifacts directory with fp16 engines; not to be changed."""
     artifacts = tmp_path_factory.mktemp("built")
-    args = ("--model", wide_model, "--data", many, "--artifacts", artifacts, "--threads", 1)
+    args = ("--model", wide_model, "--data", many, "--artifacts", artifacts, *FEW, "--threads", 1)
     ran = run_cli("export", *args, "--engine", "tensorrt", "--precision", "fp16", "--target", "sm89,sm80", "--quiet")
     assert ran.code == 0, ran.err
     assert "unverified" in ran.out
@@ -119,7 +120,7 @@ def test_what_has_not_run_on_its_gpu_is_listed_and_left_alone(built: Path, wide_
     (row,) = run_cli("export", "--list", "--json", "--artifacts", built).json["artifacts"]
     assert (row["status"], row["engine"], row["speed"]) == ("unverified", "tensorrt", None)
     before = {file: file.stat().st_mtime_ns for file in built.rglob("*")}
-    args = ("--model", wide_model, "--data", many, "--artifacts", built, "--threads", 1)
+    args = ("--model", wide_model, "--data", many, "--artifacts", built, *FEW, "--threads", 1)
     again = run_cli("export", *args, "--engine", "tensorrt", "--precision", "fp16", "--target", "sm80,sm89")
     assert (again.code, again.err) == (0, "")
     assert {file: file.stat().st_mtime_ns for file in built.rglob("*")} == before

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,16 @@ from torch import nn
 
 from d4m_fast.measure.flops import Shapes, Traced, trace, trace_model
 from d4m_fast.measure.gpus import GPUS
+from d4m_fast.planning import calculate
 from d4m_fast.planning.cost import ASSUMED, PlanRequest, best_batch, image_flops, plan_figures
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _traced_once() -> Iterator[None]:
+    """Each model is counted for the first plan of it; the count takes seconds, and no plan changes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calculate, "trace_model", cache(trace_model))
+        yield
 
 
 @pytest.fixture(scope="module")

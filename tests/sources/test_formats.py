@@ -8,7 +8,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from decoding import reason, written
 from driving import ROOT, environment
 from image_variants import HEIGHT, WIDTH, grey, picture, png, rgb, saved, tiff
+from own_time import own_seconds
 from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin, features
 
 from d4m_fast.errors import DataError
@@ -114,9 +114,9 @@ def test_only_files_are_opened(tmp_path: Path, kind: str) -> None:
     else:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
-    started = time.monotonic()
+    started = own_seconds()
     assert reason(path) == f"is a {kind}, not a file"
-    assert time.monotonic() - started < 1
+    assert own_seconds() - started < 1
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "txt"])

@@ -41,7 +41,9 @@ def test_damaged_files_are_refused(tmp_path: Path, content: bytes, reason: str) 
         idx.read(path)
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(idx_bytes(np.zeros(9, np.uint8)))[:-9]])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(idx_bytes(np.zeros(9, np.uint8)))[:-9]], ids=["none", "cut off"]
+)
 def test_damaged_gzip_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "labels.gz"
     path.write_bytes(content)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import unicodedata
 from pathlib import Path
 
 import pytest
 from dataset_layouts import LAYOUTS, Layout
+from own_time import own_seconds
 from PIL import Image
 
 from d4m_fast.errors import DataError, UsageError
@@ -42,13 +42,13 @@ def test_layouts_that_are_refused(tmp_path: Path, layout: Layout) -> None:
 def test_links_out_of_the_set_end_at_once(tmp_path: Path, target: str, below: str) -> None:
     root = classes_below(tmp_path / "set", "cat", "dog")
     (root / f"{below}elk").symlink_to(target)
-    started = time.monotonic()
+    started = own_seconds()
     if below and target in (".", ".."):  # folders above in the same set are passed over, as before
         assert len(open_source(str(root)).items) == 2
     else:
         with pytest.raises(DataError, match="elk: "):
             open_source(str(root))
-    assert time.monotonic() - started < 1
+    assert own_seconds() - started < 1
 
 
 @pytest.mark.parametrize("target", ["gone", "elk"])
@@ -122,10 +122,10 @@ def test_what_is_left_out_fits_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("data", "reason"), [("", "names nothing"), ("/", "the root of all files")])
 def test_places_that_are_no_set_are_refused_at_once(data: str, reason: str) -> None:
-    started = time.monotonic()
+    started = own_seconds()
     with pytest.raises((DataError, UsageError), match=reason) as refusal:
         open_source(data)
-    assert time.monotonic() - started < 1 and "\n" not in str(refusal.value)
+    assert own_seconds() - started < 1 and "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("suffix", [".tar.zst", ".tbz2", ".txz", ".tar.lz4", ".gz", ".tar.Z", ".7z.001", ".xz"])
