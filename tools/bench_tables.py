@@ -183,24 +183,18 @@ def arms(file: Path, ipc: int) -> str:
 
 
 def _accuracy(row: Row) -> str:
-    """Return mean and deviation, and the paired difference with its interval; bold where that leaves zero out."""
+    """Return mean and deviation, and the paired difference with its interval; bold where that leaves zero out.
+
+    Of one student there is but its accuracy.
+    """
+    if row["std"] is None:
+        return f"{row['mean']:.1f}"
     accuracy, difference = f"{row['mean']:.1f} ± {row['std']:.1f}", row["difference_to_random"]
     if difference is None:
         return accuracy
     text = f"{difference['mean']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
     is_off_zero = difference["low"] > 0 or difference["high"] < 0
     return f"{accuracy}<br>{f'**{text}**' if is_off_zero else text}"
-
-
-def architectures(folder: Path) -> str:
-    """Return accuracies of students of several families, an arm and a label regime a line."""
-    rows = read_rows(folder / "architectures.jsonl")
-    cells = {(row["arm"], row["regime"], row["student"]): _accuracy(row) for row in rows}
-    students = list(dict.fromkeys(row["student"] for row in rows))
-    lines = []
-    for arm, regime in dict.fromkeys((row["arm"], row["regime"]) for row in rows):
-        lines.append([arm, regime, *(cells[arm, regime, student] for student in students)])
-    return markdown(("images", "labels", *students), lines)
 
 
 def cifar(folder: Path) -> str:

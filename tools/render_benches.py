@@ -55,10 +55,8 @@ def arms_table(ipc: int) -> Callable[[Path], str]:
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "accuracy": bench_tables.accuracy,
-    "architectures": bench_tables.architectures,
     "arms-ipc1": arms_table(1),
     "arms-ipc10": arms_table(10),
-    "arms-ipc50": arms_table(50),
     "cifar": bench_tables.cifar,
     "clustering": bench_tables.clustering,
     "encoding": bench_tables.encoding,
