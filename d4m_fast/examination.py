@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
@@ -9,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ from d4m_fast.engine.runtime import hardware, resolve_device
 from d4m_fast.errors import DataError, ModelError, NonFiniteError, UsageError
 from d4m_fast.evaluation.images import ImageSet, images_per_class, is_same_set, load_images, match_classes, of_classes
 from d4m_fast.evaluation.overrides import overridden, parse_override
+from d4m_fast.evaluation.parallel import (
+    Ranks,
+    has_batch_norm,
+    require_launcher,
+    require_own_devices,
+    shared_bn_batch,
+)
 from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol
 from d4m_fast.evaluation.results import Subject, to_json
 from d4m_fast.evaluation.stored import STORED, StoredLabels, parse_labels, require_labels
@@ -35,7 +43,7 @@ from d4m_fast.evaluation.tasks import Exam, LabelTask, Result, Task
 from d4m_fast.evaluation.teacher_check import TeacherCheck, check_teacher, require_sound
 from d4m_fast.evaluation.teachers import Teacher, open_teacher
 from d4m_fast.evaluation.train import Execution
-from d4m_fast.evaluation.workers import Job
+from d4m_fast.evaluation.workers import Job, place_in_launcher
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.report.feature_map import feature_map, mapped_images
 from d4m_fast.runs.run import options_of, require_finished, source_of
@@ -100,7 +108,7 @@ class Examination:
     @cached_property
     def execution(self) -> Execution:
         device = resolve_device(self.config.device)
-        return Execution(device, AUTOCAST[self.config.autocast], self.config.compile)
+        return Execution(device, AUTOCAST[self.config.autocast], self.config.compile, ranks_of(self.config))
 
     @property
     def workers(self) -> int:
@@ -270,6 +278,7 @@ class Examination:
             "machine": hardware(self.execution.device),
             "autocast": self.config.autocast,
             "workers": self.workers,
+            "processes_per_student": self.execution.ranks.size,
             "width": self.config.width,
             "top_k": self.config.top_k,
             "coreset": self.config.coreset if "coreset" in self.arms else None,
@@ -323,14 +332,39 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
         work,
         labels,
     )
-    for student in examination.students:
-        build_student(student, classes=examination.outputs, image_size=protocol.resolution, width=config.width)
+    build = partial(build_student, classes=examination.outputs, image_size=protocol.resolution, width=config.width)
+    networks = [build(student) for student in examination.students]
+    if config.data_parallel:
+        require_own_devices(examination.execution.device)
+        if any(map(has_batch_norm, networks)):
+            examination = dataclasses.replace(examination, protocol=_protocol(config, _bn_batch(examination)))
     examination.require_arms()
     return examination
 
 
-def _protocol(config: EvaluateConfig) -> Protocol:
+def ranks_of(config: EvaluateConfig) -> Ranks:
+    """Return the processes that train each student together.
+
+    Raises:
+        UsageError: there should be several, and are not.
+    """
+    return require_launcher(place_in_launcher()) if config.data_parallel else Ranks()
+
+
+def _bn_batch(examination: Examination) -> int | None:
+    """Return the images that batch normalisation sees in each process; None where it is as the recipe says."""
+    protocol, budget = examination.protocol, images_per_class(examination.distilled[0])
+    sizes = {min(protocol.batch_for(budget), budget * len(examination.classes))}
+    if "whole" in examination.arms:
+        items, classes = examination.train.items, examination.train.classes
+        sizes.add(min(protocol.batch_for(len(items) // len(classes)), len(items)))
+    return shared_bn_batch(protocol, sizes, examination.execution.ranks.size)
+
+
+def _protocol(config: EvaluateConfig, bn_batch: int | None = None) -> Protocol:
     overrides = dict(map(parse_override, config.override))
+    if bn_batch is not None:
+        overrides["bn_batch"] = str(bn_batch)
     if config.epochs is not None:
         overrides["epochs"] = str(config.epochs)
     return overridden(PROTOCOLS[config.protocol], overrides)

@@ -57,7 +57,17 @@ def evaluate(
     elif not run:
         raise UsageError("RUN is missing; or give --protocols, or --render FILE.json")
     else:
-        _evaluate(run, config_of(EvaluateConfig, options), out, artifacts, as_json, quiet)
+        config = config_of(EvaluateConfig, options)
+        with _processes(config):
+            _evaluate(run, config, out, artifacts, as_json, quiet)
+
+
+def _processes(config: EvaluateConfig) -> contextlib.AbstractContextManager[None]:
+    """Return the context of the processes that train a student together; of one process, it does nothing."""
+    from d4m_fast.evaluation.parallel import joined
+    from d4m_fast.examination import ranks_of
+
+    return joined(ranks_of(config))
 
 
 def _evaluate(
