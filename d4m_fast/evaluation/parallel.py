@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from d4m_fast.errors import D4MError, PreflightError, UsageError
+from d4m_fast.errors import EXIT_SIGINT, D4MError, PreflightError, UsageError
 from d4m_fast.evaluation.protocols import Protocol
 
 if TYPE_CHECKING:
@@ -182,10 +182,16 @@ def joined(ranks: Ranks, timeout: timedelta = TIMEOUT) -> Iterator[None]:
         raise
     except BaseException as error:
         if _is_said(store):
-            raise SystemExit(error.exit_code if isinstance(error, D4MError) else D4MError.exit_code) from error
+            raise SystemExit(_code_of(error)) from error
         raise
     # Not after an error: NCCL would wait for processes that are no more.
     dist.destroy_process_group()
+
+
+def _code_of(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_SIGINT
+    return error.exit_code if isinstance(error, D4MError) else D4MError.exit_code
 
 
 def _meet(ranks: Ranks, timeout: timedelta) -> Store:
@@ -197,9 +203,11 @@ def _meet(ranks: Ranks, timeout: timedelta) -> Store:
         store: Store
         store, *_ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=timeout))
         store.set_timeout(timeout)
+        # The store of torchrun may outlive the processes that it starts again.
+        store = PrefixStore(f"d4m-fast/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(
             _backend(),
-            store=PrefixStore("d4m-fast", store),
+            store=store,
             rank=ranks.rank,
             world_size=ranks.size,
             timeout=timeout,
@@ -278,11 +286,11 @@ def begin_statistics(norms: Sequence[_BatchNorm], ranks: Ranks) -> None:
 
 def pass_part(norms: Sequence[_BatchNorm]) -> None:
     """Do to the running statistics what a part of a batch does to them that another process computes."""
-    kept = list[float]()
+    decays = list[float]()
     for norm in norms:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
         factor = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-        kept += [1 - factor, 1 - factor]
-    if any(part != 1 for part in kept):
-        torch._foreach_mul_(running_statistics(norms), kept)
+        decays += [1 - factor, 1 - factor]
+    if any(decay != 1 for decay in decays):
+        torch._foreach_mul_(running_statistics(norms), decays)
