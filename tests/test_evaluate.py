@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driving import Finished, Ran, command, environment, refused, run_cli
+from driving import Finished, Ran, command, environment, one_line, refused, run_cli
 
 from d4m_fast.evaluation.students import build_student
 from d4m_fast.evaluation.teachers import save_teacher
@@ -187,6 +187,51 @@ def test_processes_under_torchrun_share_the_students(run: Path, tmp_path: Path) 
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["rows"][0]["accuracy"] == alone.json["rows"][0]["accuracy"]
     assert len(ran.stdout.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_processes_under_torchrun_train_one_student_together(run: Path, tmp_path: Path) -> None:
+    students = ("--student", "convnet-2-4-bn", "--student", "convnet-2-4", "--regime", "fixed", "--regime", "online")
+    # The labels' and the students' names have the share in them, so that one process alone is told it.
+    share = ("--override", "bn_batch=2")
+    alone = run_cli("evaluate", run, *QUICK, *students, *share, "--out", tmp_path / "alone", "--json").json
+    args = ("evaluate", run, *QUICK, *students, "--data-parallel", "--out", tmp_path / "shared", "--json")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29532"]
+    launched = [*launcher, "-m", "d4m_fast", *map(str, args)]
+    ran = subprocess.run(launched, env=environment(), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    together = json.loads(ran.stdout)
+    assert len(ran.stdout.splitlines()) == 1
+    assert together["provenance"]["processes_per_student"] == 2
+    assert len(together["rows"]) == len(alone["rows"]) == 8
+    for ours, theirs in zip(together["rows"], alone["rows"], strict=True):
+        assert ours["protocol"] == theirs["protocol"] == "small[bn_batch=2,epochs=40]"
+        assert ours["mean"] == pytest.approx(theirs["mean"], abs=1)
+    for ours, theirs in zip(together["curves"], alone["curves"], strict=True):
+        assert ours["losses"][:5] == pytest.approx(theirs["losses"][:5], rel=1e-3)
+    kept = subprocess.run(launched, env=environment(), capture_output=True, text=True)
+    assert json.loads(kept.stdout)["rows"] == together["rows"]
+
+
+@pytest.mark.slow
+def test_an_error_under_torchrun_is_said_once(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "students").touch()
+    args = ("evaluate", run, *QUICK, "--data-parallel", "--regime", "hard", "--quiet")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
+    launched = [*launcher, "-m", "d4m_fast", *map(str, (*args, "--out", tmp_path / "out"))]
+    ran = subprocess.run(launched, env=environment(), capture_output=True, text=True)
+    assert ran.returncode == 1
+    said = [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1  # torchrun's own lines are beside it
+    assert "a file is in the way" in said[0]
+    assert not ran.stdout
+
+
+def test_one_process_is_not_data_parallel(run: Path, tmp_path: Path) -> None:
+    ran = run_cli("evaluate", run, *QUICK, "--data-parallel", "--out", tmp_path / "out")
+    one_line(ran, 2, "--data-parallel: there is one process", "torchrun --nproc-per-node N -m d4m_fast evaluate")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_teacher_without_a_linear_layer_has_no_map_and_loses_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import click
 from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.config.fields import Group
 from d4m_fast.console import lines_of, say, say_lines, say_result, track
+from d4m_fast.endings import debugging
 from d4m_fast.errors import PreflightError, UsageError
 from d4m_fast.options import PATH, command, config_of, option, options_of
 
@@ -57,7 +59,20 @@ def evaluate(
     elif not run:
         raise UsageError("RUN is missing; or give --protocols, or --render FILE.json")
     else:
-        _evaluate(run, config_of(EvaluateConfig, options), out, artifacts, as_json, quiet)
+        config = config_of(EvaluateConfig, options)
+        with _processes(config):
+            _evaluate(run, config, out, artifacts, as_json, quiet)
+
+
+def _processes(config: EvaluateConfig) -> contextlib.AbstractContextManager[None]:
+    """Return the context of the processes that train a student together; of one process, it does nothing."""
+    if config.data_parallel and not debugging():
+        # Before PyTorch is imported: of a process that has ended, its C++ parts would print backtraces.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from d4m_fast.evaluation.parallel import joined
+    from d4m_fast.examination.examination import ranks_of
+
+    return joined(ranks_of(config))
 
 
 def _evaluate(

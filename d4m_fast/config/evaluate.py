@@ -25,6 +25,7 @@ class EvaluateConfig:
         top_k: logits that are stored of each image; None is all.
         seeds: how many students of each arm are trained, on each distilled set.
         workers: how many are trained side by side; None is one per core, or per GPU.
+        data_parallel: whether all processes of a launcher train each of them together.
         classes: part of the classes; None is all of them.
     """
 
@@ -104,6 +105,11 @@ class EvaluateConfig:
         default_text="one per core, or per GPU",
         minimum=1,
         maximum=MOST_THREADS,
+    )
+    data_parallel: bool = setting(
+        False,
+        group=Group.MACHINE,
+        help="Under torchrun, train one student at a time with all processes, not one per process.",
     )
 
     def __post_init__(self) -> None:

@@ -14,15 +14,34 @@ from d4m_fast.evaluation.label_rows import LabelRows, views_at
 from d4m_fast.evaluation.label_store import LabelStore
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.targets import HardTargets, SoftTargets, Targets, log_probabilities
-from d4m_fast.evaluation.views import Mix, draw_mix, draw_views, mixed, render
+from d4m_fast.evaluation.views import Mix, Views, draw_mix, draw_views, mixed, render
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pixels (N, 3, S, S) float32 in [0, 1], and what the student is told about them."""
+    """Pixels (N, 3, S, S) float32 in [0, 1], and what the student is told about them.
+
+    Attributes:
+        whole_size: images of the whole batch, where these are one process's share of it; None is all.
+    """
 
     pixels: torch.Tensor
     targets: Targets
+    whole_size: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Images of the whole batch."""
+        return len(self.pixels) if self.whole_size is None else self.whole_size
+
+
+Share = Callable[[int], slice]
+"""Rows that this process has of a batch of so many."""
+
+
+def every_row(n: int) -> slice:
+    """Return all rows of a batch of n."""
+    return slice(0, n)
 
 
 class Feed(Interface):
@@ -43,19 +62,22 @@ class HardFeed:
     images: ImageSet
     positions: torch.Tensor
     batch_size: int
+    share: Share = every_row
 
     def epoch(self, number: int, generator: torch.Generator) -> Iterator[Batch]:
         # Only a recipe that mixes hard labels mixes here: without the area in the loss a pasted box is a wrong label.
         cutmix = self.protocol.cutmix if self.protocol.mixes_hard_labels else 0.0
         for rows, pixels, mix in shown_batches(
-            replace(self.protocol, cutmix=cutmix), self.images, self.batch_size, generator
+            replace(self.protocol, cutmix=cutmix), self.images, self.batch_size, generator, self.share
         ):
-            labels = self.positions[rows]
+            own = self.share(len(rows))
+            labels = self.positions[rows[own]]
             if mix is None:
-                yield Batch(pixels, HardTargets(labels))
+                targets = HardTargets(labels)
             else:
-                share = mix.share(self.protocol.resolution)
-                yield Batch(pixels, HardTargets(labels, self.positions[rows[mix.partners]], share))
+                pasted_labels = self.positions[rows[mix.partners[own]]]
+                targets = HardTargets(labels, pasted_labels, mix.share(self.protocol.resolution))
+            yield Batch(pixels, targets, len(rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,11 +92,13 @@ class OnlineFeed:
     images: ImageSet
     label: Callable[[torch.Tensor], torch.Tensor]
     batch_size: int
+    share: Share = every_row
 
     def epoch(self, number: int, generator: torch.Generator) -> Iterator[Batch]:
         temperature = self.protocol.temperature
-        for _, pixels, _ in shown_batches(self.protocol, self.images, self.batch_size, generator):
-            yield Batch(pixels, soft_targets(log_probabilities(self.label(pixels), temperature), self.protocol))
+        for rows, pixels, _ in shown_batches(self.protocol, self.images, self.batch_size, generator, self.share):
+            targets = soft_targets(log_probabilities(self.label(pixels), temperature), self.protocol)
+            yield Batch(pixels, targets, len(rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +113,7 @@ class StoredFeed:
     images: ImageSet
     labels: LabelStore
     batch_size: int
+    share: Share = every_row
 
     def epoch(self, number: int, generator: torch.Generator) -> Iterator[Batch]:
         if self.labels.epochs >= self.protocol.epochs:
@@ -103,9 +128,10 @@ class StoredFeed:
             yield self._batch(labels, batches[index])
 
     def _batch(self, labels: LabelRows, rows: torch.Tensor) -> Batch:
-        targets = labels.log_probabilities(rows, self.labels.classes, self.protocol.temperature)
-        pixels = stored_pixels(self.protocol, self.images, self.labels, labels, rows)
-        return Batch(pixels, soft_targets(targets.to(pixels.device), self.protocol))
+        own = rows[self.share(len(rows))]
+        targets = labels.log_probabilities(own, self.labels.classes, self.protocol.temperature)
+        pixels = stored_pixels(self.protocol, self.images, self.labels, labels, own)
+        return Batch(pixels, soft_targets(targets.to(pixels.device), self.protocol), len(rows))
 
 
 def soft_targets(targets: torch.Tensor, protocol: Protocol) -> SoftTargets:
@@ -114,15 +140,29 @@ def soft_targets(targets: torch.Tensor, protocol: Protocol) -> SoftTargets:
 
 
 def shown_batches(
-    protocol: Protocol, images: ImageSet, batch_size: int, generator: torch.Generator
+    protocol: Protocol, images: ImageSet, batch_size: int, generator: torch.Generator, share: Share = every_row
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Mix | None]]:
-    """Yield the batches of an epoch: rows of the set, pixels, and how these were mixed."""
-    device = images.images.device
+    """Yield the batches of an epoch: rows of the set, pixels, and how these were mixed; of pixels, the share alone."""
     for rows in torch.split(torch.randperm(len(images), generator=generator), batch_size):
-        views = draw_views(protocol, len(rows), generator).to(device)
-        pixels = render(images.images[rows.to(device)], views, protocol)
+        views = draw_views(protocol, len(rows), generator)
         mix = draw_mix(protocol, len(rows), generator)
-        yield rows, pixels if mix is None else mixed(pixels, mix), mix
+        yield rows, _shown(protocol, images, rows, views, mix, share(len(rows))), mix
+
+
+def _shown(
+    protocol: Protocol, images: ImageSet, rows: torch.Tensor, views: Views, mix: Mix | None, own: slice
+) -> torch.Tensor:
+    """Show a share of a batch; of the others' images, those that are pasted into its own are all that it needs."""
+    device = images.images.device
+    if own == slice(0, len(rows)):
+        pixels = render(images.images[rows.to(device)], views.to(device), protocol)
+        return pixels if mix is None else mixed(pixels, mix)
+    positions = torch.arange(len(rows))[own]
+    partners = positions if mix is None else mix.partners[own]
+    needed, index = torch.unique(torch.cat((positions, partners)), return_inverse=True)
+    pixels = render(images.images[rows[needed].to(device)], views_at(views, needed).to(device), protocol)
+    shown, others = (pixels[half] for half in index.to(device).split(len(positions)))
+    return shown if mix is None else pasted(shown, others, mix.box)
 
 
 def stored_pixels(

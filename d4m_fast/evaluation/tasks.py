@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from torch import nn
 
 from d4m_fast.config.choices import Regime
 from d4m_fast.evaluation.convnet import ConvNet, quicken
-from d4m_fast.evaluation.feeds import Feed, HardFeed, OnlineFeed, StoredFeed
+from d4m_fast.evaluation.feeds import Feed, HardFeed, OnlineFeed, Share, StoredFeed
 from d4m_fast.evaluation.images import ImageSet
 from d4m_fast.evaluation.label_store import Label, LabelStore, labels_identity, open_or_write, write_labels
+from d4m_fast.evaluation.parallel import shared_protocol
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.stored import STORED, StoredLabels
 from d4m_fast.evaluation.students import build_student
 from d4m_fast.evaluation.targets import ClassSelector, class_selector
 from d4m_fast.evaluation.teachers import Teacher
-from d4m_fast.evaluation.train import Curve, Execution, fit
+from d4m_fast.evaluation.train import Curve, Execution, fit, own_rows
 from d4m_fast.evaluation.views import to_pixels
 from d4m_fast.fingerprints import derive_seed, fingerprint
 from d4m_fast.storage import files
@@ -146,7 +148,7 @@ class Result:
 
 def identity_of(exam: Exam, task: Task) -> dict[str, Any]:
     """Return everything a result depends on, but for the machine's rounding."""
-    teacher_digest = None
+    teacher_digest, processes = None, exam.execution.ranks.size
     if task.teacher == STORED:
         teacher_digest = exam.stored[task.set_name].digest
     elif task.teacher is not None:
@@ -167,6 +169,8 @@ def identity_of(exam: Exam, task: Task) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": exam.execution.device.type,
         "autocast": str(exam.execution.autocast),
+        # Each draws its own dropout. One process alone has the identity that it had before there were several.
+        **({} if processes == 1 else {"processes": processes}),
     }
 
 
@@ -177,18 +181,25 @@ def finish_task(exam: Exam, task: Task) -> Result:
         D4MError: why it cannot be trained; what is kept stays.
         RunDirectoryError: another process trains it.
     """
-    with one_thread(exam.execution.device):
-        key = fingerprint(identity_of(exam, task))[:16]
-        place = files.make_directory(exam.work / "students" / key)
-        with locked(place):
-            files.sweep(place)
-            saved = read_state(place / "result.json", STUDENT)
-            if saved is not None:
-                return Result.from_json(saved, task)
-            result = _train(exam, task, place / "checkpoint.pt")
+    ranks = exam.execution.ranks
+    place = exam.work / "students" / fingerprint(identity_of(exam, task))[:16]
+    with one_thread(exam.execution.device), ExitStack() as lock:
+        kept = ranks.from_first(lambda: _open_place(place, lock))
+        if kept is not None:
+            return Result.from_json(kept, task)
+        result = _train(exam, task, place / "checkpoint.pt")
+        if ranks.rank == 0:
             write_state(place / "result.json", STUDENT, result.to_json())
             files.remove(place / "checkpoint.pt")
-            return result
+        return result
+
+
+def _open_place(place: Path, lock: ExitStack) -> dict[str, Any] | None:
+    """Lock a student's folder, made if missing, and return the result that is kept there."""
+    files.make_directory(place)
+    lock.enter_context(locked(place))
+    files.sweep(place)
+    return read_state(place / "result.json", STUDENT)
 
 
 @contextmanager
@@ -222,10 +233,10 @@ def _train(exam: Exam, task: Task, checkpoint: Path) -> Result:
 
 def fitted_student(exam: Exam, task: Task, checkpoint: Path) -> tuple[nn.Module, Curve, int]:
     """Return a student after its last epoch, in evaluation mode, its curve, and the bytes of the labels it read."""
-    device, protocol = exam.execution.device, exam.protocol
+    device, batch_size = exam.execution.device, exam.batch_size(task.set_name)
     images = exam.sets[task.set_name].to(device)
-    batch_size = exam.batch_size(task.set_name)
-    feed, label_bytes = _feed(exam, task, images, batch_size)
+    protocol = shared_protocol(exam.protocol, min(batch_size, len(images)), exam.execution.ranks.size)
+    feed, label_bytes = _feed(exam, task, images, batch_size, partial(own_rows, protocol, exam.execution.ranks))
     # The student's seeds go into PyTorch's own generator, whose state is the caller's.
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         student = new_student(exam, task)
@@ -260,16 +271,17 @@ def new_student(exam: Exam, task: Task) -> nn.Module:
     return student
 
 
-def _feed(exam: Exam, task: Task, images: ImageSet, batch_size: int) -> tuple[Feed, int]:
+def _feed(exam: Exam, task: Task, images: ImageSet, batch_size: int, share: Share) -> tuple[Feed, int]:
     """Return the batches of a task's regime, and the bytes of the labels that they read."""
     if task.regime == "hard":
         positions = torch.searchsorted(torch.tensor(exam.classes), images.labels.cpu()).to(images.images.device)
-        return HardFeed(exam.protocol, images, positions, batch_size), 0
+        return HardFeed(exam.protocol, images, positions, batch_size, share), 0
     assert task.teacher is not None
     if task.regime == "online":
-        return OnlineFeed(exam.protocol, images, teacher_label(exam, task.teacher), batch_size), 0
-    store = finish_labels(exam, LabelTask(task.set_name, task.teacher, task.generation))
-    return StoredFeed(exam.protocol, images, store, batch_size), store.bytes
+        return OnlineFeed(exam.protocol, images, teacher_label(exam, task.teacher), batch_size, share), 0
+    labels = LabelTask(task.set_name, task.teacher, task.generation)
+    store = exam.execution.ranks.from_first(partial(finish_labels, exam, labels))
+    return StoredFeed(exam.protocol, images, store, batch_size, share), store.bytes
 
 
 def finish_labels(exam: Exam, task: LabelTask) -> LabelStore:
@@ -306,10 +318,12 @@ def confusion_of(student: nn.Module, exam: Exam) -> tuple[tuple[int, ...], ...]:
     select, count, device = exam.select(), len(exam.classes), exam.execution.device
     positions = torch.searchsorted(torch.tensor(exam.classes), exam.test.labels)
     cells = torch.zeros(count * count, dtype=torch.int64)
-    for start in range(0, len(exam.test), TEST_BATCH):
-        pixels = to_pixels(exam.test.images[start : start + TEST_BATCH].to(device))
-        predicted = select(student(pixels)).argmax(1).cpu()
-        cells += torch.bincount(positions[start : start + TEST_BATCH] * count + predicted, minlength=count * count)
+    own = exam.execution.ranks.share(len(exam.test))
+    for start in range(own.start, own.stop, TEST_BATCH):
+        rows = slice(start, min(start + TEST_BATCH, own.stop))
+        predicted = select(student(to_pixels(exam.test.images[rows].to(device)))).argmax(1).cpu()
+        cells += torch.bincount(positions[rows] * count + predicted, minlength=count * count)
+    exam.execution.ranks.add_up([cells])
     return tuple(map(tuple, cells.view(count, count).tolist()))
 
 

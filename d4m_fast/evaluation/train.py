@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from d4m_fast.errors import DamageError, NonFiniteError
 from d4m_fast.evaluation.feeds import Batch, Feed
+from d4m_fast.evaluation.parallel import Ranks, begin_statistics, norms_of, pass_part, running_statistics
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.targets import ClassSelector
 from d4m_fast.fingerprints import derive_seed
@@ -36,11 +37,13 @@ class Execution:
     Attributes:
         autocast: precision of the forward pass on a GPU; None is float32.
         compiles: whether torch.compile makes it.
+        ranks: processes that train it together.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     autocast: torch.dtype | None = None
     compiles: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a forward pass, of students and of teachers that label their batches."""
@@ -87,24 +90,27 @@ def fit(
     generator = torch.Generator().manual_seed(derive_seed(seed, "augment"))
     state = _State(student, optimiser, generator)
     step_of = Step(student, optimiser, protocol, select, execution)
-    saved_at = time.monotonic()
-    state.restore(checkpoint)
+    saved_at, ranks = time.monotonic(), execution.ranks
+    state.restore(checkpoint, ranks)
     for epoch in range(state.epoch, protocol.epochs):
         student.train()
+        if ranks.size > 1:  # dropout of other images is drawn anew; by epoch, so that no process has a state to keep
+            torch.manual_seed(derive_seed(seed, "dropout", ranks.rank, epoch))
         total, images = torch.zeros((), device=execution.device), 0
         for index, batch in enumerate(feed.epoch(epoch, generator)):
             units = batches_per_epoch if protocol.lr_unit == "step" else 1
             step = epoch * units + (index if protocol.lr_unit == "step" else 0)
             for group in optimiser.param_groups:
                 group["lr"] = protocol.lr_at(name, step, protocol.epochs * units)
-            total += step_of(batch) * len(batch.pixels)
-            images += len(batch.pixels)
+            total += step_of(batch) * batch.size
+            images += batch.size
         state.curve.losses.append(_finite(float(total) / images, epoch))
+        ranks.require_equal(student, epoch)
         state.epoch = epoch + 1
         if protocol.is_validated(epoch):
             state.curve.accuracies.append((epoch, validate(student.eval())))
         is_last = state.epoch == protocol.epochs
-        if not is_last and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+        if ranks.rank == 0 and not is_last and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
             state.save(checkpoint)
             saved_at = time.monotonic()
     student.eval()
@@ -135,7 +141,10 @@ def optimiser_of(student: nn.Module, protocol: Protocol, lr: float) -> torch.opt
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Step of the optimiser over a batch, in the parts that the protocol prescribes."""
+    """Step of the optimiser over a batch, in the parts that the protocol prescribes.
+
+    Several processes compute their own parts, and take the step that one process would take with all of them.
+    """
 
     student: nn.Module
     optimiser: torch.optim.Optimizer
@@ -144,18 +153,49 @@ class Step:
     execution: Execution
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """Return the mean loss of the batch, detached."""
+        """Return the mean loss of the whole batch, detached."""
         self.optimiser.zero_grad()
-        total = torch.zeros((), device=batch.pixels.device)
-        for rows, weight, moves_statistics in parts_of(self.protocol, len(batch.pixels)):
+        total, ranks = torch.zeros((), device=batch.pixels.device), self.execution.ranks
+        parts = list(parts_of(self.protocol, batch.size))
+        own, norms = ranks.share(len(parts)), [] if ranks.size == 1 else norms_of(self.student)
+        first_row = parts[own.start][0].start if own else 0
+        begin_statistics(norms, ranks)
+        for index, (part, weight, moves_statistics) in enumerate(parts):
+            if index not in own:
+                with _momentum(self.student, self.protocol, moves_statistics):
+                    pass_part(norms)
+                continue
+            rows = slice(part.start - first_row, part.stop - first_row)
             pixels = batch.pixels[rows]
             with _momentum(self.student, self.protocol, moves_statistics), self.execution.precision():
                 logits = self.select(self.student(pixels)).float()
             loss = batch.targets.loss(logits, rows)
             (loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach() * len(pixels) / len(batch.pixels)
+            total += loss.detach() * len(pixels) / batch.size
+        if ranks.size > 1:
+            ranks.add_up([*self._gradients(), *running_statistics(norms), total])
         self.optimiser.step()
         return total
+
+    def _gradients(self) -> list[torch.Tensor]:
+        """Return the gradients of all parameters; zeros where this process had none, as of an empty share."""
+        gradients = []
+        for parameter in self.student.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        return gradients
+
+
+def own_rows(protocol: Protocol, ranks: Ranks, n: int) -> slice:
+    """Return the rows of a batch that this process computes.
+
+    Where it has none, the first row, of which nothing is computed: no other code need know of empty batches.
+    """
+    parts = [part for part, _, _ in parts_of(protocol, n)]
+    own = ranks.share(len(parts))
+    return slice(parts[own.start].start, parts[own.stop - 1].stop) if own else slice(0, 1)
 
 
 def parts_of(protocol: Protocol, n: int) -> Iterator[tuple[slice, float, bool]]:
@@ -225,14 +265,16 @@ class _State:
         data = buffer.getvalue()
         files.write_bytes(path, hashlib.sha256(data).digest() + data)
 
-    def restore(self, path: Path) -> None:
-        if not path.is_file():
+    def restore(self, path: Path, ranks: Ranks) -> None:
+        """Go on from a checkpoint, if there is one: that of the first process, in all of them."""
+        data = ranks.from_first(lambda: files.read_regular(path) if path.is_file() else None)
+        if data is None:
             return
-        data = files.read_regular(path)
         try:
             if hashlib.sha256(data[DIGEST:]).digest() != data[:DIGEST]:
                 raise ValueError("it is not what its checksum says")
-            saved = torch.load(io.BytesIO(data[DIGEST:]), weights_only=True)
+            # Not to the device that it was saved from, which is another process's.
+            saved = torch.load(io.BytesIO(data[DIGEST:]), map_location="cpu", weights_only=True)
             self.student.load_state_dict(saved["student"])
             self.optimiser.load_state_dict(saved["optimiser"])
             self.generator.set_state(saved["generator"])

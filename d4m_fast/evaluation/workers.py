@@ -220,6 +220,14 @@ def share_jobs(exam: Exam, jobs: Sequence[Job], rank: int, ranks: int) -> Iterat
         remaining = in_use
 
 
+def do_together(exam: Exam, jobs: Sequence[Job], rank: int, ranks: int) -> Iterator[Result | None]:
+    """Do jobs one after the other, each with all processes of a launcher; sets are labelled by one process each."""
+    yield from share_jobs(exam, [job for job in jobs if isinstance(job, LabelTask)], rank, ranks)
+    for job in jobs:
+        if isinstance(job, Task):
+            yield do_job(exam, job)
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """Jobs to do: a sized iterable of their results, in the order in which they finish."""
@@ -236,7 +244,9 @@ class Schedule:
         if place is None:
             return run_jobs(self.exam, self.jobs, self.workers)
         keep_freed_memory()
-        return share_jobs(_on_own_gpu(self.exam, int(os.environ.get("LOCAL_RANK", place[0]))), self.jobs, *place)
+        exam = _on_own_gpu(self.exam, int(os.environ.get("LOCAL_RANK", place[0])))
+        are_together = exam.execution.ranks.size > 1
+        return (do_together if are_together else share_jobs)(exam, self.jobs, *place)
 
 
 def place_in_launcher() -> tuple[int, int] | None:

@@ -18,13 +18,14 @@ from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.config.fields import available_threads
 from d4m_fast.engine.runtime import resolve_device
 from d4m_fast.evaluation.images import ImageSet, load_images, match_classes, of_classes
+from d4m_fast.evaluation.parallel import Ranks, require_launcher
 from d4m_fast.evaluation.protocols import Protocol
 from d4m_fast.evaluation.stored import STORED, StoredLabels
 from d4m_fast.evaluation.tasks import Exam, LabelTask, Task
 from d4m_fast.evaluation.teacher_check import TeacherCheck, check_teacher, require_sound
 from d4m_fast.evaluation.teachers import Teacher
 from d4m_fast.evaluation.train import Execution
-from d4m_fast.evaluation.workers import Job
+from d4m_fast.evaluation.workers import Job, place_in_launcher
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.sources.records import Source
 
@@ -81,7 +82,7 @@ class Examination:
     @cached_property
     def execution(self) -> Execution:
         device = resolve_device(self.config.device)
-        return Execution(device, AUTOCAST[self.config.autocast], self.config.compile)
+        return Execution(device, AUTOCAST[self.config.autocast], self.config.compile, ranks_of(self.config))
 
     @property
     def workers(self) -> int:
@@ -204,3 +205,12 @@ class Examination:
             if task.regime == "fixed" and task.teacher is not None:
                 tasks[LabelTask(task.set_name, task.teacher, task.generation)] = None
         return list(tasks)
+
+
+def ranks_of(config: EvaluateConfig) -> Ranks:
+    """Return the processes that train each student together.
+
+    Raises:
+        UsageError: there should be several, and are not.
+    """
+    return require_launcher(place_in_launcher()) if config.data_parallel else Ranks()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from d4m_fast.arms.classes import part_of, require_alike
 from d4m_fast.arms.names import parse_arms, parse_folders
 from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.errors import UsageError
-from d4m_fast.evaluation.images import is_same_set, match_classes
+from d4m_fast.evaluation.images import images_per_class, is_same_set, match_classes
 from d4m_fast.evaluation.overrides import overridden, parse_override
-from d4m_fast.evaluation.protocols import PROTOCOLS
+from d4m_fast.evaluation.parallel import has_batch_norm, require_own_devices, shared_bn_batch
+from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol
 from d4m_fast.evaluation.stored import parse_labels, require_labels
 from d4m_fast.evaluation.students import build_student
 from d4m_fast.evaluation.teachers import Teacher, open_teacher
@@ -37,10 +40,7 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
         D4MError: the first thing that is wrong.
     """
     distilled, train, test = _open_sets(paths, config)
-    overrides = dict(map(parse_override, config.override))
-    if config.epochs is not None:
-        overrides["epochs"] = str(config.epochs)
-    protocol = overridden(PROTOCOLS[config.protocol], overrides)
+    protocol = _protocol(config)
     arms, folders = parse_arms(config.arms), parse_folders(config.arm)
     regimes = config.regime if config.regime else (protocol.regime,)
     labels = parse_labels(config.labels, [class_info.folder for class_info in test.classes])
@@ -68,10 +68,33 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
         work=work,
         labels=labels,
     )
-    for student in examination.students:
-        build_student(student, classes=examination.outputs, image_size=protocol.resolution, width=config.width)
+    build = partial(build_student, classes=examination.outputs, image_size=protocol.resolution, width=config.width)
+    networks = [build(student) for student in examination.students]
+    if config.data_parallel:
+        require_own_devices(examination.execution.device)
+        if any(map(has_batch_norm, networks)):
+            examination = replace(examination, protocol=_protocol(config, _bn_batch(examination)))
     examination.require_arms()
     return examination
+
+
+def _protocol(config: EvaluateConfig, bn_batch: int | None = None) -> Protocol:
+    overrides = dict(map(parse_override, config.override))
+    if bn_batch is not None:
+        overrides["bn_batch"] = str(bn_batch)
+    if config.epochs is not None:
+        overrides["epochs"] = str(config.epochs)
+    return overridden(PROTOCOLS[config.protocol], overrides)
+
+
+def _bn_batch(examination: Examination) -> int | None:
+    """Return the images that batch normalisation sees in each process; None where it is as the recipe says."""
+    protocol, budget = examination.protocol, images_per_class(examination.distilled[0])
+    sizes = {min(protocol.batch_for(budget), budget * len(examination.classes))}
+    if "whole" in examination.arms:
+        items, classes = examination.train.items, examination.train.classes
+        sizes.add(min(protocol.batch_for(len(items) // len(classes)), len(items)))
+    return shared_bn_batch(protocol, sizes, examination.execution.ranks.size)
 
 
 def _open_sets(paths: Sequence[Path], config: EvaluateConfig) -> tuple[list[Source], Source, Source]:

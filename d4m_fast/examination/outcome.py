@@ -79,6 +79,7 @@ def provenance_of(examination: Examination) -> dict[str, Any]:
         "machine": hardware(examination.execution.device),
         "autocast": config.autocast,
         "workers": examination.workers,
+        "processes_per_student": examination.execution.ranks.size,
         "width": config.width,
         "top_k": config.top_k,
         "coreset": config.coreset if "coreset" in examination.arms else None,
