@@ -16,7 +16,7 @@ from d4m_fast.errors import UsageError
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
-from d4m_fast.outputs.finished_run import FinishedRun, open_finished
+from d4m_fast.outputs.finished_run import FinishedRun, open_finished, require_run
 from d4m_fast.outputs.form import Form, Part
 from d4m_fast.outputs.forms import FORMS
 from d4m_fast.runs.output_files import OUTPUTS, FileSum, OutputDirectory
@@ -64,6 +64,7 @@ def convert(path: Path, name: OutputForm, out: Path, config: ConvertConfig, prog
     """
     form = FORMS[name]
     versions = {"d4m-fast": __version__, **form.versions()}
+    require_run(path)
     _require_outside(path, out)
     with locked(path, read_only=True):
         run = form.arranged(open_finished(path), config)

@@ -136,18 +136,26 @@ class FinishedRun:
         return replace(self, classes=tuple(classes), images=tuple(images))
 
 
-def open_finished(path: Path) -> FinishedRun:
-    """Open a run, whose images are all there; classes are numbered in the order of their ids.
+def require_run(path: Path) -> None:
+    """Refuse what is no run, before it is locked: a lock is a file.
 
     Raises:
         DataError: no such directory.
-        RunDirectoryError: not a run of ours, or not finished.
-        DamageError: a file that says what is in it is not what was written.
+        RunDirectoryError: not a run of ours.
     """
     if not os.path.isdir(path):
         raise DataError(f"{path}: no such run directory; give one that d4m-fast distill made")
     if not is_run(path):
         raise RunDirectoryError(f"{path}: not a run of ours; give one that d4m-fast distill made")
+
+
+def open_finished(path: Path) -> FinishedRun:
+    """Open a run, whose images are all there; classes are numbered in the order of their ids.
+
+    Raises:
+        RunDirectoryError: it is not finished.
+        DamageError: a file that says what is in it is not what was written.
+    """
     identity = require_state(path / "config.json", CONFIG)
     run_fingerprint = fingerprint(essence(identity))
     summary = read_of_run(path / "summary.json", SUMMARY, run_fingerprint)

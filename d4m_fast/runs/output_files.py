@@ -150,7 +150,7 @@ class OutputDirectory:
             "versions": self._versions,
             "complete": self.complete,
             **facts,
-            "files": self.files,
+            "files": dict(sorted(self.files.items())),  # the same bytes, whichever of them was made last
         }
         write_state(self.path / RECORD_FILE, OUTPUT, record)
 
