@@ -162,7 +162,8 @@ def _child(job: dict[str, Any], said: Path) -> None:
         code = _main(job["args"])
         fault.save()
     finally:
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.flush()
         os._exit(code)
 
 

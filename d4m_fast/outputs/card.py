@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ _CITATION = """```
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How an output is loaded.
+    """Instructions for loading an output.
 
     Attributes:
         code: lines of Python.
@@ -68,7 +69,7 @@ class Loading:
 def card(run: FinishedRun, config: ConvertConfig, loading: Loading) -> bytes:
     """Return a dataset card, the same for a run wherever it lies."""
     licence = licence_of(run.identity["options"]) if config.license is None else config.license
-    header = yaml.safe_dump(_header(run, licence, loading), allow_unicode=True, sort_keys=False, width=10_000)
+    header = _yaml(_header(run, licence, loading))
     sections = (
         f"---\n{header}---",
         f"# {markdown(_data_name(run))}, distilled",
@@ -99,6 +100,21 @@ def _header(run: FinishedRun, licence: str, loading: Loading) -> dict[str, Any]:
         **({} if loading.info is None else {"dataset_info": dict(loading.info)}),
         "configs": [{"config_name": "default", **data_files, **loading.settings}],
     }
+
+
+def _yaml(header: dict[str, Any]) -> str:
+    """Return YAML of a header, with what cannot be seen escaped: PyYAML writes U+0085 as it is, and reads a space."""
+    stream = io.StringIO()
+    dumper = yaml.SafeDumper(stream, allow_unicode=True, sort_keys=False, width=10_000)
+
+    def represent(text: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+    dumper.yaml_representers = {**dumper.yaml_representers, str: lambda _, text: represent(text)}
+    dumper.open()
+    dumper.represent(header)
+    dumper.close()
+    return stream.getvalue()
 
 
 def _size_category(count: int) -> str:

@@ -17,7 +17,7 @@ from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
 from d4m_fast.outputs.finished_run import FinishedRun, open_finished, require_run
-from d4m_fast.outputs.form import Form, Part
+from d4m_fast.outputs.form import Form, Shard
 from d4m_fast.outputs.forms import FORMS
 from d4m_fast.runs.output_files import OUTPUTS, FileSum, OutputDirectory
 from d4m_fast.storage import files
@@ -70,14 +70,14 @@ def convert(path: Path, name: OutputForm, out: Path, config: ConvertConfig, prog
         run = form.arranged(open_finished(path), config)
         options = {setting: value for setting, value in asdict(config).items() if setting in form.settings}
         origin = {"form": name, "run": run.fingerprint, "manifest_sha256": run.manifest_sha256, "options": options}
-        parts = form.parts(run, config)
+        shards = form.shards(run, config)
         with locked(files.make_directory(out)):
             output = OutputDirectory(out, origin, versions)
-            missing = [part for part in parts if not _is_done(output, part)]
+            missing = [shard for shard in shards if not _is_done(output, shard)]
             if missing or not _is_whole(output):
                 _require_room(output, run, form)
                 output.begin()
-                progress.follow("convert", _write(output, run, form, parts))
+                progress.follow("convert", _write(output, run, form, shards))
                 _finish(output, run, form, config)
             return _result(path, out, name, run, output)
 
@@ -89,10 +89,10 @@ def _require_outside(run: Path, out: Path) -> None:
         raise UsageError(f"--out {out}: lies in the run itself; choose another, or one in {run / OUTPUTS}")
 
 
-def _is_done(output: OutputDirectory, part: Part) -> bool:
-    """Return whether a part has its name, and the size that is recorded, or known beforehand."""
-    file_sum = output.files.get(part.name) if part.sum is None else part.sum
-    return file_sum is not None and output.is_present(part.name, file_sum)
+def _is_done(output: OutputDirectory, shard: Shard) -> bool:
+    """Return whether a shard has its name, and the size that is recorded, or known beforehand."""
+    file_sum = output.files.get(shard.name) if shard.sum is None else shard.sum
+    return file_sum is not None and output.is_present(shard.name, file_sum)
 
 
 def _is_whole(output: OutputDirectory) -> bool:
@@ -106,27 +106,29 @@ def _require_room(output: OutputDirectory, run: FinishedRun, form: Form) -> None
     files.require_room(files.Need(output.path, max(0, size - present), "the output's files"))
 
 
-def _write(output: OutputDirectory, run: FinishedRun, form: Form, parts: Sequence[Part]) -> Stream[object]:
-    """Write the parts that are missing, several at a time, and record them in their order; yields each image."""
+def _write(output: OutputDirectory, run: FinishedRun, form: Form, shards: Sequence[Shard]) -> Stream[object]:
+    """Write the shards that are missing, several at a time, and record them in their order; yields each image."""
 
-    def write_part(part: Part) -> tuple[Part, FileSum | None]:
-        """Write a part; of one that is there already, return no sum."""
-        if _is_done(output, part):
-            return part, None
+    def write_shard(shard: Shard) -> tuple[Shard, FileSum | None]:
+        """Write a shard; of one that is there already, return no sum."""
+        if _is_done(output, shard):
+            return shard, None
 
         def write(file: BinaryIO) -> None:
-            form.write(file, part, run)
+            form.write(file, shard, run)
 
         # The names of files whose sums are known beforehand are synced all together, before the output is complete.
-        return part, output.write(part.name, write, sync_name=part.sum is None)
+        return shard, output.write(shard.name, write, sync_name=shard.sum is None)
 
     def images() -> Iterator[object]:
         with Workers(Stopwatch()) as workers:
-            made = workers.map(write_part, Stream(len(parts), parts), threads=WRITERS, depth=QUEUED, name="convert")
-            for part, file_sum in made:
-                if file_sum is not None and part.sum is None:
-                    output.record(part.name, file_sum)
-                yield from part.images
+            written = workers.map(
+                write_shard, Stream(len(shards), shards), threads=WRITERS, depth=QUEUED, name="convert"
+            )
+            for shard, file_sum in written:
+                if file_sum is not None and shard.sum is None:
+                    output.record(shard.name, file_sum)
+                yield from shard.images
 
     return Stream(len(run.images), images())
 
@@ -140,8 +142,8 @@ def _finish(output: OutputDirectory, run: FinishedRun, form: Form, config: Conve
 
         output.record(name, output.write(name, write))
     if form.images_in is not None:
-        for folder in sorted({each.folder for each in run.classes}):
-            files.sync_directory(output.path / folder)
+        for distilled_class in run.classes:
+            files.sync_directory(output.path / distilled_class.folder)
         files.sync_directory(output.path)
     output.finish(len(run.images), form.images_in)
 

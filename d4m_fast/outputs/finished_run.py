@@ -72,7 +72,7 @@ class DistilledImage:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How the image was made, by the names and in the order of the columns that every form has; text is UTF-8."""
+        """Columns that every form has for an image, by name and in order; their text can be encoded as UTF-8."""
         return {
             "label": self.label,
             "class_id": self.class_id,
@@ -130,10 +130,10 @@ class FinishedRun:
     def labelled(self, folders: Sequence[str]) -> FinishedRun:
         """Return the run with the classes numbered in the order of their folders' names as given."""
         labels = {folder: label for label, folder in enumerate(folders)}
-        classes = [replace(each, label=labels[each.folder]) for each in self.classes]
-        images = [replace(image, label=labels[image.file.parent.name]) for image in self.images]
-        classes.sort(key=lambda each: each.label)
-        return replace(self, classes=tuple(classes), images=tuple(images))
+        classes = {info.folder: info for info in self.classes}
+        relabelled = tuple(replace(classes[folder], label=label) for folder, label in labels.items())
+        images = tuple(replace(image, label=labels[image.file.parent.name]) for image in self.images)
+        return replace(self, classes=relabelled, images=images)
 
 
 def require_run(path: Path) -> None:
@@ -164,7 +164,7 @@ def open_finished(path: Path) -> FinishedRun:
     manifest_sha256: str = summary["sha256_of"][MANIFEST]
     rows = _manifest_rows(path / MANIFEST, manifest_sha256)
     classes = _classes(path / MANIFEST, rows)
-    labels = {each.id: each.label for each in classes}
+    labels = {info.id: info.label for info in classes}
     images = tuple(_image(row, labels[row["class_id"]]) for row in rows)
     return FinishedRun(path, identity, run_fingerprint, manifest_sha256, classes, images)
 

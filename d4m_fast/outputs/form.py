@@ -1,4 +1,4 @@
-"""What a form of output is: files that hold the images, and documents beside them."""
+"""Forms of output: files that hold the images, and documents beside them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CLASSES = "classes.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A file of an output, and the images it holds.
+class Shard:
+    """A file of an output, and the images it holds: one alone where images are files of their own.
 
     Attributes:
         name: below the output's directory.
@@ -62,24 +62,24 @@ class Form(Protocol):
         """
         ...
 
-    def parts(self, run: FinishedRun, config: ConvertConfig) -> Sequence[Part]:
+    def shards(self, run: FinishedRun, config: ConvertConfig) -> Sequence[Shard]:
         """Return the files that hold the images of an arranged run."""
         ...
 
-    def write(self, file: BinaryIO, part: Part, run: FinishedRun) -> None:
-        """Write a part, its images read and checked on the way."""
+    def write(self, file: BinaryIO, shard: Shard, run: FinishedRun) -> None:
+        """Write a shard, its images read and checked on the way."""
         ...
 
     def documents(self, run: FinishedRun, config: ConvertConfig, sums: Mapping[str, FileSum]) -> dict[str, bytes]:
-        """Return the other files, by name, once the parts that are recorded have the sizes and SHA-256s `sums`."""
+        """Return the other files, by name, once the shards that are recorded have the sizes and SHA-256s `sums`."""
         ...
 
 
-def shards(run: FinishedRun, config: ConvertConfig, name: str) -> list[Part]:
-    """Cut a run's images into parts of `shard_images`; the last has the rest.
+def cut_shards(run: FinishedRun, config: ConvertConfig, name: str) -> list[Shard]:
+    """Cut a run's images into shards of `shard_images`; the last has the rest.
 
     Args:
-        name: of a part, with {shard} and {shards} for its number and how many there are.
+        name: of a shard, with {shard} and {shards} for its number and how many there are.
 
     Raises:
         UsageError: there would be too many.
@@ -88,18 +88,24 @@ def shards(run: FinishedRun, config: ConvertConfig, name: str) -> list[Part]:
     require(
         count <= MOST_SHARDS, f"--shard-images {config.shard_images} makes {count:,} files; at most {MOST_SHARDS:,}"
     )
-    parts = []
+    shards = []
     for shard in range(count):
         start = shard * config.shard_images
         images = run.images[start : start + config.shard_images]
-        parts.append(Part(name.format(shard=shard, shards=count), start, images))
-    return parts
+        shards.append(Shard(name.format(shard=shard, shards=count), start, images))
+    return shards
 
 
 def classes_document(run: FinishedRun) -> bytes:
     """Return the JSON of classes.json: a row per class, in the order of the labels."""
     rows = []
-    for each in run.classes:
-        row = {"label": each.label, "class_id": each.id, "folder": each.name, "prompt": as_utf8(each.prompt)}
-        rows.append(json_lines([{**row, "images": each.images}]).rstrip())
+    for distilled in run.classes:
+        row = {
+            "label": distilled.label,
+            "class_id": distilled.id,
+            "folder": distilled.name,
+            "prompt": as_utf8(distilled.prompt),
+            "images": distilled.images,
+        }
+        rows.append(json_lines([row]).rstrip())
     return b"[\n" + b",\n".join(rows) + b"\n]\n"

@@ -9,7 +9,7 @@ from d4m_fast.config.convert import ConvertConfig
 from d4m_fast.errors import UsageError
 from d4m_fast.outputs.card import CARD, Loading, card
 from d4m_fast.outputs.finished_run import MANIFEST, FinishedRun
-from d4m_fast.outputs.form import CLASSES, Part, classes_document
+from d4m_fast.outputs.form import CLASSES, Shard, classes_document
 from d4m_fast.runs.output_files import RECORD_FILE, FileSum
 from d4m_fast.storage.locks import LOCK_FILES
 from d4m_fast.storage.state import json_lines
@@ -43,24 +43,24 @@ class ImageFolder:
         return {}
 
     def arranged(self, run: FinishedRun, config: ConvertConfig) -> FinishedRun:
-        folders = [each.folder for each in run.classes]
-        taken = {CARD, CLASSES, MANIFEST, RECORD_FILE, *LOCK_FILES}.intersection(folders)
-        if taken:
+        folders = [info.folder for info in run.classes]
+        clashing = {CARD, CLASSES, MANIFEST, RECORD_FILE, *LOCK_FILES}.intersection(folders)
+        if clashing:
             raise UsageError(
-                f"{run.path}: the class folder {min(taken)} has the name of a file of this form; --to webdataset and"
+                f"{run.path}: the class folder {min(clashing)} has the name of a file of this form; --to webdataset and"
                 " --to parquet have no folders"
             )
         return run.labelled(sorted(folders))
 
-    def parts(self, run: FinishedRun, config: ConvertConfig) -> list[Part]:
-        parts = []
+    def shards(self, run: FinishedRun, config: ConvertConfig) -> list[Shard]:
+        shards = []
         for start, image in enumerate(run.images):
             file_sum = {"bytes": image.bytes, "sha256": image.sha256}
-            parts.append(Part(image.file.as_posix(), start, (image,), file_sum))
-        return parts
+            shards.append(Shard(image.file.as_posix(), start, (image,), file_sum))
+        return shards
 
-    def write(self, file: BinaryIO, part: Part, run: FinishedRun) -> None:
-        file.write(run.read(part.images[0]))
+    def write(self, file: BinaryIO, shard: Shard, run: FinishedRun) -> None:
+        file.write(run.read(shard.images[0]))
 
     def documents(self, run: FinishedRun, config: ConvertConfig, sums: Mapping[str, FileSum]) -> dict[str, bytes]:
         rows = []

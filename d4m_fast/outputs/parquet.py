@@ -11,7 +11,7 @@ from d4m_fast.config.convert import ConvertConfig
 from d4m_fast.errors import PreflightError
 from d4m_fast.outputs.card import CARD, Loading, card
 from d4m_fast.outputs.finished_run import DistilledImage, FinishedRun
-from d4m_fast.outputs.form import CLASSES, Part, classes_document, shards
+from d4m_fast.outputs.form import CLASSES, Shard, classes_document, cut_shards
 from d4m_fast.runs.output_files import FileSum
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Parquet:
     """Parquet files of a row per image: its bytes, its label, and how it was made."""
 
     settings = frozenset({"shard_images", "shuffle_seed", "license"})
-    overhead = 4096  # the columns beside the image, and its part of the footer
+    overhead = 4096  # the columns beside the image, and its share of the footer
     images_in: str | None = None
 
     def versions(self) -> dict[str, str]:
@@ -61,10 +61,10 @@ class Parquet:
     def arranged(self, run: FinishedRun, config: ConvertConfig) -> FinishedRun:
         return run.shuffled(config.shuffle_seed)
 
-    def parts(self, run: FinishedRun, config: ConvertConfig) -> list[Part]:
-        return shards(run, config, "data/train-{shard:05d}-of-{shards:05d}.parquet")
+    def shards(self, run: FinishedRun, config: ConvertConfig) -> list[Shard]:
+        return cut_shards(run, config, "data/train-{shard:05d}-of-{shards:05d}.parquet")
 
-    def write(self, file: BinaryIO, part: Part, run: FinishedRun) -> None:
+    def write(self, file: BinaryIO, shard: Shard, run: FinishedRun) -> None:
         import pyarrow.parquet
 
         # Images are compressed already. Dictionaries and bounds of what is different in each row would cost bytes
@@ -79,8 +79,8 @@ class Parquet:
             use_dictionary=repetitive,
             write_statistics=["label", "class_id", "index"],
         ) as writer:
-            for start in range(0, len(part.images), ROW_GROUP):
-                images = part.images[start : start + ROW_GROUP]
+            for start in range(0, len(shard.images), ROW_GROUP):
+                images = shard.images[start : start + ROW_GROUP]
                 writer.write_table(pyarrow.Table.from_pylist(_rows(images, run), schema), row_group_size=ROW_GROUP)
 
     def documents(self, run: FinishedRun, config: ConvertConfig, sums: Mapping[str, FileSum]) -> dict[str, bytes]:
@@ -104,7 +104,7 @@ def _schema(run: FinishedRun) -> pyarrow.Schema:
     image = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
     columns = {"image": image, "label": pyarrow.int64()}
     columns |= {name: types[dtype] for name, dtype in _COLUMNS.items()}
-    names = [each.name for each in run.classes]
+    names = [info.name for info in run.classes]
     features: dict[str, Any] = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
     features |= {name: {"dtype": dtype, "_type": "Value"} for name, dtype in _COLUMNS.items()}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -113,7 +113,7 @@ def _schema(run: FinishedRun) -> pyarrow.Schema:
 
 def _info(run: FinishedRun, sums: Mapping[str, FileSum]) -> dict[str, Any]:
     """Return the columns and sizes as `datasets` has them in a card, where it looks for them before it reads a file."""
-    names = {str(each.label): each.name for each in run.classes}
+    names = {str(info.label): info.name for info in run.classes}
     columns: list[dict[str, Any]] = [{"name": "image", "dtype": "image"}]
     columns.append({"name": "label", "dtype": {"class_label": {"names": names}}})
     columns += [{"name": name, "dtype": dtype} for name, dtype in _COLUMNS.items()]

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from d4m_fast.config.convert import ConvertConfig
 from d4m_fast.outputs.card import CARD, Loading, card
 from d4m_fast.outputs.finished_run import DistilledImage, FinishedRun
-from d4m_fast.outputs.form import CLASSES, Part, classes_document, shards
+from d4m_fast.outputs.form import CLASSES, Shard, classes_document, cut_shards
 from d4m_fast.runs.output_files import FileSum
 from d4m_fast.storage.state import json_lines
 
@@ -34,13 +34,13 @@ class WebDataset:
         # be of one class.
         return run.shuffled(config.shuffle_seed)
 
-    def parts(self, run: FinishedRun, config: ConvertConfig) -> list[Part]:
-        return shards(run, config, _SHARD)
+    def shards(self, run: FinishedRun, config: ConvertConfig) -> list[Shard]:
+        return cut_shards(run, config, _SHARD)
 
-    def write(self, file: BinaryIO, part: Part, run: FinishedRun) -> None:
+    def write(self, file: BinaryIO, shard: Shard, run: FinishedRun) -> None:
         # Plain USTAR suffices for short names in ASCII, and is what every tar reads.
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for place, image in enumerate(part.images, part.start):
+            for place, image in enumerate(shard.images, shard.start):
                 for suffix, data in _members(image, run):
                     # TarInfo's own defaults are user 0, group 0, no names, mode 644 and the time 0.
                     member = tarfile.TarInfo(f"{place:08d}{suffix}")
@@ -49,8 +49,8 @@ class WebDataset:
 
     def documents(self, run: FinishedRun, config: ConvertConfig, sums: Mapping[str, FileSum]) -> dict[str, bytes]:
         rows = []
-        for part in self.parts(run, config):
-            rows.append({"file": part.name, "images": len(part.images), **sums[part.name]})
+        for shard in self.shards(run, config):
+            rows.append({"file": shard.name, "images": len(shard.images), **sums[shard.name]})
         listing = {
             "images": len(run.images),
             "classes": len(run.classes),

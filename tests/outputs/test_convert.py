@@ -22,7 +22,7 @@ from d4m_fast.errors import UsageError
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.outputs import form as form_module
 from d4m_fast.outputs.finished_run import open_finished
-from d4m_fast.outputs.form import shards
+from d4m_fast.outputs.form import cut_shards
 from d4m_fast.runs.commit import read_of_run, write_of_run
 from d4m_fast.runs.output_files import SummedFile
 from d4m_fast.runs.run import essence
@@ -400,7 +400,7 @@ def test_options_that_make_no_sense(
 def test_too_many_files(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(form_module, "MOST_SHARDS", 5)
     with pytest.raises(UsageError, match="--shard-images 1 makes 6 files; at most 5"):
-        shards(open_finished(finished.run), ConvertConfig(shard_images=1), "{shard}")
+        cut_shards(open_finished(finished.run), ConvertConfig(shard_images=1), "{shard}")
 
 
 @pytest.mark.parametrize("place", ["", "images", "images/bread", "prototypes", "groups/x", "mine", "outputs/../x"])
