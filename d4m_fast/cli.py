@@ -14,6 +14,7 @@ import click
 
 from d4m_fast import __version__, streams
 from d4m_fast.commands.certify import certify
+from d4m_fast.commands.convert import convert
 from d4m_fast.commands.distill import distill
 from d4m_fast.commands.doctor import doctor
 from d4m_fast.commands.evaluate import evaluate
@@ -45,6 +46,7 @@ def cli() -> None:
 
     \b
     d4m-fast distill                    distill the bundled images with the bundled model
+    d4m-fast convert runs/RUN           the result as class folders, WebDataset shards or parquet files
     d4m-fast evaluate runs/RUN          train students on the result, beside random real images
     d4m-fast teach IMAGES               train a teacher, where none exists, to label with
     d4m-fast export                     the networks to ONNX, compared with PyTorch and certified
@@ -62,7 +64,7 @@ def cli() -> None:
     require_machine()
 
 
-for command in (distill, evaluate, teach, export, certify, verify, plan, profile, doctor):
+for command in (distill, convert, evaluate, teach, export, certify, verify, plan, profile, doctor):
     cli.add_command(command)
 
 

@@ -192,7 +192,16 @@ def distilled_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"{summary['quarantined']} images left out, and why: {summary['run']}/quarantine.jsonl")
     if summary["first_frames"]:
         lines.append(f"{summary['first_frames']} animated or paged images: only their first frame was read")
+    if summary["output"] is not None:
+        lines += converted_lines(summary["output"])
     return lines
+
+
+def converted_lines(result: dict[str, Any]) -> list[str]:
+    return [
+        f"{result['images']:,} images of {result['classes']:,} classes as {result['form']} in {result['out']}",
+        f"{result['files']:,} files, {result['bytes']:,} bytes; README.md says how they are loaded",
+    ]
 
 
 def exported_lines(certificate: dict[str, Any]) -> list[str]:

@@ -32,6 +32,7 @@ from d4m_fast.fingerprints import fingerprint
 from d4m_fast.kernels.cuda import require_cupy
 from d4m_fast.runs.image_files import most_bytes, require_format
 from d4m_fast.runs.latents import folder_name
+from d4m_fast.runs.output_files import OUTPUTS
 from d4m_fast.runs.plan import ENCODE_BATCH, Group
 from d4m_fast.runs.run import essence, options_of
 from d4m_fast.sources.dataset import BUNDLED, open_source, subset
@@ -269,7 +270,16 @@ def require_disk(job: Job, run: Path, artifacts: Path) -> None:
     written_images = sum(1 for _ in (run / "images").glob("*/*")) if os.path.isdir(run / "images") else 0
     missing_images = max(0, len(job.source.classes) * job.config.ipc - written_images)
     image_bytes = missing_images * (most_bytes(job.image_size) + 4 * channels * height * width)
-    files.require_room(files.Need(path, latent_bytes, "latents"), files.Need(run / "images", image_bytes, "images"))
+    output = run / OUTPUTS / job.config.output
+    output_bytes = 0
+    if job.config.output != DistillConfig.output:
+        all_images = len(job.source.classes) * job.config.ipc * most_bytes(job.image_size)
+        output_bytes = max(0, all_images - files.bytes_on_disk(output))
+    files.require_room(
+        files.Need(path, latent_bytes, "latents"),
+        files.Need(run / "images", image_bytes, "images"),
+        files.Need(output, output_bytes, f"their {job.config.output} form"),
+    )
 
 
 def default_artifacts() -> Path:

@@ -151,6 +151,7 @@ def _child(job: dict[str, Any], said: Path) -> None:
         descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest has others, where it is a test that forks
         log = Path(job["log"]) if job.get("log") else None
         fault = Fault(Path(job["root"]), job.get("kind"), tuple(job.get("at", ("", 0))), log)
         if job.get("kill_after") is not None:
@@ -161,7 +162,8 @@ def _child(job: dict[str, Any], said: Path) -> None:
         code = _main(job["args"])
         fault.save()
     finally:
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.flush()
         os._exit(code)
 
 

@@ -17,6 +17,7 @@ from driving import environment, one_line, run_cli
 
 from d4m_fast import cli
 from d4m_fast.config.certify import CertifyConfig
+from d4m_fast.config.convert import ConvertConfig
 from d4m_fast.config.distill import DistillConfig
 from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.config.export import ExportConfig
@@ -30,6 +31,7 @@ from d4m_fast.options import config_of
 COMMANDS = sorted(cli.cli.commands)
 CONFIGS: dict[str, Any] = {
     "distill": DistillConfig,
+    "convert": ConvertConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "certify": CertifyConfig,
@@ -37,7 +39,11 @@ CONFIGS: dict[str, Any] = {
     "profile": ProfileConfig,
     "teach": TeachConfig,
 }
-ARGUMENTS = {"evaluate": ["run"], "teach": ["images"]}
+ARGUMENTS = {
+    "convert": ["run", "--to", "parquet", "--out", "out"],
+    "evaluate": ["run"],
+    "teach": ["images"],
+}
 FILES = ("imagenet/", "their-images", "stable-diffusion-v1-5")
 """In examples: what only a user has."""
 SECTION = re.compile(r"^([A-Z][a-z]+):\n((?:  .*\n|\n)+)", re.M)
@@ -148,7 +154,7 @@ def test_examples_in_the_help_parse() -> None:
 def runnable() -> Iterator[str]:
     """The examples that need nothing but the package, no GPU, and minutes; a run that they name is made first."""
     yield "d4m-fast distill --ipc 1 --steps 5 --out runs/demo"
-    for name in ("distill", "evaluate", "teach", "plan", "export", "certify", "profile", "verify", "doctor"):
+    for name in ("distill", "convert", "evaluate", "teach", "plan", "export", "certify", "profile", "verify", "doctor"):
         for line in examples(name):
             takes_long = line == "d4m-fast certify"  # a minute for each stage of each engine
             if not takes_long and not any(words in line for words in (*FILES, "tensorrt", "docs/")):

@@ -20,6 +20,7 @@ LAYERS = (
     ("certification",),
     ("planning",),
     ("arms",),
+    ("outputs",),
     ("options", "job", "diagnose"),
     ("engine_choice",),
     ("console", "endings"),

@@ -35,6 +35,8 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
 
         from d4m_fast import pipeline
         from d4m_fast.job import default_artifacts, prepare, require_disk
+        from d4m_fast.outputs.convert import derive, require_form
+    require_form(config.output)
     cache = default_artifacts() if artifacts is None else artifacts
     with watch("open"):
         job = prepare(config, artifacts=cache, run=out)
@@ -46,7 +48,9 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
     run = job.default_run() if out is None else out
     require_disk(job, run, cache)
     summary = pipeline.distill(job, run, cache, watch, Progress(quiet))
-    summary = {**summary, "run": str(run)}  # where it lies now: one that was moved has the old path on record
+    output = derive(run, config.output, Progress(quiet))
+    # Where it lies now: one that was moved has the old path on record.
+    summary = {**summary, "run": str(run), "output": output}
     say_result(summary, as_json, lambda: distilled_lines(summary))
     if summary["quarantined"]:
         sys.exit(EXIT_QUARANTINED)

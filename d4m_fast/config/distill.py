@@ -11,6 +11,7 @@ from d4m_fast.config.choices import (
     KMeansDevice,
     KMeansMethod,
     LatentKind,
+    OutputForm,
     Precision,
     PresetName,
     PrototypeKind,
@@ -85,6 +86,11 @@ class DistillConfig(GenerationConfig):
     )
     format: ImageFormat = setting(
         "png", group=Group.OUTPUT, help="png is lossless; jpeg (4:4:4) and webp have quality 95."
+    )
+    output: OutputForm = setting(
+        "imagefolder",
+        group=Group.OUTPUT,
+        help="imagefolder is what a run holds; others are made of it in its folder outputs, as d4m-fast convert does.",
     )
     # Prompts.
     prompts: str | None = setting(

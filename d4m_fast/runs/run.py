@@ -46,10 +46,10 @@ from d4m_fast.storage.state import (
     write_state,
 )
 
-# Parts of an identity that change no byte of a run: limits that it starts by, and the places of its inputs, which are
-# identified by their hashes.
+# Parts of an identity that change no byte of a run: limits that it starts by, the places of its inputs, which are
+# identified by their hashes, and the form that is derived from it when it is done.
 INESSENTIAL = frozenset(
-    {"max_bad_fraction", "data", "model", "revision", "prompts", "allow_unknown_prompts", "artifacts"}
+    {"max_bad_fraction", "data", "model", "revision", "prompts", "allow_unknown_prompts", "artifacts", "output"}
 )
 WRITERS = 4  # threads; most of their time is the disk's
 QUEUED = 128  # images that may wait for the writers

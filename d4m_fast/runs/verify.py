@@ -7,11 +7,12 @@ import hashlib
 import io
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
@@ -20,6 +21,7 @@ from d4m_fast.fingerprints import fingerprint
 from d4m_fast.runs import exports, latents
 from d4m_fast.runs.commit import files_of, read_of_run, read_record
 from d4m_fast.runs.image_files import PILLOW_OF
+from d4m_fast.runs.output_check import OutputCheck, Problem, check_output, outputs_of
 from d4m_fast.runs.plan import Plan
 from d4m_fast.runs.run import essence
 from d4m_fast.storage import files
@@ -28,8 +30,6 @@ from d4m_fast.storage.state import CONFIG, EVALUATION, LABELS, PLAN, STUDENT, SU
 
 _FOLDERS = ("images", "prototypes", "groups")
 _OWN_NAME = re.compile(r"\d{5}\.(png|jpg|webp|safetensors|json)")
-
-Problem = Literal["missing", "damaged", "foreign"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class Verdict:
         groups: number of groups in the plan.
         committed: number of groups with a record.
         images: number of images that were compared with their record.
+        commands: those that make outputs again of which something is missing, in a shell's words.
         removed: files that `repair` removed.
     """
 
@@ -63,11 +64,12 @@ class Verdict:
     images: int
     finished: bool
     findings: tuple[Finding, ...]
+    commands: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
 
     @property
     def whole(self) -> bool:
-        return self.finished and not self.findings
+        return self.finished and not self.findings and not self.commands
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -75,6 +77,7 @@ class Verdict:
             "run": str(self.run),
             "whole": self.whole,
             "findings": list(map(asdict, self.findings)),
+            "commands": list(self.commands),
             "removed": list(self.removed),
         }
 
@@ -114,6 +117,7 @@ class _Check:
         self._plan: Plan | None = None
         self._records: dict[int, dict[str, Any]] = {}
         self._images = 0
+        self._manifest_sha256: str | None = None  # by the summary, where there is one that can be read
 
     def verdict(self) -> Verdict:
         findings = list(self._check_plan())
@@ -121,8 +125,14 @@ class _Check:
             findings += self._check_group(number)
         findings += [*self._check_derived(), *self._check_reports(), *self._foreign_files()]
         findings += [*self._check_latents(), *self._check_export()]
+        commands = []
+        for check in self._check_outputs():
+            findings += _output_findings(check, self._run)
+            if not check.whole:
+                commands.append(check.command(shlex.quote(str(self._run))))
         groups = 0 if self._plan is None else len(self._plan.groups)
-        return Verdict(self._run, groups, len(self._records), self._images, self._finished, tuple(findings))
+        counts = groups, len(self._records), self._images
+        return Verdict(self._run, *counts, self._finished, tuple(findings), tuple(commands))
 
     def _check_plan(self) -> Iterator[Finding]:
         try:
@@ -193,6 +203,7 @@ class _Check:
             yield _to_finish("summary.json", "damaged", error.reason)
             return
         checksums = {} if summary is None else summary["sha256_of"]
+        self._manifest_sha256 = checksums.get("manifest.jsonl")
         for name, sha256 in checksums.items():
             try:
                 data = files.read_regular(self._run / name)
@@ -244,7 +255,7 @@ class _Check:
         for record in self._records.values():
             recorded_names.update(row["file"] for row in files_of(record))
         is_all_recorded = len(self._records) == len(self._plan.groups)
-        for path in sorted(chain.from_iterable(_files_below(self._run / folder) for folder in _FOLDERS)):
+        for path in sorted(chain.from_iterable(files.files_below(self._run / folder) for folder in _FOLDERS)):
             name = path.relative_to(self._run).as_posix()
             is_leftover = path.name.startswith(files.TEMPORARY)
             is_own = is_leftover or _OWN_NAME.fullmatch(path.name)
@@ -268,19 +279,35 @@ class _Check:
         for path, reason in exports.damaged_files(Path(self._identity["artifacts"]), *sha256s):
             yield Finding(str(path), "damaged", reason)
 
+    def _check_outputs(self) -> Iterator[OutputCheck]:
+        """Check the outputs that were derived from the run and lie in it."""
+        for path in outputs_of(self._run):
+            yield check_output(path, self._manifest_sha256)
+
+
+def verify_output(path: Path, *, repair: bool = False) -> Verdict:
+    """Compare an output directory with its record, under its lock.
+
+    Args:
+        repair: remove what is damaged, so that the command it was made with makes exactly that again.
+    """
+    with locked(path, read_only=not repair):
+        check = check_output(path)
+        commands = () if check.whole else (check.command("RUN"),)
+        verdict = Verdict(path, 0, 0, check.images, check.complete, tuple(_output_findings(check, path)), commands)
+        return _repaired(verdict) if repair and verdict.findings else verdict
+
+
+def _output_findings(check: OutputCheck, root: Path) -> Iterator[Finding]:
+    """Yield the problems of an output, whose damaged files are their own marks: without them they are made again."""
+    for problem in check.problems:
+        name = problem.path.relative_to(root).as_posix()
+        yield Finding(name, problem.kind, problem.reason, (name,) if problem.is_replaceable else ())
+
 
 def _to_finish(file: str, problem: Problem, reason: str, *marks: str) -> Finding:
     """Return the finding of a run's own file, which a re-run makes again once the marks of completion are gone."""
     return Finding(file, problem, reason, (*marks, "summary.json", "manifest.jsonl"))
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder; a link counts as a file and is not followed."""
-    for path in files.entries(folder):
-        if not path.is_symlink() and path.is_dir():
-            yield from _files_below(path)
-        else:
-            yield path
 
 
 def _unreadable(path: Path, error: OSError) -> str:

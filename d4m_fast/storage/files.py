@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from d4m_fast.errors import PreflightError
 
@@ -88,13 +88,28 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
     Raises:
         PreflightError: no space, no permission, a read-only file system.
     """
+    with new_file(path, sync_name=sync_name) as file:
+        file.write(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, sync_name: bool = True) -> Iterator[BinaryIO]:
+    """Open a file for writing that gets its name, durably, when the block ends; if the block fails it is removed.
+
+    Args:
+        sync_name: False where the caller syncs the directory before it says that the file is there.
+
+    Raises:
+        PreflightError: no space, no permission, a read-only file system.
+    """
     with refusing(path):
         # In the same directory, because a rename does not cross file systems. Sixty characters of the name at most,
         # which are 240 bytes: a name of 255 bytes has no room for a prefix.
         temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name[-60:]}")
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 _sync(file.fileno(), path)
             os.replace(temporary, path)
@@ -104,7 +119,6 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
         # Without this, a power cut may bring back the file that had the name before, or none.
         if sync_name:
             sync_directory(path.parent)
-    return hashlib.sha256(data).hexdigest()
 
 
 def remove(path: Path) -> None:
@@ -179,6 +193,19 @@ def entries(path: Path) -> list[Path]:
     except OSError as error:
         refuse_machine_error(path, error)
         raise
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    """Yield the files below a directory, in order; a link counts as a file and is not followed.
+
+    Raises:
+        PreflightError: it cannot be told what is there.
+    """
+    for entry in entries(path):
+        if not entry.is_symlink() and entry.is_dir():
+            yield from files_below(entry)
+        else:
+            yield entry
 
 
 def read_regular(path: Path) -> bytes:

@@ -84,6 +84,7 @@ LABELS = Schema("soft labels", 1, "remove {folder} and evaluate again")
 STUDENT = Schema("student", 1, "remove {file} and evaluate again")
 STEP = Schema("certification step", 1, "remove {file} and run d4m-fast certify again")
 REFERENCE = Schema("reference", 1, "remove {folder} and run d4m-fast certify again")
+OUTPUT = Schema("output", 1, "remove {folder} and convert again")
 MACHINE = Schema("machine certificate", 1, "run d4m-fast certify again")
 
 
