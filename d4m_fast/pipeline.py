@@ -1,9 +1,15 @@
-"""Distillation on one page: encode, cluster, generate, write."""
+"""Distillation on one page: encode, cluster, generate, write.
+
+Any number of processes do this side by side on one run directory. Each takes what nobody else works on: ranges of the
+source to encode, then groups of classes to generate. The run's lock is held to begin, to plan and to finish only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +20,47 @@ from d4m_fast.engine.encode import encode
 from d4m_fast.engine.generate import generate
 from d4m_fast.engine.memory import release
 from d4m_fast.engine.networks import Networks
-from d4m_fast.engine.prototypes import cluster
-from d4m_fast.errors import OutOfMemoryError
+from d4m_fast.engine.prototypes import GROUP_BYTES, Clustering, cluster_group, require_usable
+from d4m_fast.errors import D4MError, OutOfMemoryError, SetAsideError
 from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
 from d4m_fast.job import Job
 from d4m_fast.planning.batches import choose_batches
-from d4m_fast.runs.latents import LatentStore
+from d4m_fast.runs.claims import BundleLimits, GroupClaims, Seat, UnitClaims, failures_of
+from d4m_fast.runs.latents import EncodedBatch, LatentStore
 from d4m_fast.runs.plan import Group, Plan, make_plan
+from d4m_fast.runs.records import Prototypes
 from d4m_fast.runs.run import RunDirectory
 from d4m_fast.storage import files
+from d4m_fast.storage.leases import Pulse, Timing
 from d4m_fast.storage.locks import locked
 
+CLASSES_PER_THREAD = 4  # that are clustered together: enough to keep all threads at work
 
-def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: Progress) -> dict[str, Any]:
-    """Do what is missing of a run, and return its summary.
+
+@dataclass(frozen=True)
+class Place:
+    """Where and among whom a process works.
+
+    Attributes:
+        path: of the run directory.
+        artifacts: where latents are kept.
+        is_helper: one of several processes of a driver, which has looked through the run, goes on where one of them
+            fails, and finishes the run.
+    """
+
+    path: Path
+    artifacts: Path
+    timing: Timing = field(default_factory=Timing)
+    seat: Seat = field(default_factory=Seat)
+    is_helper: bool = False
+
+
+def distill(
+    job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: Progress, timing: Timing = Timing()
+) -> dict[str, Any]:
+    """Do what is missing of a run in this process, beside any others that work on it, and return its summary.
 
     Args:
         path: of the run directory.
@@ -37,12 +69,55 @@ def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: P
     Raises:
         D4MError: why the run cannot go on; what is committed stays.
     """
-    with locked(files.make_directory(path)):
-        run = RunDirectory(path, job.identity)
-        summary = run.finished()
+    place = Place(path, artifacts, timing)
+    run, summary = open_run(job, place)
+    if summary is not None:
+        return summary
+    work(job, place, run, watch, progress)
+    return finish(job, place, watch)
+
+
+def open_run(job: Job, place: Place) -> tuple[RunDirectory, dict[str, Any] | None]:
+    """Look through a run, and return it, with its summary if it is finished."""
+    with _locked(place):
+        run = RunDirectory(place.path, job.identity)
+        return run, run.finished()
+
+
+def finish(job: Job, place: Place, watch: Stopwatch) -> dict[str, Any]:
+    """Derive what a finished run has beside its images, unless another process has, and return its summary.
+
+    Raises:
+        SetAsideError: not all of its groups could be made.
+    """
+    with _locked(place):
+        run = RunDirectory(place.path, job.identity)
+        summary, plan = run.saved_summary(), run.require_plan()
         if summary is not None:
             return summary
-        return _Distillation(job, run, artifacts, watch, progress).finish()
+        missing = plan.without(run.committed(plan, look=False))
+        reasons = failures_of(place.path / "groups", [group.id for group in missing])
+        if reasons:
+            raise SetAsideError(place.path, reasons)
+        latents = _open_latents(job, place, plan)
+        return run.finish(plan, latents.failures, latents.first_frames, watch)
+
+
+def work(job: Job, place: Place, run: RunDirectory, watch: Stopwatch, progress: Progress) -> None:
+    """Encode and generate what nobody else does, until nothing is left."""
+    with Pulse(place.timing) as pulse:
+        _Distillation(job, place, run, pulse, watch, progress).work()
+
+
+def _locked(place: Place) -> Any:
+    return locked(files.make_directory(place.path), wait=place.timing.patience)
+
+
+def _open_latents(job: Job, place: Place, plan: Plan) -> LatentStore:
+    made_by = job.latents_made_by(plan.encode_batch, plan.threads)
+    path = files.make_directory(job.latents_path(place.artifacts, plan.encode_batch, plan.threads))
+    with locked(path, wait=place.timing.patience):
+        return LatentStore(path, made_by, job.source.items, job.latent_shape)
 
 
 @dataclass(frozen=True)
@@ -50,92 +125,247 @@ class _Distillation:
     """The part of a run that one process does."""
 
     job: Job
+    place: Place
     run: RunDirectory
-    artifacts: Path
+    pulse: Pulse
     watch: Stopwatch
     progress: Progress
 
-    def finish(self) -> dict[str, Any]:
-        plan, networks = self._open_plan()
+    def work(self) -> None:
+        plan, networks = self._open()
+        job, run = self.job, self.run
         latents = self._latents(plan, networks)
-        while groups := plan.without(self.run.committed(plan)):
-            try:
-                self._generate(plan, groups, latents, networks)
-            except OutOfMemoryError as error:
-                plan = plan.with_smaller_batch(error, self.run.committed(plan))
-                self.run.save_plan(plan)
-                self.progress.say(f"{error}; going on with batches of {plan.out_of_memory[-1]['now']}")
-            release(self.job.device)
-        return self.run.finish(plan, latents.failures, latents.first_frames, self.watch)
+        networks = networks.guarded(self.pulse.busy if self.job.device.type == "cpu" else self.pulse.ticking)
+        claims = GroupClaims(self.place.path, plan.groups, run.committed(plan), self.pulse, self.place.seat)
+        if not self.place.is_helper:
+            claims.forgive()
+        missing = plan.without(run.committed(plan))
+        require_usable(job.classes_of(missing), latents, job.config.ipc)
+        config = replace(job.config, threads=job.threads) if self.place.is_helper else job.config
+        generation = _Generation(self, networks, claims, Clustering.of(latents, job.source, config))
+        total = sum(len(group.classes) for group in missing) * job.config.ipc
+        self.progress.follow("distill", Stream(total, generation.images(plan)))
 
-    def _open_plan(self) -> tuple[Plan, Networks]:
-        """Return the saved plan of a run, or a new one, saved; and the networks, opened with its threads."""
-        plan = self.run.saved_plan()
-        # A run that goes on has the threads it was begun with, on any machine: they are part of what fixes the bytes.
-        torch.set_num_threads(self.job.threads if plan is None else plan.threads)
+    def _open(self) -> tuple[Plan, Networks]:
+        """Return the run's plan, made now if there is none, and the networks, opened with the plan's threads."""
+        run = self.run
         with self.watch("import"):
             self.job.import_libraries()
-        with self.watch("open"):
-            networks = self.job.open_networks()
-        self.run.begin()  # only now: a model that cannot be opened leaves no run behind
-        if plan is None:
-            with self.watch("plan"):
-                plan = self._new_plan(networks)
+        plan = run.saved_plan()
+        networks = self._open_networks(plan)
+        with _locked(self.place):
+            run.begin()  # only now: a model that cannot be opened leaves no run behind
+            if plan is None:
+                plan = run.saved_plan()
+                if plan is not None and plan.threads != torch.get_num_threads():
+                    networks = self._open_networks(plan)
+            if plan is None:
+                with self.watch("plan"):
+                    plan = self._new_plan(networks)
+            run.committed(plan, look=not self.place.is_helper)
         return plan, networks
+
+    def _open_networks(self, plan: Plan | None) -> Networks:
+        # A run that goes on has the threads it was begun with, on any machine: they are part of what fixes the bytes.
+        torch.set_num_threads(self.job.threads if plan is None else plan.threads)
+        with self.watch("open"):
+            return self.job.open_networks()
 
     def _new_plan(self, networks: Networks) -> Plan:
         job = self.job
-        batches = choose_batches(job, networks, job.schedule, job.encoded_with(self.artifacts))
-        latents = job.latents_path(self.artifacts, batches.encode, job.threads).name
+        batches = choose_batches(job, networks, job.schedule, job.encoded_with(self.place.artifacts))
+        latents = job.latents_path(self.place.artifacts, batches.encode, job.threads).name
         class_ids = [class_info.id for class_info in job.source.classes]
         plan = replace(make_plan(class_ids, job.config.ipc, batches, threads=job.threads), latents=latents)
         self.run.save_plan(plan)
         return plan
 
     def _latents(self, plan: Plan, networks: Networks) -> LatentStore:
-        """Return the latents of the source: from the artifacts, or encoded now as far as they are missing."""
-        job = self.job
-        made_by = job.latents_made_by(plan.encode_batch, plan.threads)
-        path = files.make_directory(job.latents_path(self.artifacts, plan.encode_batch, plan.threads))
-        with locked(path):
-            latents = LatentStore(path, made_by, job.source.items, job.latent_shape)
-            while not latents.complete:
-                try:
-                    self._encode(latents, networks)
-                except OutOfMemoryError as error:
-                    latents.halve_batch(error)
-                    self.progress.say(f"{error}; going on with batches of {latents.batch}")
-                release(job.device)
-        latents.check_budget(job.config.max_bad_fraction)
+        """Return the latents of the source: from the artifacts, or encoded now as far as nobody else does."""
+        latents = _open_latents(self.job, self.place, plan)
+        if latents.missing:
+            encoding = _Encoding(self, networks, latents)
+            left = sum(latents.ranges[number].stop - latents.ranges[number].start for number in latents.missing)
+            self.progress.follow("encode", Stream(left, encoding.images()))
+            with locked(latents.path, wait=self.place.timing.patience):
+                latents.finish()
+        latents.check_budget(self.job.config.max_bad_fraction)
         return latents
 
-    def _encode(self, latents: LatentStore, networks: Networks) -> None:
-        """Encode what is missing of the latents, in one pass over the source."""
-        with Workers(self.watch) as workers:
+
+@dataclass(frozen=True)
+class _Encoding:
+    """The encoding of ranges of the source, one stream over as many as can be had, and the ends of that stream."""
+
+    distillation: _Distillation
+    networks: Networks
+    latents: LatentStore
+
+    def images(self) -> Iterator[object]:
+        """Encode ranges until none is left, and yield something for each image that is encoded, here or elsewhere.
+
+        Raises:
+            SetAsideError: ranges failed again and again; without them no class is whole.
+        """
+        latents, place, job = self.latents, self.distillation.place, self.distillation.job
+        claims = UnitClaims(latents.ranges_folder, latents.missing, latents.done, self.distillation.pulse, place.seat)
+        if not place.is_helper:
+            claims.forgive()
+        encoded = set(latents.done)
+        while True:
+            try:
+                for batch in self._stream(claims):
+                    encoded.add(latents.range_at(batch.first))
+                    yield from range(len(batch))
+            except OutOfMemoryError as error:
+                latents.halve_batch(error)
+                self.distillation.progress.say(f"{error}; going on with batches of {latents.batch}")
+                release(job.device)
+                continue
+            except D4MError as error:
+                claims.give_back(str(error))
+                raise
+            release(job.device)
+            left = claims.look()
+            latents.refresh()
+            for number in sorted(latents.done - encoded):
+                encoded.add(number)
+                yield from range(latents.ranges[number].start, latents.ranges[number].stop)
+            if not latents.missing:
+                return
+            if not left:
+                raise SetAsideError(latents.path, failures_of(latents.ranges_folder, sorted(claims.set_aside)))
+            time.sleep(place.timing.poll)
+
+    def _stream(self, claims: UnitClaims) -> Iterator[EncodedBatch]:
+        """Encode the ranges of which no try has failed, else one of which one has."""
+        job, watch, latents = self.distillation.job, self.distillation.watch, self.latents
+        pulse = self.distillation.pulse
+        guard = pulse.busy if job.device.type == "cpu" else pulse.ticking
+        with Workers(watch) as workers:
             batches = encode(
-                self.job.source,
-                networks.vae_encoder,
-                resolution=self.job.resolution,
-                draw=self.job.latent_shape if self.job.config.latent == "sample" else None,
+                job.source,
+                self.networks.vae_encoder.guarded(guard),
+                resolution=job.resolution,
+                draw=job.latent_shape if job.config.latent == "sample" else None,
                 batch=latents.batch,
                 workers=workers,
-                start=latents.position,
+                spans=latents.spans(claims),
             )
-            self.progress.follow("encode", latents.fill(batches, workers).watched(self.watch, "encode"))
+            yield from latents.fill(batches, workers, claims).watched(watch, "encode")
 
-    def _generate(self, plan: Plan, groups: Sequence[Group], latents: LatentStore, networks: Networks) -> None:
-        """Make and write the images of the groups that are not committed yet."""
-        job = self.job
-        with Workers(self.watch) as workers:
-            prototypes = cluster(job.classes_of(groups), latents, job.source, job.config)
+
+@dataclass(frozen=True)
+class _Generation:
+    """The generation of groups, one stream over as many as can be had, and the ends of that stream."""
+
+    distillation: _Distillation
+    networks: Networks
+    claims: GroupClaims
+    clustering: Clustering
+    counted: set[int] = field(default_factory=set)  # groups whose images the progress has, or that were there before
+
+    @property
+    def run(self) -> RunDirectory:
+        return self.distillation.run
+
+    def images(self, plan: Plan) -> Iterator[object]:
+        """Generate groups until none is left, and yield something for each image that is made, here or elsewhere."""
+        place, job = self.distillation.place, self.distillation.job
+        self.counted.update(self.run.committed(plan))
+        while True:
+            try:
+                yield from self._stream(plan, self.claims.bundles(self._limits()))
+                for bundle in self.claims.retried():
+                    yield from self._stream(plan, iter([bundle]))
+            except OutOfMemoryError as error:
+                plan = self._with_smaller_batch(plan, error)
+            except D4MError as error:
+                failed_groups = self.claims.give_back(str(error))
+                if not place.is_helper or not failed_groups or error.exit_code not in _OF_A_GROUP:
+                    raise
+                self.distillation.progress.say(f"group {failed_groups[0]} failed: {error}")
+            release(job.device)
+            left = self.claims.look()
+            yield from self._made_elsewhere(plan)
+            if not left:
+                return
+            self.distillation.pulse.tick()
+            time.sleep(place.timing.poll)
+
+    def _stream(self, plan: Plan, bundles: Iterator[list[Group]]) -> Iterator[object]:
+        """Make and write the images of the groups in bundles, which are taken as late as they are needed."""
+        distillation, waiting = self.distillation, deque[list[Group]]()
+        job, watch = distillation.job, distillation.watch
+
+        def groups() -> Iterator[Group]:
+            for bundle in bundles:
+                waiting.append(bundle)
+                yield from bundle
+
+        def prototypes() -> Iterator[Prototypes]:
+            while waiting:
+                yield from self._prototypes(waiting.popleft())
+
+        classes = sum(len(group.classes) for group in plan.groups)
+        with Workers(watch) as workers:
+            clustered = Stream(classes, prototypes()).watched(watch, "cluster")
             samples = generate(
-                self.run.save_prototypes(prototypes.watched(self.watch, "cluster")),
-                groups,
-                networks,
+                self.run.save_prototypes(clustered),
+                groups(),
+                self.networks,
                 job.schedule,
                 job.config,
                 image_size=job.image_size,
                 workers=workers,
-                watch=self.watch,
+                watch=watch,
             )
-            self.progress.follow("distill", self.run.write(samples, plan, groups, job.config.format, workers))
+            rows = self.run.write(samples, plan, self.claims, job.config.ipc, job.config.format, workers)
+            for row in rows:
+                self.counted.add(self.claims.group_of(row["class_id"]).id)
+                yield row
+                yield from self._made_elsewhere(plan)
+
+    def _prototypes(self, bundle: Sequence[Group]) -> Iterator[Prototypes]:
+        """Cluster the classes of a bundle together; each of its groups is worked on from its first prototype on."""
+        pulse, job = self.distillation.pulse, self.distillation.job
+        clustered = cluster_group(job.classes_of(bundle), self.clustering)
+        units = [group.id for group in bundle]
+        self.claims.work(units)
+        for group in bundle:
+            for _ in group.classes:
+                with pulse.busy() if job.config.kmeans_on == "cpu" else pulse.ticking():
+                    prototypes = next(clustered)  # the first makes all
+                if prototypes.info.id == bundle[0].classes[0]:
+                    self.claims.wait(units)
+                self.claims.work([group.id])
+                yield prototypes
+
+    def _limits(self) -> BundleLimits:
+        latents, job = self.clustering.latents, self.distillation.job
+        classes = CLASSES_PER_THREAD * job.threads if job.config.kmeans_on == "cpu" else len(job.source.classes)
+        return BundleLimits(lambda group: sum(map(latents.bytes_of, group.classes)), GROUP_BYTES, classes)
+
+    def _made_elsewhere(self, plan: Plan) -> Iterator[object]:
+        """Yield something for each image of groups that other processes have committed since."""
+        committed = self.run.committed(plan)
+        if len(committed) > len(self.counted):
+            for number in sorted(committed - self.counted):
+                self.counted.add(number)
+                yield from range(len(plan.groups[number].classes) * self.distillation.job.config.ipc)
+
+    def _with_smaller_batch(self, plan: Plan, error: OutOfMemoryError) -> Plan:
+        """Change the plan on the disk, as it is by now, and return it."""
+        at = self.claims.first_worked_on()
+        self.claims.give_back()
+        with _locked(self.distillation.place):
+            current = self.run.require_plan()
+            smaller = current.with_smaller_batch(error, self.run.committed(current), plan.groups[at])
+            if smaller is not current:
+                self.run.save_plan(smaller)
+        self.claims.replan(smaller.groups)
+        self.distillation.progress.say(f"{error}; going on with batches of {smaller.out_of_memory[-1]['now']}")
+        return smaller
+
+
+_OF_A_GROUP = frozenset({1, 5})  # exit codes of errors that another group need not have

@@ -15,7 +15,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("commands",),
-    ("profiling",),
+    ("profiling", "launch"),
     ("pipeline", "examination"),
     ("certification",),
     ("planning",),

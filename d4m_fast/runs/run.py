@@ -3,6 +3,8 @@
 images/<class>/<index:05d>.png   an ImageFolder root (.jpg, .webp)
 prototypes/<class id>.safetensors
 groups/<group>.json              commit records, written last: a group is done when its record is there
+groups/<group>.lease-<number>    who works on a group now (storage/leases.py); gone when the run is finished
+logs/                            of the worker processes, where there are several
 config.json  plan.json           the configuration, and how the work is split
 manifest.jsonl  quarantine.jsonl  summary.json  preview.png   derived when the run is complete
 """
@@ -14,7 +16,7 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,23 @@ from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
 from d4m_fast.runs import preview
-from d4m_fast.runs.commit import files_of, is_of, read_of_run, read_record, write_of_run, write_record
+from d4m_fast.runs.claims import Claims, sweep_leases
+from d4m_fast.runs.commit import (
+    files_of,
+    is_of,
+    read_of_run,
+    read_record,
+    record_file,
+    recorded_units,
+    write_of_run,
+    write_record,
+)
 from d4m_fast.runs.image_files import FORMATS, to_bytes
 from d4m_fast.runs.latents import Failure
 from d4m_fast.runs.plan import Group, Plan
 from d4m_fast.runs.records import Prototypes, Sample
 from d4m_fast.storage import files
+from d4m_fast.storage.leases import holders
 from d4m_fast.storage.locks import LOCK_FILES
 from d4m_fast.storage.state import (
     CONFIG,
@@ -51,12 +64,15 @@ from d4m_fast.storage.state import (
 INESSENTIAL = frozenset(
     {"max_bad_fraction", "data", "model", "revision", "prompts", "allow_unknown_prompts", "artifacts"}
 )
+LOGS = "logs"
 WRITERS = 4  # threads; most of their time is the disk's
 QUEUED = 128  # images that may wait for the writers
 
 
 class RunDirectory:
     """A run on the disk, opened once per process and under its lock (`locks.locked`); `begin` writes first.
+
+    The lock is needed to begin, to plan, to change the plan and to finish; several processes write images meanwhile.
 
     Raises:
         RunDirectoryError: the directory holds a run of another config; the message names the differences.
@@ -71,7 +87,7 @@ class RunDirectory:
         if saved_identity is None:
             for entry in path.iterdir():
                 # Before a run begins, d4m-fast makes no other files.
-                if entry.name not in LOCK_FILES and not entry.name.startswith(files.TEMPORARY):
+                if entry.name not in (*LOCK_FILES, LOGS) and not entry.name.startswith(files.TEMPORARY):
                     raise RunDirectoryError(
                         f"{path}: not empty and not a run of ours ({entry.name}); choose another --out"
                     )
@@ -91,7 +107,8 @@ class RunDirectory:
         # First, because a directory that has other files but no config is refused as not a run.
         if not config.exists():
             write_state(config, CONFIG, self._identity)
-        files.sweep(self.path)
+        if not holders(self.path / "groups"):  # or half-written files would be another's, who is writing them now
+            files.sweep(self.path)
         for name in ("images", "prototypes", "groups"):
             files.make_directory(self.path / name)
 
@@ -103,18 +120,39 @@ class RunDirectory:
     def save_plan(self, plan: Plan) -> None:
         write_of_run(self.path / "plan.json", PLAN, self.fingerprint, plan.to_json())
 
-    def committed(self, plan: Plan) -> set[int]:
+    def require_plan(self) -> Plan:
+        """Return the plan of a run that was begun.
+
+        Raises:
+            DamageError: somebody has removed it.
+        """
+        plan = self.saved_plan()
+        if plan is None:
+            raise PLAN.damage(self.path / "plan.json", "it is missing")
+        return plan
+
+    def committed(self, plan: Plan, *, look: bool = True) -> set[int]:
         """Return the ids of the groups that are committed.
 
-        The files are looked for in the first call only. Groups that have lost a file by then are not among them, nor
-        are those with other classes than the plan, which they have where the plan was lost and made anew.
+        The files are looked for in the first call only, under the run's lock. Groups that have lost a file by then are
+        not among them, nor are those with other classes than the plan, which they have where the plan was lost and made
+        anew; their records are removed, or nobody could commit them.
+
+        Args:
+            look: False where another process has just looked; records are then taken at their word.
         """
+        if self._committed is None and not look:
+            self._committed = recorded_units(path.name for path in files.entries(self.path / "groups"))
         if self._committed is None:
             committed = set[int]()
             for group in plan.groups:
                 record = read_record(self.path, group.id, self.fingerprint)
-                if record is not None and is_of(record, group) and all(map(self._is_present, files_of(record))):
+                if record is None:
+                    continue
+                if is_of(record, group) and all(map(self._is_present, files_of(record))):
                     committed.add(group.id)
+                else:
+                    files.remove(record_file(self.path, group.id))
             self._committed = committed
         return self._committed
 
@@ -137,10 +175,15 @@ class RunDirectory:
 
     def finished(self) -> dict[str, Any] | None:
         """Return the summary of a run whose images are all there; None if there is something left to do."""
-        plan, summary = self.saved_plan(), read_of_run(self.path / "summary.json", SUMMARY, self.fingerprint)
+        plan, summary = self.saved_plan(), self.saved_summary()
         if plan is None or summary is None or plan.without(self.committed(plan)):
             return None
-        return self._with_place(summary)
+        return summary
+
+    def saved_summary(self) -> dict[str, Any] | None:
+        """Return the summary that says that a run is finished; None where none was written."""
+        summary = read_of_run(self.path / "summary.json", SUMMARY, self.fingerprint)
+        return None if summary is None else self._with_place(summary)
 
     def save_prototypes(self, prototypes: Stream[Prototypes]) -> Stream[Prototypes]:
         """Save each class's prototypes on their way through."""
@@ -153,24 +196,23 @@ class RunDirectory:
         return Stream(len(prototypes), items())
 
     def write(
-        self, samples: Stream[Sample], plan: Plan, groups: Sequence[Group], form: ImageFormat, workers: Workers
+        self, samples: Stream[Sample], plan: Plan, claims: Claims, ipc: int, form: ImageFormat, workers: Workers
     ) -> Stream[dict[str, Any]]:
         """Write images as they come, several at a time; commit a group once all of its images are on the disk.
 
-        `samples` come group by group, in the order of `groups`, as many per class. Returns their rows of the manifest.
+        `samples` come group by group, `ipc` of each class. Returns their rows of the manifest.
         """
-        # No groups are left where a finished run is gone on with; then there are no samples either.
-        samples_per_class = len(samples) // max(sum(len(group.classes) for group in groups), 1)
 
         def items() -> Iterator[dict[str, Any]]:
-            save = partial(self._save_image, form)
-            saved_rows = iter(workers.map(save, samples, threads=WRITERS, depth=QUEUED, name="write"))
-            for group in groups:
-                start, rows = time.monotonic(), []
-                for _ in range(len(group.classes) * samples_per_class):
-                    rows.append(next(saved_rows))  # which raises where samples are missing: no group is committed short
-                    yield rows[-1]
-                self._commit(group, plan, rows, time.monotonic() - start)
+            save = partial(self._save_image, form, claims)
+            start, rows = time.monotonic(), list[dict[str, Any]]()
+            for row in workers.map(save, samples, threads=WRITERS, depth=QUEUED, name="write"):
+                rows.append(row)
+                yield row
+                group = claims.group_of(row["class_id"])
+                if len(rows) == ipc * len(group.classes):  # so that no group is committed short
+                    self._commit(group, plan, claims, rows, time.monotonic() - start)
+                    start, rows = time.monotonic(), []
 
         return Stream(len(samples), items())
 
@@ -183,6 +225,8 @@ class RunDirectory:
             first_frames: number of animated images that gave their first frame only.
             watch: the seconds of this process, per stage and per queue.
         """
+        files.sweep(self.path)
+        sweep_leases(self.path / "groups")
         manifest_sha256, image_counts = self._write_manifest(plan)
         summary = {
             "images": image_counts.total(),
@@ -244,12 +288,16 @@ class RunDirectory:
         file = f"prototypes/{prototypes.info.id:05d}.safetensors"
         return {"file": file, "bytes": len(data), "sha256": files.write_bytes(self.path / file, data)}
 
-    def _save_image(self, form: ImageFormat, sample: Sample) -> dict[str, Any]:
-        """Write an image, whose directory is synced with its group; return its row of the manifest."""
+    def _save_image(self, form: ImageFormat, claims: Claims, sample: Sample) -> dict[str, Any]:
+        """Write an image, whose directory is synced with its group; return its row of the manifest.
+
+        One of a group that another process has taken over is not written: it may be committed already.
+        """
         folder = files.make_directory(self.path / "images" / sample.info.folder)
         file = folder / f"{sample.index:05d}{FORMATS[form].suffix}"
         data = to_bytes(sample.pixels, form)
-        sha256 = files.write_bytes(file, data, sync_name=False)
+        is_ours = claims.holds(claims.group_of(sample.info.id).id)
+        sha256 = files.write_bytes(file, data, sync_name=False) if is_ours else ""
         return {
             "class_id": sample.info.id,
             "index": sample.index,
@@ -263,7 +311,8 @@ class RunDirectory:
             "sha256": sha256,
         }
 
-    def _commit(self, group: Group, plan: Plan, rows: list[dict[str, Any]], seconds: float) -> None:
+    def _commit(self, group: Group, plan: Plan, claims: Claims, rows: list[dict[str, Any]], seconds: float) -> None:
+        """Commit a group, unless another process has taken it over: then its record, or the other's work, stands."""
         # The names of the images must be durable before the record that says that they are there.
         for folder in sorted({(self.path / row["file"]).parent for row in rows}):
             files.sync_directory(folder)
@@ -281,8 +330,10 @@ class RunDirectory:
             "images": rows,
             "prototypes": prototypes,
         }
-        write_record(self.path, self.fingerprint, record)
-        self.committed(plan).add(group.id)
+        if all(row["sha256"] for row in rows) and claims.holds(group.id):
+            write_record(self.path, self.fingerprint, record)
+            self.committed(plan).add(group.id)
+        claims.end(group.id)
 
 
 def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:

@@ -23,11 +23,13 @@ from d4m_fast.runs.image_files import PILLOW_OF
 from d4m_fast.runs.plan import Plan
 from d4m_fast.runs.run import essence
 from d4m_fast.storage import files
+from d4m_fast.storage.leases import LEASE_FILE
 from d4m_fast.storage.locks import locked
 from d4m_fast.storage.state import CONFIG, EVALUATION, LABELS, PLAN, STUDENT, SUMMARY, Schema, read_state, require_state
 
 _FOLDERS = ("images", "prototypes", "groups")
 _OWN_NAME = re.compile(r"\d{5}\.(png|jpg|webp|safetensors|json)")
+_LEASES = "groups"
 
 Problem = Literal["missing", "damaged", "foreign"]
 
@@ -247,6 +249,8 @@ class _Check:
         for path in sorted(chain.from_iterable(_files_below(self._run / folder) for folder in _FOLDERS)):
             name = path.relative_to(self._run).as_posix()
             is_leftover = path.name.startswith(files.TEMPORARY)
+            if path.parent.name == _LEASES and LEASE_FILE.fullmatch(path.name):
+                continue  # of a process that works on the run now, or that ended: it says nothing about what is done
             is_own = is_leftover or _OWN_NAME.fullmatch(path.name)
             if name not in recorded_names and (is_all_recorded or not is_own):
                 yield Finding(name, "foreign", "no record names it", (name,) if is_leftover else ())
@@ -256,9 +260,8 @@ class _Check:
         if self._plan is None or self._plan.latents is None:
             return
         root = Path(self._identity["artifacts"]) / "latents" / self._plan.latents
-        marks = (str(root / latents.INDEX), str(root / latents.PROGRESS))
-        for path, reason in latents.damaged_files(root):
-            yield Finding(str(path), "damaged", reason, marks)
+        for path, reason, marks in latents.damaged_files(root):
+            yield Finding(str(path), "damaged", reason, tuple(map(str, marks)))
 
     def _check_export(self) -> Iterator[Finding]:
         """Check the exported networks that the run was made with, as far as they are still there."""

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import logging
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -55,6 +56,7 @@ MACHINE_ERRORS = frozenset(
 # otherwise.
 _CANNOT_SYNC_FILE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _CANNOT_SYNC_DIRECTORY = _CANNOT_SYNC_FILE | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES})
 _KINDS = (
     (stat.S_ISDIR, "directory"),
     (stat.S_ISFIFO, "named pipe"),
@@ -89,14 +91,9 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
         PreflightError: no space, no permission, a read-only file system.
     """
     with refusing(path):
-        # In the same directory, because a rename does not cross file systems. Sixty characters of the name at most,
-        # which are 240 bytes: a name of 255 bytes has no room for a prefix.
-        temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name[-60:]}")
+        temporary = _temporary(path)
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                _sync(file.fileno(), path)
+            _write_durably(temporary, data, path)
             os.replace(temporary, path)
         except BaseException:  # an interruption from the keyboard, too
             temporary.unlink(missing_ok=True)
@@ -105,6 +102,61 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
         if sync_name:
             sync_directory(path.parent)
     return hashlib.sha256(data).hexdigest()
+
+
+def publish_bytes(path: Path, data: Buffer) -> bool:
+    """Write a file whole, durably, and only where there is none of its name; returns whether this call wrote it.
+
+    Where the file system has no links (FAT, some FUSE), it looks before it renames: of two calls at one moment both
+    may then write.
+
+    Raises:
+        PreflightError: no space, no permission, a read-only file system.
+    """
+    with refusing(path):
+        temporary = _temporary(path)
+        try:
+            _write_durably(temporary, data, path)
+            return _rename_where_there_is_none(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            sync_directory(path.parent)
+
+
+def _rename_where_there_is_none(temporary: Path, path: Path) -> bool:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if is_there(path):
+            return False
+        os.replace(temporary, path)
+    return True
+
+
+def _temporary(path: Path) -> Path:
+    """Return a name for a file until it is whole, of this call alone: other hosts have processes of our number.
+
+    In the same directory, because a rename does not cross file systems. Sixty characters of the name at most, which
+    are 240 bytes: a name of 255 bytes has no room for a prefix.
+    """
+    return path.with_name(f"{TEMPORARY}{secrets.randbelow(10**8):08d}-{path.name[-60:]}")
+
+
+def _write_durably(temporary: Path, data: Buffer, path: Path) -> None:
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        _sync(file.fileno(), path)
+
+
+def unlink(path: Path) -> None:
+    """Remove a file that need not stay away after a power cut; it may be missing already."""
+    with refusing(path):
+        path.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:

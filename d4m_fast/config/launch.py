@@ -1,0 +1,31 @@
+"""Options of how many processes work on a run, and how they find each other; they change no byte of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from d4m_fast.config.fields import Group, check_bounds, setting
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Options of `d4m-fast distill` beside `DistillConfig`: they are no part of a run's identity.
+
+    Attributes:
+        workers: processes; 1 is this one. Each has a GPU of its own where there are several, or its part of the cores.
+        lease_seconds: of `storage.leases.Timing`.
+    """
+
+    workers: int = setting(
+        1, group=Group.MACHINE, help="Processes: one per GPU, or parts of the cores.", minimum=1, maximum=1024
+    )
+    lease_seconds: float = setting(
+        60.0,
+        group=Group.MACHINE,
+        help="Without a sign of life for so long, a process's work is taken over by others.",
+        minimum=0.1,
+        maximum=86400,
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)

@@ -1,0 +1,24 @@
+"""Choice of the processes that do a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from d4m_fast import pipeline
+from d4m_fast.config.launch import LaunchConfig
+from d4m_fast.console import Progress
+from d4m_fast.flow.stopwatch import Stopwatch
+from d4m_fast.job import Job
+from d4m_fast.launch.local import distill_by_workers
+from d4m_fast.storage.leases import Timing
+
+
+def launched(
+    job: Job, launch: LaunchConfig, run: Path, artifacts: Path, watch: Stopwatch, progress: Progress
+) -> dict[str, Any]:
+    """Do what is missing of a run by as many processes as are asked for, and return its summary; as `distill`."""
+    timing = Timing(launch.lease_seconds)
+    if launch.workers == 1:
+        return pipeline.distill(job, run, artifacts, watch, progress, timing)
+    return distill_by_workers(job, pipeline.Place(run, artifacts, timing), launch.workers, watch, progress)
