@@ -58,7 +58,7 @@ class Place:
 
 
 def distill(
-    job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: Progress, timing: Timing = Timing()
+    job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: Progress, timing: Timing | None = None
 ) -> dict[str, Any]:
     """Do what is missing of a run in this process, beside any others that work on it, and return its summary.
 
@@ -69,7 +69,7 @@ def distill(
     Raises:
         D4MError: why the run cannot go on; what is committed stays.
     """
-    place = Place(path, artifacts, timing)
+    place = Place(path, artifacts, Timing() if timing is None else timing)
     run, summary = open_run(job, place)
     if summary is not None:
         return summary

@@ -200,6 +200,8 @@ class LatentStore:
         for number in [*self._open]:
             yield from self._spans_of(self._open[number])
         for number in claims.take():
+            if number in self._open or number in self.done:
+                continue
             claims.work([number])
             self._open[number] = self._begun(number)
             yield from self._spans_of(self._open[number])
@@ -251,6 +253,8 @@ class LatentStore:
         Raises:
             DamageError: the file is not the one that was written, or not all of it was.
         """
+        if not self.complete and not self._has_all_of(class_id):
+            raise LATENTS.damage(self.path / INDEX, "the encoding was not finished")
         rows = self._files.read(class_id)
         failed_ranks = self._failed_ranks.get(class_id, [])
         ranks = np.setdiff1d(np.arange(len(rows)), failed_ranks)
@@ -268,6 +272,12 @@ class LatentStore:
                 f"{len(failures):,} of {total:,} images cannot be used, more than --max-bad-fraction"
                 f" {max_bad_fraction:g} allows; the first: {failures[0]['reason']}"
             )
+
+    def _has_all_of(self, class_id: int) -> bool:
+        """Return whether all ranges that have images of a class are done."""
+        missing = (self.ranges[number] for number in self.missing)
+        items = chain.from_iterable(self._items[each.start : each.stop] for each in missing)
+        return all(item.class_id != class_id for item in items)
 
     def _lay_out(self, shape: tuple[int, ...]) -> None:
         """Make the files of all classes, unless they are there."""
