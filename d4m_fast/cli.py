@@ -18,6 +18,7 @@ from d4m_fast.commands.distill import distill
 from d4m_fast.commands.doctor import doctor
 from d4m_fast.commands.evaluate import evaluate
 from d4m_fast.commands.export import export
+from d4m_fast.commands.merge import merge
 from d4m_fast.commands.plan import plan
 from d4m_fast.commands.profile import profile
 from d4m_fast.commands.teach import teach
@@ -45,6 +46,7 @@ def cli() -> None:
 
     \b
     d4m-fast distill                    distill the bundled images with the bundled model
+    d4m-fast merge RUN... --out DIR     shards of a run, from distill --shard, into one
     d4m-fast evaluate runs/RUN          train students on the result, beside random real images
     d4m-fast teach IMAGES               train a teacher, where none exists, to label with
     d4m-fast export                     the networks to ONNX, compared with PyTorch and certified
@@ -62,7 +64,7 @@ def cli() -> None:
     require_machine()
 
 
-for command in (distill, evaluate, teach, export, certify, verify, plan, profile, doctor):
+for command in (distill, merge, evaluate, teach, export, certify, verify, plan, profile, doctor):
     cli.add_command(command)
 
 

@@ -32,6 +32,7 @@ from d4m_fast.runs.latents import EncodedBatch, LatentStore
 from d4m_fast.runs.plan import Group, Plan, make_plan
 from d4m_fast.runs.records import Prototypes
 from d4m_fast.runs.run import RunDirectory
+from d4m_fast.runs.shards import LeftOut, Shard, ShardRecord, all_records, combined, shard_summary
 from d4m_fast.storage import files
 from d4m_fast.storage.leases import Pulse, Timing
 from d4m_fast.storage.locks import locked
@@ -48,6 +49,7 @@ class Place:
         artifacts: where latents are kept.
         is_helper: one of several processes of a driver, which has looked through the run, goes on where one of them
             fails, and finishes the run.
+        shard: the part of the run that is made here; None is all of it.
     """
 
     path: Path
@@ -55,21 +57,34 @@ class Place:
     timing: Timing = field(default_factory=Timing)
     seat: Seat = field(default_factory=Seat)
     is_helper: bool = False
+    shard: Shard | None = None
+
+    def groups(self, plan: Plan) -> tuple[Group, ...]:
+        """Return the groups of a plan that are to be made here."""
+        return plan.groups if self.shard is None else self.shard.groups(plan)
 
 
 def distill(
-    job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: Progress, timing: Timing | None = None
+    job: Job,
+    path: Path,
+    artifacts: Path,
+    watch: Stopwatch,
+    progress: Progress,
+    timing: Timing | None = None,
+    shard: Shard | None = None,
 ) -> dict[str, Any]:
     """Do what is missing of a run in this process, beside any others that work on it, and return its summary.
 
     Args:
         path: of the run directory.
         artifacts: where latents are kept.
+        timing: of the signs of life that processes give each other.
+        shard: the part of the run to make; None is all of it.
 
     Raises:
         D4MError: why the run cannot go on; what is committed stays.
     """
-    place = Place(path, artifacts, Timing() if timing is None else timing)
+    place = Place(path, artifacts, Timing() if timing is None else timing, shard=shard)
     run, summary = open_run(job, place)
     if summary is not None:
         return summary
@@ -78,14 +93,26 @@ def distill(
 
 
 def open_run(job: Job, place: Place) -> tuple[RunDirectory, dict[str, Any] | None]:
-    """Look through a run, and return it, with its summary if it is finished."""
+    """Look through a run, and return it, with its summary if it, or the shard of it that is asked for, is finished."""
     with _locked(place):
         run = RunDirectory(place.path, job.identity)
-        return run, run.finished()
+        summary = run.finished()
+        if summary is None and place.shard is not None:
+            summary = _finished_shard(run, place.shard)
+        return run, summary
+
+
+def _finished_shard(run: RunDirectory, shard: Shard) -> dict[str, Any] | None:
+    plan, record = run.saved_plan(), ShardRecord.read(shard.file(run.path), run.fingerprint)
+    if plan is None or record is None or any(group.id not in run.committed(plan) for group in shard.groups(plan)):
+        return None
+    return shard_summary(run, shard, plan, record)
 
 
 def finish(job: Job, place: Place, watch: Stopwatch) -> dict[str, Any]:
     """Derive what a finished run has beside its images, unless another process has, and return its summary.
+
+    Of a shard it is kept what it left out; the last shard in a directory finishes the run.
 
     Raises:
         SetAsideError: not all of its groups could be made.
@@ -95,12 +122,22 @@ def finish(job: Job, place: Place, watch: Stopwatch) -> dict[str, Any]:
         summary, plan = run.saved_summary(), run.require_plan()
         if summary is not None:
             return summary
-        missing = plan.without(run.committed(plan, look=False))
-        reasons = failures_of(place.path / "groups", [group.id for group in missing])
-        if reasons:
-            raise SetAsideError(place.path, reasons)
+        committed = run.committed(plan, look=False)
+        missing = [group.id for group in place.groups(plan) if group.id not in committed]
+        if missing:
+            raise SetAsideError(place.path, failures_of(place.path / "groups", missing))
         latents = _open_latents(job, place, plan)
-        return run.finish(plan, latents.failures, latents.first_frames, watch)
+        class_ids = {class_info.id for class_info in job.classes_of(place.groups(plan))}
+        left_out = LeftOut.of(latents, latents.ranges_of(class_ids))
+        if place.shard is None:
+            return run.finish(plan, left_out.failures, left_out.first_frames, watch)
+        record = ShardRecord(left_out, watch.seconds, watch.waits)
+        record.write(place.path, place.shard, run.fingerprint)
+        records = all_records(place.path, place.shard, run.fingerprint)
+        if len(records) < place.shard.count or plan.without(committed):
+            return shard_summary(run, place.shard, plan, record)
+        left_out, watch = combined(records)
+        return run.finish(plan, left_out.failures, left_out.first_frames, watch)
 
 
 def work(job: Job, place: Place, run: RunDirectory, watch: Stopwatch, progress: Progress) -> None:
@@ -134,12 +171,13 @@ class _Distillation:
     def work(self) -> None:
         plan, networks = self._open()
         job, run = self.job, self.run
-        latents = self._latents(plan, networks)
+        groups = self.place.groups(plan)
+        latents = self._latents(plan, networks, {class_info.id for class_info in job.classes_of(groups)})
         networks = networks.guarded(self.pulse.busy if self.job.device.type == "cpu" else self.pulse.ticking)
-        claims = GroupClaims(self.place.path, plan.groups, run.committed(plan), self.pulse, self.place.seat)
+        claims = GroupClaims(self.place.path, groups, run.committed(plan), self.pulse, self.place.seat)
         if not self.place.is_helper:
             claims.forgive()
-        missing = plan.without(run.committed(plan))
+        missing = [group for group in groups if group.id not in run.committed(plan)]
         require_usable(job.classes_of(missing), latents, job.config.ipc)
         config = replace(job.config, threads=job.threads) if self.place.is_helper else job.config
         generation = _Generation(self, networks, claims, Clustering.of(latents, job.source, config))
@@ -173,19 +211,22 @@ class _Distillation:
 
     def _new_plan(self, networks: Networks) -> Plan:
         job = self.job
-        batches = choose_batches(job, networks, job.schedule, job.encoded_with(self.place.artifacts))
+        encoded_with = job.encoded_with(self.place.artifacts)
+        # Machines of shards that cannot see each other are to come to one plan: nothing that is timed goes into it.
+        batches = choose_batches(job, networks, job.schedule, encoded_with, probe=self.place.shard is None)
         latents = job.latents_path(self.place.artifacts, batches.encode, job.threads).name
         class_ids = [class_info.id for class_info in job.source.classes]
         plan = replace(make_plan(class_ids, job.config.ipc, batches, threads=job.threads), latents=latents)
         self.run.save_plan(plan)
         return plan
 
-    def _latents(self, plan: Plan, networks: Networks) -> LatentStore:
-        """Return the latents of the source: from the artifacts, or encoded now as far as nobody else does."""
+    def _latents(self, plan: Plan, networks: Networks, class_ids: set[int]) -> LatentStore:
+        """Return the latents of these classes: from the artifacts, or encoded now as far as nobody else does."""
         latents = _open_latents(self.job, self.place, plan)
-        if latents.missing:
-            encoding = _Encoding(self, networks, latents)
-            left = sum(latents.ranges[number].stop - latents.ranges[number].start for number in latents.missing)
+        missing = latents.missing_of(class_ids)
+        if missing:
+            encoding = _Encoding(self, networks, latents, missing)
+            left = sum(latents.ranges[number].stop - latents.ranges[number].start for number in missing)
             self.progress.follow("encode", Stream(left, encoding.images()))
             with locked(latents.path, wait=self.place.timing.patience):
                 latents.finish()
@@ -200,6 +241,7 @@ class _Encoding:
     distillation: _Distillation
     networks: Networks
     latents: LatentStore
+    ranges: list[int]  # that are to be done
 
     def images(self) -> Iterator[object]:
         """Encode ranges until none is left, and yield something for each image that is encoded, here or elsewhere.
@@ -208,7 +250,7 @@ class _Encoding:
             SetAsideError: ranges failed again and again; without them no class is whole.
         """
         latents, place, job = self.latents, self.distillation.place, self.distillation.job
-        claims = UnitClaims(latents.ranges_folder, latents.missing, latents.done, self.distillation.pulse, place.seat)
+        claims = UnitClaims(latents.ranges_folder, self.ranges, latents.done, self.distillation.pulse, place.seat)
         if not place.is_helper:
             claims.forgive()
         encoded = set(latents.done)
@@ -231,7 +273,7 @@ class _Encoding:
             for number in sorted(latents.done - encoded):
                 encoded.add(number)
                 yield from range(latents.ranges[number].start, latents.ranges[number].stop)
-            if not latents.missing:
+            if latents.complete or latents.done.issuperset(self.ranges):
                 return
             if not left:
                 raise SetAsideError(latents.path, failures_of(latents.ranges_folder, sorted(claims.set_aside)))
@@ -363,7 +405,7 @@ class _Generation:
             smaller = current.with_smaller_batch(error, self.run.committed(current), plan.groups[at])
             if smaller is not current:
                 self.run.save_plan(smaller)
-        self.claims.replan(smaller.groups)
+        self.claims.replan(self.distillation.place.groups(smaller))
         self.distillation.progress.say(f"{error}; going on with batches of {smaller.out_of_memory[-1]['now']}")
         return smaller
 

@@ -13,11 +13,19 @@ class LaunchConfig:
 
     Attributes:
         workers: processes; 1 is this one. Each has a GPU of its own where there are several, or its part of the cores.
+        shard: "I/N", "auto", or None for all.
         lease_seconds: of `storage.leases.Timing`.
     """
 
     workers: int = setting(
         1, group=Group.MACHINE, help="Processes: one per GPU, or parts of the cores.", minimum=1, maximum=1024
+    )
+    shard: str | None = setting(
+        None,
+        group=Group.MACHINE,
+        help="I/N: make only the I-th of N parts, for d4m-fast merge; auto: as SLURM, torchrun or MPI number this"
+        " process.",
+        default_text="all",
     )
     lease_seconds: float = setting(
         60.0,

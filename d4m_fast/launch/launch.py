@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from d4m_fast.console import Progress
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.job import Job
 from d4m_fast.launch.local import distill_by_workers
+from d4m_fast.launch.places import resolve_shard
 from d4m_fast.storage.leases import Timing
 
 
@@ -19,6 +21,8 @@ def launched(
 ) -> dict[str, Any]:
     """Do what is missing of a run by as many processes as are asked for, and return its summary; as `distill`."""
     timing = Timing(launch.lease_seconds)
+    shard = None if launch.shard is None else resolve_shard(launch.shard, os.environ)
     if launch.workers == 1:
-        return pipeline.distill(job, run, artifacts, watch, progress, timing)
-    return distill_by_workers(job, pipeline.Place(run, artifacts, timing), launch.workers, watch, progress)
+        return pipeline.distill(job, run, artifacts, watch, progress, timing, shard)
+    place = pipeline.Place(run, artifacts, timing, shard=shard)
+    return distill_by_workers(job, place, launch.workers, watch, progress)

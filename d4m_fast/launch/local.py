@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -29,9 +28,9 @@ from d4m_fast.errors import EXIT_SIGTERM, D4MError, PreflightError
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.job import Job, prepare
+from d4m_fast.launch.progress import RunProgress
 from d4m_fast.pipeline import Place, finish, open_run, work
 from d4m_fast.runs.claims import GroupClaims, Seat
-from d4m_fast.runs.progress import RunProgress
 from d4m_fast.runs.run import LOGS, RunDirectory
 from d4m_fast.storage import files
 from d4m_fast.storage.leases import Pulse
@@ -96,12 +95,11 @@ def distill_by_workers(job: Job, place: Place, workers: int, watch: Stopwatch, p
         return summary
     plan = run.saved_plan()
     if plan is not None and (place.path / "groups").is_dir():
-        GroupClaims(place.path, plan.groups, set(), Pulse(place.timing)).forgive()
-    state = RunProgress(place.path, run.fingerprint, place.artifacts, len(job.source.items), job.config.ipc)
+        GroupClaims(place.path, place.groups(plan), set(), Pulse(place.timing)).forgive()
     pool = _Pool(job, place, workers, watch, progress)
     try:
         pool.start(range(workers))
-        pool.follow(state)
+        pool.follow(run)
     finally:
         pool.stop()
     return finish(job, place, watch)
@@ -139,15 +137,16 @@ class _Pool:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
-    def follow(self, state: RunProgress) -> None:
+    def follow(self, run: RunDirectory) -> None:
         """Show how far the run is until every worker has ended."""
         looks = self._serve()
-        plan = state.plan()
+        plan = run.saved_plan()
         while plan is None and next(looks, _END) is not _END:
-            plan = state.plan()
+            plan = run.saved_plan()
         if plan is not None:
-            self._show("encode", looks, len(self.job.source.items), partial(state.encoded, plan))
-            self._show("distill", looks, state.images(plan), partial(state.made, plan))
+            state = RunProgress(self.job, self.place, plan)
+            self._show("encode", looks, sum(state.range_sizes.values()), state.encoded)
+            self._show("distill", looks, sum(state.group_sizes.values()), state.made)
         for _ in looks:
             pass
 
@@ -202,9 +201,7 @@ class _Pool:
         elif isinstance(message, Committed):
             self.deaths.pop(worker.rank, None)
         elif isinstance(message, Done):
-            for book, seconds in ((self.watch.seconds, message.seconds), (self.watch.waits, message.waits)):
-                for name, value in seconds.items():
-                    book[name] = book.get(name, 0.0) + value
+            self.watch.add(message.seconds, message.waits)
             self._forget(worker)
 
     def _replace(self, worker: _Worker) -> None:

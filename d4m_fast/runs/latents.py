@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -162,6 +162,22 @@ class LatentStore:
         """Numbers of the ranges that are not done."""
         return [] if self.complete else [each.number for each in self.ranges if each.number not in self.done]
 
+    def missing_of(self, class_ids: Container[int]) -> list[int]:
+        """Return the numbers of the ranges with images of these classes that are not done."""
+        return [number for number in self.missing if self._has_any_of(number, class_ids)]
+
+    def ranges_of(self, class_ids: Container[int]) -> list[int]:
+        """Return the numbers of the ranges with images of these classes."""
+        return [each.number for each in self.ranges if self._has_any_of(each.number, class_ids)]
+
+    def state_of(self, number: int) -> RangeState:
+        """Return what was encoded of a range that is done, as long as there is no index."""
+        return self._states[number]
+
+    def _has_any_of(self, number: int, class_ids: Container[int]) -> bool:
+        each = self.ranges[number]
+        return any(item.class_id in class_ids for item in self._items[each.start : each.stop])
+
     @property
     def ranges_folder(self) -> Path:
         """Where the records and leases of ranges are, until all are done."""
@@ -253,7 +269,7 @@ class LatentStore:
         Raises:
             DamageError: the file is not the one that was written, or not all of it was.
         """
-        if not self.complete and not self._has_all_of(class_id):
+        if self.missing_of({class_id}):
             raise LATENTS.damage(self.path / INDEX, "the encoding was not finished")
         rows = self._files.read(class_id)
         failed_ranks = self._failed_ranks.get(class_id, [])
@@ -272,12 +288,6 @@ class LatentStore:
                 f"{len(failures):,} of {total:,} images cannot be used, more than --max-bad-fraction"
                 f" {max_bad_fraction:g} allows; the first: {failures[0]['reason']}"
             )
-
-    def _has_all_of(self, class_id: int) -> bool:
-        """Return whether all ranges that have images of a class are done."""
-        missing = (self.ranges[number] for number in self.missing)
-        items = chain.from_iterable(self._items[each.start : each.stop] for each in missing)
-        return all(item.class_id != class_id for item in items)
 
     def _lay_out(self, shape: tuple[int, ...]) -> None:
         """Make the files of all classes, unless they are there."""

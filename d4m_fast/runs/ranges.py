@@ -141,11 +141,6 @@ class RangeFolder:
         return RangeState.from_json(of, value)
 
 
-def of_classes(ranges: Sequence[Range], items: Sequence[Item], class_ids: frozenset[int]) -> list[Range]:
-    """Return the ranges that have an item of these classes."""
-    return [each for each in ranges if any(item.class_id in class_ids for item in items[each.start : each.stop])]
-
-
 def _runs(items: Sequence[Item]) -> list[list[int]]:
     """Return class, first rank and number of items whose rows lie side by side, in the order of the items."""
     runs = list[list[int]]()

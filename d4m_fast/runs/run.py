@@ -11,7 +11,6 @@ manifest.jsonl  quarantine.jsonl  summary.json  preview.png   derived when the r
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import time
@@ -41,6 +40,7 @@ from d4m_fast.runs.commit import (
     write_of_run,
     write_record,
 )
+from d4m_fast.runs.identity import differences, essence
 from d4m_fast.runs.image_files import FORMATS, to_bytes
 from d4m_fast.runs.latents import Failure
 from d4m_fast.runs.plan import Group, Plan
@@ -59,11 +59,6 @@ from d4m_fast.storage.state import (
     write_state,
 )
 
-# Parts of an identity that change no byte of a run: limits that it starts by, and the places of its inputs, which are
-# identified by their hashes.
-INESSENTIAL = frozenset(
-    {"max_bad_fraction", "data", "model", "revision", "prompts", "allow_unknown_prompts", "artifacts"}
-)
 LOGS = "logs"
 WRITERS = 4  # threads; most of their time is the disk's
 QUEUED = 128  # images that may wait for the writers
@@ -92,9 +87,9 @@ class RunDirectory:
                         f"{path}: not empty and not a run of ours ({entry.name}); choose another --out"
                     )
         else:
-            differences = list(_differences(essence(saved_identity), essence(identity)))
-            if differences:
-                raise RunDirectoryError(f"{path}: holds another run ({'; '.join(differences)}); choose another --out")
+            changes = list(differences(essence(saved_identity), essence(identity)))
+            if changes:
+                raise RunDirectoryError(f"{path}: holds another run ({'; '.join(changes)}); choose another --out")
         self._identity = identity
 
     def begin(self) -> None:
@@ -334,25 +329,6 @@ class RunDirectory:
             write_record(self.path, self.fingerprint, record)
             self.committed(plan).add(group.id)
         claims.end(group.id)
-
-
-def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the options of two identities that differ."""
-    for name in sorted({*saved, *current}):
-        saved_value, current_value = saved.get(name), current.get(name)
-        if isinstance(saved_value, Mapping) and isinstance(current_value, Mapping):
-            yield from _differences(saved_value, current_value)
-        elif saved_value != current_value:
-            yield f"{name}: {json.dumps(saved_value)} there, {json.dumps(current_value)} now"
-
-
-def essence(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of an identity that the bytes of the result depend on."""
-    essential = {}
-    for name, value in identity.items():
-        if name not in INESSENTIAL:
-            essential[name] = essence(value) if isinstance(value, Mapping) else value
-    return essential
 
 
 def is_run(path: Path) -> bool:

@@ -19,9 +19,9 @@ from d4m_fast.errors import DamageError, DataError, RunDirectoryError
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.runs import exports, latents
 from d4m_fast.runs.commit import files_of, read_of_run, read_record
+from d4m_fast.runs.identity import essence
 from d4m_fast.runs.image_files import PILLOW_OF
 from d4m_fast.runs.plan import Plan
-from d4m_fast.runs.run import essence
 from d4m_fast.storage import files
 from d4m_fast.storage.leases import LEASE_FILE
 from d4m_fast.storage.locks import locked
