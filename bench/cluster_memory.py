@@ -22,7 +22,8 @@ import numpy as np
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
-from d4m_fast.runs.latents import EncodedBatch, LatentStore, OwnRanges
+from d4m_fast.runs.latents import EncodedBatch, LatentStore
+from d4m_fast.runs.ranges import OwnRanges
 from d4m_fast.sources.records import Item
 
 CHILD = """

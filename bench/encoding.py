@@ -34,7 +34,8 @@ from d4m_fast.engine.ort import open_ort
 from d4m_fast.export.to_onnx import export_onnx, opset_of
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.workers import Workers
-from d4m_fast.runs.latents import LatentStore, OwnRanges
+from d4m_fast.runs.latents import LatentStore
+from d4m_fast.runs.ranges import OwnRanges
 from d4m_fast.sources.arrays import bundled
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.labels import Prompts

@@ -21,7 +21,8 @@ from d4m_fast.engine.networks import open_networks
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.workers import Workers
-from d4m_fast.runs.latents import LatentStore, OwnRanges
+from d4m_fast.runs.latents import LatentStore
+from d4m_fast.runs.ranges import OwnRanges
 from d4m_fast.sources.dataset import BUNDLED, open_source
 
 PER_CLASS = 2000

@@ -38,7 +38,7 @@ from d4m_fast.evaluation.train import Execution
 from d4m_fast.evaluation.workers import Job
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.report.feature_map import feature_map, mapped_images
-from d4m_fast.runs.run import options_of, require_finished, source_of
+from d4m_fast.runs.identity import options_of, require_finished, source_of
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.records import Source
 from d4m_fast.storage.files import bytes_on_disk

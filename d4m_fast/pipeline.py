@@ -7,9 +7,8 @@ source to encode, then groups of classes to generate. The run's lock is held to 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +16,25 @@ import torch
 
 from d4m_fast.console import Progress
 from d4m_fast.engine.encode import encode
-from d4m_fast.engine.generate import generate
 from d4m_fast.engine.memory import release
 from d4m_fast.engine.networks import Networks
-from d4m_fast.engine.prototypes import GROUP_BYTES, Clustering, cluster_group, require_usable
+from d4m_fast.engine.prototypes import Clustering, require_usable
 from d4m_fast.errors import D4MError, OutOfMemoryError, SetAsideError
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
+from d4m_fast.generation import Generation
 from d4m_fast.job import Job
 from d4m_fast.planning.batches import choose_batches
-from d4m_fast.runs.claims import BundleLimits, GroupClaims, Seat, UnitClaims, failures_of
+from d4m_fast.runs.claims import GroupClaims, UnitClaims, failures_of
 from d4m_fast.runs.latents import EncodedBatch, LatentStore
-from d4m_fast.runs.plan import Group, Plan, make_plan
-from d4m_fast.runs.records import Prototypes
+from d4m_fast.runs.place import Place
+from d4m_fast.runs.plan import Plan, make_plan
 from d4m_fast.runs.run import RunDirectory
 from d4m_fast.runs.shards import LeftOut, Shard, ShardRecord, all_records, combined, shard_summary
 from d4m_fast.storage import files
 from d4m_fast.storage.leases import Pulse, Timing
 from d4m_fast.storage.locks import locked
-
-CLASSES_PER_THREAD = 4  # that are clustered together: enough to keep all threads at work
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and among whom a process works.
-
-    Attributes:
-        path: of the run directory.
-        artifacts: where latents are kept.
-        is_helper: one of several processes of a driver, which has looked through the run, goes on where one of them
-            fails, and finishes the run.
-        shard: the part of the run that is made here; None is all of it.
-    """
-
-    path: Path
-    artifacts: Path
-    timing: Timing = field(default_factory=Timing)
-    seat: Seat = field(default_factory=Seat)
-    is_helper: bool = False
-    shard: Shard | None = None
-
-    def groups(self, plan: Plan) -> tuple[Group, ...]:
-        """Return the groups of a plan that are to be made here."""
-        return plan.groups if self.shard is None else self.shard.groups(plan)
 
 
 def distill(
@@ -94,7 +67,7 @@ def distill(
 
 def open_run(job: Job, place: Place) -> tuple[RunDirectory, dict[str, Any] | None]:
     """Look through a run, and return it, with its summary if it, or the shard of it that is asked for, is finished."""
-    with _locked(place):
+    with place.locked():
         run = RunDirectory(place.path, job.identity)
         summary = run.finished()
         if summary is None and place.shard is not None:
@@ -117,7 +90,7 @@ def finish(job: Job, place: Place, watch: Stopwatch) -> dict[str, Any]:
     Raises:
         SetAsideError: not all of its groups could be made.
     """
-    with _locked(place):
+    with place.locked():
         run = RunDirectory(place.path, job.identity)
         summary, plan = run.saved_summary(), run.require_plan()
         if summary is not None:
@@ -144,10 +117,6 @@ def work(job: Job, place: Place, run: RunDirectory, watch: Stopwatch, progress: 
     """Encode and generate what nobody else does, until nothing is left."""
     with Pulse(place.timing) as pulse:
         _Distillation(job, place, run, pulse, watch, progress).work()
-
-
-def _locked(place: Place) -> Any:
-    return locked(files.make_directory(place.path), wait=place.timing.patience)
 
 
 def _open_latents(job: Job, place: Place, plan: Plan) -> LatentStore:
@@ -180,7 +149,10 @@ class _Distillation:
         missing = [group for group in groups if group.id not in run.committed(plan)]
         require_usable(job.classes_of(missing), latents, job.config.ipc)
         config = replace(job.config, threads=job.threads) if self.place.is_helper else job.config
-        generation = _Generation(self, networks, claims, Clustering.of(latents, job.source, config))
+        clustering = Clustering.of(latents, job.source, config)
+        generation = Generation(
+            job, self.place, run, self.pulse, self.watch, self.progress, networks, claims, clustering
+        )
         total = sum(len(group.classes) for group in missing) * job.config.ipc
         self.progress.follow("distill", Stream(total, generation.images(plan)))
 
@@ -191,7 +163,7 @@ class _Distillation:
             self.job.import_libraries()
         plan = run.saved_plan()
         networks = self._open_networks(plan)
-        with _locked(self.place):
+        with self.place.locked():
             run.begin()  # only now: a model that cannot be opened leaves no run behind
             if plan is None:
                 plan = run.saved_plan()
@@ -295,119 +267,3 @@ class _Encoding:
                 spans=latents.spans(claims),
             )
             yield from latents.fill(batches, workers, claims).watched(watch, "encode")
-
-
-@dataclass(frozen=True)
-class _Generation:
-    """The generation of groups, one stream over as many as can be had, and the ends of that stream."""
-
-    distillation: _Distillation
-    networks: Networks
-    claims: GroupClaims
-    clustering: Clustering
-    counted: set[int] = field(default_factory=set)  # groups whose images the progress has, or that were there before
-
-    @property
-    def run(self) -> RunDirectory:
-        return self.distillation.run
-
-    def images(self, plan: Plan) -> Iterator[object]:
-        """Generate groups until none is left, and yield something for each image that is made, here or elsewhere."""
-        place, job = self.distillation.place, self.distillation.job
-        self.counted.update(self.run.committed(plan))
-        while True:
-            try:
-                yield from self._stream(plan, self.claims.bundles(self._limits()))
-                for bundle in self.claims.retried():
-                    yield from self._stream(plan, iter([bundle]))
-            except OutOfMemoryError as error:
-                plan = self._with_smaller_batch(plan, error)
-            except D4MError as error:
-                failed_groups = self.claims.give_back(str(error))
-                if not place.is_helper or not failed_groups or error.exit_code not in _OF_A_GROUP:
-                    raise
-                self.distillation.progress.say(f"group {failed_groups[0]} failed: {error}")
-            release(job.device)
-            left = self.claims.look()
-            yield from self._made_elsewhere(plan)
-            if not left:
-                return
-            self.distillation.pulse.tick()
-            time.sleep(place.timing.poll)
-
-    def _stream(self, plan: Plan, bundles: Iterator[list[Group]]) -> Iterator[object]:
-        """Make and write the images of the groups in bundles, which are taken as late as they are needed."""
-        distillation, waiting = self.distillation, deque[list[Group]]()
-        job, watch = distillation.job, distillation.watch
-
-        def groups() -> Iterator[Group]:
-            for bundle in bundles:
-                waiting.append(bundle)
-                yield from bundle
-
-        def prototypes() -> Iterator[Prototypes]:
-            while waiting:
-                yield from self._prototypes(waiting.popleft())
-
-        classes = sum(len(group.classes) for group in plan.groups)
-        with Workers(watch) as workers:
-            clustered = Stream(classes, prototypes()).watched(watch, "cluster")
-            samples = generate(
-                self.run.save_prototypes(clustered),
-                groups(),
-                self.networks,
-                job.schedule,
-                job.config,
-                image_size=job.image_size,
-                workers=workers,
-                watch=watch,
-            )
-            rows = self.run.write(samples, plan, self.claims, job.config.ipc, job.config.format, workers)
-            for row in rows:
-                self.counted.add(self.claims.group_of(row["class_id"]).id)
-                yield row
-                yield from self._made_elsewhere(plan)
-
-    def _prototypes(self, bundle: Sequence[Group]) -> Iterator[Prototypes]:
-        """Cluster the classes of a bundle together; each of its groups is worked on from its first prototype on."""
-        pulse, job = self.distillation.pulse, self.distillation.job
-        clustered = cluster_group(job.classes_of(bundle), self.clustering)
-        units = [group.id for group in bundle]
-        self.claims.work(units)
-        for group in bundle:
-            for _ in group.classes:
-                with pulse.busy() if job.config.kmeans_on == "cpu" else pulse.ticking():
-                    prototypes = next(clustered)  # the first makes all
-                if prototypes.info.id == bundle[0].classes[0]:
-                    self.claims.wait(units)
-                self.claims.work([group.id])
-                yield prototypes
-
-    def _limits(self) -> BundleLimits:
-        latents, job = self.clustering.latents, self.distillation.job
-        classes = CLASSES_PER_THREAD * job.threads if job.config.kmeans_on == "cpu" else len(job.source.classes)
-        return BundleLimits(lambda group: sum(map(latents.bytes_of, group.classes)), GROUP_BYTES, classes)
-
-    def _made_elsewhere(self, plan: Plan) -> Iterator[object]:
-        """Yield something for each image of groups that other processes have committed since."""
-        committed = self.run.committed(plan)
-        if len(committed) > len(self.counted):
-            for number in sorted(committed - self.counted):
-                self.counted.add(number)
-                yield from range(len(plan.groups[number].classes) * self.distillation.job.config.ipc)
-
-    def _with_smaller_batch(self, plan: Plan, error: OutOfMemoryError) -> Plan:
-        """Change the plan on the disk, as it is by now, and return it."""
-        at = self.claims.first_worked_on()
-        self.claims.give_back()
-        with _locked(self.distillation.place):
-            current = self.run.require_plan()
-            smaller = current.with_smaller_batch(error, self.run.committed(current), plan.groups[at])
-            if smaller is not current:
-                self.run.save_plan(smaller)
-        self.claims.replan(self.distillation.place.groups(smaller))
-        self.distillation.progress.say(f"{error}; going on with batches of {smaller.out_of_memory[-1]['now']}")
-        return smaller
-
-
-_OF_A_GROUP = frozenset({1, 5})  # exit codes of errors that another group need not have

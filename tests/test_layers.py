@@ -17,6 +17,7 @@ LAYERS = (
     ("commands",),
     ("profiling", "launch"),
     ("pipeline", "examination"),
+    ("generation",),
     ("certification",),
     ("planning",),
     ("arms",),

@@ -13,6 +13,7 @@ from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.job import Job
 from d4m_fast.launch.local import distill_by_workers
 from d4m_fast.launch.places import resolve_shard
+from d4m_fast.runs.place import Place
 from d4m_fast.storage.leases import Timing
 
 
@@ -24,5 +25,5 @@ def launched(
     shard = None if launch.shard is None else resolve_shard(launch.shard, os.environ)
     if launch.workers == 1:
         return pipeline.distill(job, run, artifacts, watch, progress, timing, shard)
-    place = pipeline.Place(run, artifacts, timing, shard=shard)
+    place = Place(run, artifacts, timing, shard=shard)
     return distill_by_workers(job, place, launch.workers, watch, progress)

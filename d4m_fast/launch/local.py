@@ -29,8 +29,9 @@ from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.job import Job, prepare
 from d4m_fast.launch.progress import RunProgress
-from d4m_fast.pipeline import Place, finish, open_run, work
+from d4m_fast.pipeline import finish, open_run, work
 from d4m_fast.runs.claims import GroupClaims, Seat
+from d4m_fast.runs.place import Place
 from d4m_fast.runs.run import LOGS, RunDirectory
 from d4m_fast.storage import files
 from d4m_fast.storage.leases import Pulse

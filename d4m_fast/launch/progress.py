@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from d4m_fast.job import Job
-from d4m_fast.pipeline import Place
 from d4m_fast.runs.commit import recorded_units
 from d4m_fast.runs.latents import INDEX
+from d4m_fast.runs.place import Place
 from d4m_fast.runs.plan import Plan
 from d4m_fast.runs.ranges import FOLDER, ranges_of
 from d4m_fast.storage import files

@@ -89,7 +89,7 @@ def choose_batches(
     return Batches(encoding[0], generation[0], decoding[0], reasons)
 
 
-def _choose(stage: Stage, probe: bool) -> tuple[int, dict[str, Any]]:
+def _choose(stage: Stage, probe: bool = True) -> tuple[int, dict[str, Any]]:
     """Return images per call, and why."""
     candidates = affordable(stage) if probe else []
     if not candidates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Protocol
 from d4m_fast.runs.commit import recorded_units
 from d4m_fast.runs.plan import Group
 from d4m_fast.storage import files
-from d4m_fast.storage.leases import LEASE_FILE, Lease, LeaseFolder, Pulse, Standing, failures, highest_numbers
+from d4m_fast.storage.lease_files import LEASE_FILE, failures, highest_numbers
+from d4m_fast.storage.leases import Lease, LeaseFolder, Pulse, Standing
 
 
 class Claims(Protocol):
@@ -20,6 +22,8 @@ class Claims(Protocol):
     def group_of(self, class_id: int) -> Group: ...
 
     def holds(self, unit: int) -> bool: ...
+
+    def may_write(self, unit: int) -> bool: ...
 
     def end(self, unit: int) -> None: ...
 
@@ -34,6 +38,9 @@ class OwnGroups:
         return self._by_class[class_id]
 
     def holds(self, unit: int) -> bool:
+        return True
+
+    def may_write(self, unit: int) -> bool:
         return True
 
     def end(self, unit: int) -> None:
@@ -79,18 +86,32 @@ class UnitClaims:
         self._units = [*units[first:], *units[:first]]
         self._done = done
         self._held = dict[int, Lease]()
+        self._seen = dict[int, tuple[float, bool]]()
         self._set_aside = set[int]()
         self._numbers = dict[str, int]()
 
     def holds(self, unit: int) -> bool:
-        """Return whether this process may still write a unit's files."""
-        self._pulse.tick()
+        """Return whether nobody has taken over a unit that this process took."""
         lease = self._held.get(unit)
         return lease is not None and lease.holds()
+
+    def may_write(self, unit: int) -> bool:
+        """Return whether a unit's files may still be written, from what was seen a moment ago; that is progress, too.
+
+        A look for each image would be a third of all that a server of files has to do.
+        """
+        self._pulse.tick()
+        now = time.monotonic()  # which goes on while a process is stopped
+        seen_at, held = self._seen.get(unit, (0.0, False))
+        if not held or now - seen_at > self._pulse.timing.poll:
+            held = self.holds(unit)
+            self._seen[unit] = now, held
+        return held
 
     def end(self, unit: int) -> None:
         """Let go of a unit that is done, by this process or by one that took it over, or is the other's to do."""
         lease = self._held.pop(unit, None)
+        self._seen.pop(unit, None)
         if lease is not None:
             self._pulse.drop(lease)
         if lease is not None and self._is_done(unit):

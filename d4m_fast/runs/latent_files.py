@@ -153,6 +153,16 @@ class LatentFiles:
                 raise LATENTS.damage(self.file(class_id), f"row {rank:,} is not what was written")
 
 
+def adjacent_items(items: Sequence[Item]) -> Iterator[tuple[int, int]]:
+    """Yield start and stop of items whose rows lie side by side in one class's file, to write them at once."""
+    start = 0
+    for stop, item in enumerate(items, 1):
+        successor = items[stop] if stop < len(items) else None
+        if successor is None or (successor.class_id, successor.rank) != (item.class_id, item.rank + 1):
+            yield start, stop
+            start = stop
+
+
 def _checksum(row: bytes | memoryview) -> int:
     return int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little")
 

@@ -5,30 +5,30 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from d4m_fast.errors import DamageError, DataError, OutOfMemoryError
+from d4m_fast.errors import DataError, OutOfMemoryError
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
-from d4m_fast.runs.latent_files import LatentFiles
-from d4m_fast.runs.ranges import FOLDER, RANGE, RangeFolder, RangeState, class_rows, ranges_of
+from d4m_fast.runs.latent_files import LatentFiles, adjacent_items
+from d4m_fast.runs.ranges import RangeClaims, RangeFolder, RangeState, ranges_of
 from d4m_fast.sources.records import Item
 from d4m_fast.storage import files
-from d4m_fast.storage.leases import holders
-from d4m_fast.storage.state import LATENTS, Schema, read_state, require_state, write_state
+from d4m_fast.storage.lease_files import holders
+from d4m_fast.storage.state import LATENTS, Schema, read_state, write_state
 
 INDEX, LAYOUT = "index.json", "layout.json"
 OLD_PROGRESS = "progress.json"  # of versions that encoded in one pass; what they left half done is encoded anew
 CHECKPOINT_SECONDS = 10.0  # so much work an interruption costs; a checkpoint syncs every file written to since the last
-_LAYOUT = Schema("latents layout", 1, LATENTS.remedy)
-_MISPLACED = "made by something else than its name says"
+LAYOUT_SCHEMA = Schema("latents layout", 1, LATENTS.remedy)
+MISPLACED = "made by something else than its name says"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,42 +56,6 @@ class EncodedBatch:
 
     def __len__(self) -> int:
         return len(self.items) + len(self.failures)
-
-
-class RangeClaims(Protocol):
-    """The ranges that a process may encode; `claims.UnitClaims` are some."""
-
-    def take(self) -> Iterator[int]: ...
-
-    def work(self, units: Sequence[int]) -> None: ...
-
-    def holds(self, unit: int) -> bool: ...
-
-    def number_of(self, unit: int) -> int: ...
-
-    def end(self, unit: int) -> None: ...
-
-
-class OwnRanges:
-    """Ranges that no other process can want."""
-
-    def __init__(self, ranges: Iterable[int]) -> None:
-        self._ranges = ranges
-
-    def take(self) -> Iterator[int]:
-        return iter(self._ranges)
-
-    def work(self, units: Sequence[int]) -> None:
-        """There is nobody to tell."""
-
-    def holds(self, unit: int) -> bool:
-        return True
-
-    def number_of(self, unit: int) -> int:
-        return 1
-
-    def end(self, unit: int) -> None:
-        """Nothing is to be given back."""
 
 
 class LatentStore:
@@ -291,7 +255,7 @@ class LatentStore:
 
     def _lay_out(self, shape: tuple[int, ...]) -> None:
         """Make the files of all classes, unless they are there."""
-        layout = _read(self.path / LAYOUT, _LAYOUT, self.made_by)
+        layout = _read(self.path / LAYOUT, LAYOUT_SCHEMA, self.made_by)
         if layout is not None and self._files.all_there():
             return
         # Somebody removed a file; then the others are of no use. The marks go first, or they would outlive the rows.
@@ -301,7 +265,9 @@ class LatentStore:
         self._files.allocate()
         files.make_directory(self._folder.path)
         counts = {str(class_id): count for class_id, count in self._files.counts.items()}
-        write_state(self.path / LAYOUT, _LAYOUT, {"shape": list(shape), "counts": counts, "made_by": self.made_by})
+        write_state(
+            self.path / LAYOUT, LAYOUT_SCHEMA, {"shape": list(shape), "counts": counts, "made_by": self.made_by}
+        )
 
     def _adopt_index(self, index: Mapping[str, Any]) -> None:
         self._index = dict(index)
@@ -366,7 +332,7 @@ class LatentStore:
     def _write_rows(self, batch: EncodedBatch, state: RangeState) -> None:
         """Put a batch's rows in their places; durable at the next checkpoint."""
         rows = batch.latents.astype(np.float16)
-        for start, stop in _adjacent_items(batch.items):
+        for start, stop in adjacent_items(batch.items):
             first = batch.items[start]
             self._files.write(first.class_id, first.rank, rows[start:stop])
         for failure in batch.failures:
@@ -387,20 +353,10 @@ class LatentStore:
             self._failed_ranks.setdefault(failure["class_id"], []).append(failure["rank"])
 
 
-def _adjacent_items(items: Sequence[Item]) -> Iterator[tuple[int, int]]:
-    """Yield start and stop of items whose rows lie side by side in one class's file, to write them at once."""
-    start = 0
-    for stop, item in enumerate(items, 1):
-        successor = items[stop] if stop < len(items) else None
-        if successor is None or (successor.class_id, successor.rank) != (item.class_id, item.rank + 1):
-            yield start, stop
-            start = stop
-
-
 def _read(path: Path, schema: Schema, made_by: Mapping[str, Any]) -> dict[str, Any] | None:
     state = read_state(path, schema)
     if state is not None and state["made_by"] != made_by:
-        raise schema.damage(path, _MISPLACED)
+        raise schema.damage(path, MISPLACED)
     return state
 
 
@@ -408,44 +364,3 @@ def folder_name(made_by: Mapping[str, Any]) -> str:
     """Return the name of the directory of latents that were made by this, with the images per batch at its end."""
     without_batch = {name: value for name, value in made_by.items() if name != "batch"}
     return f"{fingerprint(without_batch)[:16]}-{made_by['batch']}"
-
-
-def damaged_files(root: Path) -> Iterator[tuple[Path, str, tuple[Path, ...]]]:
-    """Yield the files of a latents directory that are not as they were written, each with the reason.
-
-    The last of each is what says that they are there, and is to be removed for them to be made again.
-    """
-    name, schema = (INDEX, LATENTS) if files.is_there(root / INDEX) else (LAYOUT, _LAYOUT)
-    marks = (root / INDEX, root / LAYOUT)
-    try:
-        state = read_state(root / name, schema)
-    except DamageError as error:
-        yield root / name, error.reason, marks
-        return
-    if state is None:
-        return
-    if folder_name(state["made_by"]) != root.name:
-        yield root / name, _MISPLACED, marks
-    elif name == INDEX:
-        for path, reason in LatentFiles.from_json(root, state).damaged():
-            yield path, reason, marks
-    else:
-        yield from _damaged_ranges(root, state)
-
-
-def _damaged_ranges(root: Path, layout: Mapping[str, Any]) -> Iterator[tuple[Path, str, tuple[Path, ...]]]:
-    """Yield what is damaged of an encoding that is not finished."""
-    counts = {int(class_id): count for class_id, count in layout["counts"].items()}
-    latent_files = LatentFiles(root, counts, tuple(layout["shape"]))
-    for path in sorted((root / FOLDER).glob("*.json")):
-        try:
-            record = require_state(path, RANGE)
-        except DamageError as error:
-            yield path, error.reason, (path,)
-            continue
-        for class_id, ranks, checksums in class_rows(record):
-            latent_files.checksums[class_id][ranks] = checksums
-            try:
-                latent_files.require_rows(class_id, ranks)
-            except DamageError as error:
-                yield latent_files.file(class_id), error.reason, (path,)

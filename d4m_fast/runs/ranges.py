@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,6 +34,42 @@ def ranges_of(items: int, batch: int) -> list[Range]:
     """Return the ranges of a source of so many items that is encoded in batches of this size."""
     length = RANGE_BATCHES * batch
     return [Range(start // length, start, min(start + length, items)) for start in range(0, items, length)]
+
+
+class RangeClaims(Protocol):
+    """The ranges that a process may encode; `claims.UnitClaims` are some."""
+
+    def take(self) -> Iterator[int]: ...
+
+    def work(self, units: Sequence[int]) -> None: ...
+
+    def holds(self, unit: int) -> bool: ...
+
+    def number_of(self, unit: int) -> int: ...
+
+    def end(self, unit: int) -> None: ...
+
+
+class OwnRanges:
+    """Ranges that no other process can want."""
+
+    def __init__(self, ranges: Iterable[int]) -> None:
+        self._ranges = ranges
+
+    def take(self) -> Iterator[int]:
+        return iter(self._ranges)
+
+    def work(self, units: Sequence[int]) -> None:
+        """There is nobody to tell."""
+
+    def holds(self, unit: int) -> bool:
+        return True
+
+    def number_of(self, unit: int) -> int:
+        return 1
+
+    def end(self, unit: int) -> None:
+        """Nothing is to be given back."""
 
 
 @dataclass

@@ -46,16 +46,14 @@ from d4m_fast.runs.latents import Failure
 from d4m_fast.runs.plan import Group, Plan
 from d4m_fast.runs.records import Prototypes, Sample
 from d4m_fast.storage import files
-from d4m_fast.storage.leases import holders
+from d4m_fast.storage.lease_files import holders
 from d4m_fast.storage.locks import LOCK_FILES
 from d4m_fast.storage.state import (
     CONFIG,
-    HEAD_BYTES,
     PLAN,
     SUMMARY,
     json_lines,
     read_state,
-    require_state,
     write_state,
 )
 
@@ -291,7 +289,7 @@ class RunDirectory:
         folder = files.make_directory(self.path / "images" / sample.info.folder)
         file = folder / f"{sample.index:05d}{FORMATS[form].suffix}"
         data = to_bytes(sample.pixels, form)
-        is_ours = claims.holds(claims.group_of(sample.info.id).id)
+        is_ours = claims.may_write(claims.group_of(sample.info.id).id)
         sha256 = files.write_bytes(file, data, sync_name=False) if is_ours else ""
         return {
             "class_id": sample.info.id,
@@ -329,42 +327,3 @@ class RunDirectory:
             write_record(self.path, self.fingerprint, record)
             self.committed(plan).add(group.id)
         claims.end(group.id)
-
-
-def is_run(path: Path) -> bool:
-    """Return whether a directory is a run of d4m-fast, by the head of its config.
-
-    Raises:
-        PreflightError: it cannot be told.
-    """
-    try:
-        with files.open_regular(path / "config.json") as file:
-            return CONFIG.heads(file.read(HEAD_BYTES))
-    except OSError as error:
-        files.refuse_machine_error(path / "config.json", error)
-        return False
-
-
-def options_of(run: Path) -> dict[str, Any]:
-    """Return the options that a run was begun with; none if the directory is no run of d4m-fast, or not there.
-
-    Raises:
-        DamageError: they are not what was written.
-    """
-    options: dict[str, Any] = require_state(run / "config.json", CONFIG)["options"] if is_run(run) else {}
-    return options
-
-
-def require_finished(path: Path) -> None:
-    """Refuse a run that is not finished; a directory that is no run of d4m-fast is let through.
-
-    Raises:
-        RunDirectoryError: something is left to do.
-    """
-    if options_of(path) and not (path / "summary.json").is_file():
-        raise RunDirectoryError(f"{path}: this run is not finished; d4m-fast verify prints the command that goes on")
-
-
-def source_of(run: Path) -> str | None:
-    """Return the `--data` that a run was made from; None if the directory is no run of d4m-fast."""
-    return options_of(run).get("data")

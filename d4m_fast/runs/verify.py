@@ -17,13 +17,13 @@ from PIL import Image
 
 from d4m_fast.errors import DamageError, DataError, RunDirectoryError
 from d4m_fast.fingerprints import fingerprint
-from d4m_fast.runs import exports, latents
+from d4m_fast.runs import exports, latent_checks
 from d4m_fast.runs.commit import files_of, read_of_run, read_record
 from d4m_fast.runs.identity import essence
 from d4m_fast.runs.image_files import PILLOW_OF
 from d4m_fast.runs.plan import Plan
 from d4m_fast.storage import files
-from d4m_fast.storage.leases import LEASE_FILE
+from d4m_fast.storage.lease_files import LEASE_FILE, holders
 from d4m_fast.storage.locks import locked
 from d4m_fast.storage.state import CONFIG, EVALUATION, LABELS, PLAN, STUDENT, SUMMARY, Schema, read_state, require_state
 
@@ -100,8 +100,20 @@ def verify(run: Path, *, deep: bool = False, repair: bool = False) -> Verdict:
     if not files.is_there(run / "config.json"):
         raise RunDirectoryError(f"{run}: not a run of ours (no config.json); give one that d4m-fast distill made")
     with locked(run, read_only=not repair):
+        if repair:
+            _require_unused(run)
         verdict = _Check(run, deep).verdict()
         return _repaired(verdict) if repair and verdict.findings else verdict
+
+
+def _require_unused(run: Path) -> None:
+    """Refuse to take marks of completion from under a process that works on the run."""
+    for unit, lease in holders(run / "groups").items():
+        who = "another process" if lease is None else f"process {lease.holder.pid} on {lease.holder.host}"
+        raise RunDirectoryError(
+            f"{run}: in use by {who}, which holds group {int(unit)}; wait for it, or, if it is no more, run d4m-fast"
+            " distill on it first, which takes over"
+        )
 
 
 class _Check:
@@ -260,7 +272,7 @@ class _Check:
         if self._plan is None or self._plan.latents is None:
             return
         root = Path(self._identity["artifacts"]) / "latents" / self._plan.latents
-        for path, reason, marks in latents.damaged_files(root):
+        for path, reason, marks in latent_checks.damaged_files(root):
             yield Finding(str(path), "damaged", reason, tuple(map(str, marks)))
 
     def _check_export(self) -> Iterator[Finding]:

@@ -13,24 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import json
 import os
-import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from d4m_fast.storage import files
-from d4m_fast.storage.processes import MachineProcess, is_dead, this_process
+from d4m_fast.storage.lease_files import LeaseRecord, Phase, failures, is_ended, lease_file, read_lease, read_record
+from d4m_fast.storage.processes import this_process
 
-LEASE_FILE = re.compile(r"(?P<unit>.+)\.lease-(?P<number>\d{4,})")
-LEASE_BYTES = 1024  # of a file, always the same: a beat then needs no new block of the disk
 MOST_TRIES = 3  # that fail, before a unit is set aside
-_REASON_CHARACTERS = 300  # of an error's message that fit into a file, escaped as they may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,42 +59,6 @@ class Timing:
     def poll(self) -> float:
         """Seconds between looks at what others do."""
         return min(self.beat, 1.0)
-
-
-class Phase(enum.StrEnum):
-    """Where a holder is with its unit."""
-
-    WAITING = "waiting"  # held for later: if its holder ends now, that is not this unit's fault
-    WORKING = "working"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseRecord:
-    """Content of a lease's file."""
-
-    holder: MachineProcess
-    token: str
-    phase: Phase = Phase.WAITING
-    beat: int = 0
-    reason: str = ""
-
-    def to_bytes(self) -> bytes:
-        """Return JSON, with blanks behind it up to `LEASE_BYTES`."""
-        text = json.dumps({**asdict(self), "reason": self.reason[:_REASON_CHARACTERS]})
-        if len(text) >= LEASE_BYTES:  # of escapes: the rest says who holds it, and must be there
-            text = json.dumps({**asdict(self), "reason": ""})
-        return text.ljust(LEASE_BYTES - 1).encode() + b"\n"
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> LeaseRecord | None:
-        """Return what `to_bytes` wrote; None where its writer was cut off, or is writing now."""
-        try:
-            value = json.loads(data)
-            holder = MachineProcess(**value.pop("holder"))
-            return cls(holder, value["token"], Phase(value["phase"]), int(value["beat"]), str(value["reason"]))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return None
 
 
 class Standing(enum.Enum):
@@ -272,9 +232,9 @@ class LeaseFolder:
         sight, now = self._sights.get(unit), self._monotonic()
         if sight is not None and sight.number == number and now - sight.looked_at < self._pulse.timing.beat:
             return Standing.HELD
-        data = _read(_file(self.path, unit, number))
+        data = read_lease(lease_file(self.path, unit, number))
         record = LeaseRecord.from_bytes(data)
-        if not _is_ended(record) and not self._has_expired(unit, number, data, now):
+        if not is_ended(record) and not self._has_expired(unit, number, data, now):
             return Standing.HELD
         tries = len(failures(self.path, unit, number))
         return Standing.FREE if not tries else Standing.TRIED if tries < MOST_TRIES else Standing.SET_ASIDE
@@ -285,7 +245,7 @@ class LeaseFolder:
         Raises:
             PreflightError: no space, no permission, a read-only file system.
         """
-        path = _file(self.path, unit, number)
+        path = lease_file(self.path, unit, number)
         record = LeaseRecord(this_process(), secrets.token_hex(8))
         with files.refusing(path):
             try:
@@ -299,7 +259,7 @@ class LeaseFolder:
                 raise
             finally:
                 os.close(descriptor)
-        lease = Lease(unit, number, path, _file(self.path, unit, number + 1), record)
+        lease = Lease(unit, number, path, lease_file(self.path, unit, number + 1), record)
         if not lease.holds():
             return None
         self._sights.pop(unit, None)
@@ -317,8 +277,8 @@ class LeaseFolder:
     def forgive(self, numbers: Mapping[str, int]) -> None:
         """Let units that were set aside be tried again."""
         for unit, number in numbers.items():
-            record = _record(_file(self.path, unit, number))
-            if _is_ended(record) and len(failures(self.path, unit, number)) >= MOST_TRIES:
+            record = read_record(lease_file(self.path, unit, number))
+            if is_ended(record) and len(failures(self.path, unit, number)) >= MOST_TRIES:
                 self._remove(unit, number)
 
     def sweep(self, numbers: Mapping[str, int]) -> None:
@@ -331,7 +291,7 @@ class LeaseFolder:
         # The highest first, or one cut off in between would leave an earlier one in force.
         for earlier in range(number, 0, -1):
             with files.refusing(self.path):
-                _file(self.path, unit, earlier).unlink(missing_ok=True)
+                lease_file(self.path, unit, earlier).unlink(missing_ok=True)
 
     def _has_expired(self, unit: str, number: int, data: bytes, now: float) -> bool:
         """Note what a lease holds now, and return whether it has been so for too long.
@@ -346,62 +306,3 @@ class LeaseFolder:
         sight.unchanged += min(now - sight.looked_at, limit / 4)
         sight.looked_at = now
         return sight.unchanged > limit
-
-
-def highest_numbers(names: Iterable[str]) -> dict[str, int]:
-    """Return the number that holds each unit that has a lease, from the names of a directory's files."""
-    numbers = dict[str, int]()
-    for name in names:
-        match = LEASE_FILE.fullmatch(name)
-        if match is not None:
-            numbers[match["unit"]] = max(numbers.get(match["unit"], 0), int(match["number"]))
-    return numbers
-
-
-def failures(folder: Path, unit: str, number: int) -> list[str]:
-    """Return why each try of a unit failed, the earliest first; nobody may be working on it now.
-
-    Args:
-        number: of its last lease.
-    """
-    reasons = list[str]()
-    for earlier in range(1, number + 1):
-        record = _record(_file(folder, unit, earlier))
-        if record is None:
-            continue
-        if record.phase == Phase.FAILED:
-            reasons.append(record.reason)
-        elif record.phase == Phase.WORKING:
-            reasons.append(f"process {record.holder.pid} on {record.holder.host} ended or hung")
-    return reasons
-
-
-def holders(folder: Path) -> dict[str, LeaseRecord | None]:
-    """Return the lease of each unit in a folder that somebody, as far as can be told at a look, holds."""
-    records = dict[str, LeaseRecord | None]()
-    for unit, number in highest_numbers(path.name for path in files.entries(folder)).items():
-        record = _record(_file(folder, unit, number))
-        if not _is_ended(record):
-            records[unit] = record
-    return records
-
-
-def _file(folder: Path, unit: str, number: int) -> Path:
-    return folder / f"{unit}.lease-{number:04d}"
-
-
-def _read(path: Path) -> bytes:
-    """Return the bytes of a lease; none where it is gone, or cannot be read now."""
-    try:
-        return files.read_regular(path)
-    except OSError:
-        return b""
-
-
-def _record(path: Path) -> LeaseRecord | None:
-    return LeaseRecord.from_bytes(_read(path))
-
-
-def _is_ended(record: LeaseRecord | None) -> bool:
-    """Return whether a lease was given back, or its holder is known to have ended."""
-    return record is not None and (record.phase == Phase.FAILED or is_dead(record.holder))

@@ -20,7 +20,8 @@ from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
 from d4m_fast.kernels.kmeans import BadProblems, kmeans
-from d4m_fast.runs.latents import EncodedBatch, Failure, LatentStore, OwnRanges
+from d4m_fast.runs.latents import EncodedBatch, Failure, LatentStore
+from d4m_fast.runs.ranges import OwnRanges
 from d4m_fast.runs.records import Prototypes
 from d4m_fast.sources.records import ClassInfo, Item, Source
 

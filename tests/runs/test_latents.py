@@ -16,8 +16,10 @@ from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
 from d4m_fast.runs import latents as module
 from d4m_fast.runs import ranges
+from d4m_fast.runs.latent_checks import damaged_files
 from d4m_fast.runs.latent_files import LatentFiles
-from d4m_fast.runs.latents import EncodedBatch, Failure, LatentStore, OwnRanges, damaged_files, folder_name
+from d4m_fast.runs.latents import EncodedBatch, Failure, LatentStore, folder_name
+from d4m_fast.runs.ranges import OwnRanges
 from d4m_fast.sources.records import Item
 
 SHAPE = (2, 3, 3)

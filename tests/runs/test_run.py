@@ -18,9 +18,10 @@ from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
 from d4m_fast.runs.claims import OwnGroups
+from d4m_fast.runs.identity import source_of
 from d4m_fast.runs.plan import Batches, Group, Plan, make_plan
 from d4m_fast.runs.records import Sample
-from d4m_fast.runs.run import RunDirectory, source_of
+from d4m_fast.runs.run import RunDirectory
 from d4m_fast.sources.records import ClassInfo
 from d4m_fast.storage.state import CONFIG, write_state
 

@@ -16,20 +16,8 @@ import pytest
 
 from d4m_fast.errors import PreflightError
 from d4m_fast.storage import leases as module
-from d4m_fast.storage.leases import (
-    LEASE_BYTES,
-    MOST_TRIES,
-    Lease,
-    LeaseFolder,
-    LeaseRecord,
-    Phase,
-    Pulse,
-    Standing,
-    Timing,
-    failures,
-    highest_numbers,
-    holders,
-)
+from d4m_fast.storage.lease_files import LEASE_BYTES, LeaseRecord, Phase, failures, highest_numbers, holders
+from d4m_fast.storage.leases import MOST_TRIES, Lease, LeaseFolder, Pulse, Standing, Timing
 from d4m_fast.storage.processes import MachineProcess, is_dead, this_process
 
 ELSEWHERE = MachineProcess("far.example", "another boot", 1, "5")
