@@ -56,10 +56,10 @@ def cli() -> None:
     d4m-fast verify runs/RUN            check a run's files against their records; --repair uncommits what is damaged
 
     \b
-    Exit codes: 0 done, 1 failed, 2 usage, 3 finished with quarantined images, 4 run directory of another
-    config or in use, 5 damaged artifact or run, 6 no disk, memory, permission, device or extra, or the result cannot
-    be printed, 70 unexpected (the line says where its traceback is; D4M_DEBUG=1 shows it), 129, 130 and 143
-    interrupted, 141 nobody reads the result.
+    Exit codes: 0 done, 1 failed, 2 usage, 3 finished with quarantined images, or done but for groups that were set
+    aside, 4 run directory of another config or in use, 5 damaged artifact or run, 6 no disk, memory, permission,
+    device or extra, or the result cannot be printed, 70 unexpected (the line says where its traceback is; D4M_DEBUG=1
+    shows it), 129, 130 and 143 interrupted, 141 nobody reads the result.
     """
     require_machine()
 

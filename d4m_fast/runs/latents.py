@@ -90,8 +90,7 @@ class LatentStore:
         self._index: dict[str, Any] | None = None
         index = _read(root / INDEX, LATENTS, made_by)
         self.complete = index is not None
-        if not holders(self._folder.path):  # or half-written files would be another's, who is writing them now
-            files.sweep(root)
+        files.sweep(root, lambda: bool(holders(self._folder.path)))
         if index is not None:
             self._files = LatentFiles.from_json(root, index)
             self._adopt_index(index)

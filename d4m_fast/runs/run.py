@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from d4m_fast.config.choices import ImageFormat
-from d4m_fast.errors import RunDirectoryError
+from d4m_fast.errors import PreflightError, RunDirectoryError
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
@@ -100,8 +100,7 @@ class RunDirectory:
         # First, because a directory that has other files but no config is refused as not a run.
         if not config.exists():
             write_state(config, CONFIG, self._identity)
-        if not holders(self.path / "groups"):  # or half-written files would be another's, who is writing them now
-            files.sweep(self.path)
+        files.sweep(self.path, lambda: bool(holders(self.path / "groups")))
         for name in ("images", "prototypes", "groups"):
             files.make_directory(self.path / name)
 
@@ -289,8 +288,14 @@ class RunDirectory:
         folder = files.make_directory(self.path / "images" / sample.info.folder)
         file = folder / f"{sample.index:05d}{FORMATS[form].suffix}"
         data = to_bytes(sample.pixels, form)
-        is_ours = claims.may_write(claims.group_of(sample.info.id).id)
-        sha256 = files.write_bytes(file, data, sync_name=False) if is_ours else ""
+        group = claims.group_of(sample.info.id)
+        sha256 = ""
+        if claims.may_write(group.id):
+            try:
+                sha256 = files.write_bytes(file, data, sync_name=False)
+            except PreflightError:
+                if claims.holds(group.id):  # else the half-written file was swept, after the run was finished
+                    raise
         return {
             "class_id": sample.info.id,
             "index": sample.index,

@@ -25,7 +25,18 @@ from d4m_fast.runs.plan import Plan
 from d4m_fast.storage import files
 from d4m_fast.storage.lease_files import LEASE_FILE, holders
 from d4m_fast.storage.locks import locked
-from d4m_fast.storage.state import CONFIG, EVALUATION, LABELS, PLAN, STUDENT, SUMMARY, Schema, read_state, require_state
+from d4m_fast.storage.state import (
+    CONFIG,
+    EVALUATION,
+    LABELS,
+    PLAN,
+    SHARD,
+    STUDENT,
+    SUMMARY,
+    Schema,
+    read_state,
+    require_state,
+)
 
 _FOLDERS = ("images", "prototypes", "groups")
 _OWN_NAME = re.compile(r"\d{5}\.(png|jpg|webp|safetensors|json)")
@@ -133,7 +144,7 @@ class _Check:
         findings = list(self._check_plan())
         for number in self._group_ids():
             findings += self._check_group(number)
-        findings += [*self._check_derived(), *self._check_reports(), *self._foreign_files()]
+        findings += [*self._check_derived(), *self._check_shards(), *self._check_reports(), *self._foreign_files()]
         findings += [*self._check_latents(), *self._check_export()]
         groups = 0 if self._plan is None else len(self._plan.groups)
         return Verdict(self._run, groups, len(self._records), self._images, self._finished, tuple(findings))
@@ -217,6 +228,13 @@ class _Check:
             else:
                 if hashlib.sha256(data).hexdigest() != sha256:
                     yield _to_finish(name, "damaged", "its SHA-256 is another than the summary says")
+
+    def _check_shards(self) -> Iterator[Finding]:
+        for path in sorted(self._run.glob("shard-*-of-*.json")):
+            try:
+                read_of_run(path, SHARD, self._fingerprint)
+            except DamageError as error:
+                yield _to_finish(path.name, "damaged", error.reason, path.name)
 
     def _check_reports(self) -> Iterator[Finding]:
         """Check what `evaluate` saved and would take again: results, finished students, stored labels."""

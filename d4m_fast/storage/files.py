@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -325,8 +325,14 @@ def bytes_on_disk(path: Path) -> int:
     return sum(512 * file.lstat().st_blocks for file in path.rglob("*"))  # POSIX counts blocks of 512 bytes
 
 
-def sweep(path: Path) -> None:
-    """Remove the half-written files of an earlier run that was killed."""
+def sweep(path: Path, is_used: Callable[[], bool] = lambda: False) -> None:
+    """Remove the half-written files of processes that were killed.
+
+    Args:
+        is_used: whether a process may be writing now; asked after the files were listed, so that none is taken from
+            under one that begins meanwhile.
+    """
     with refusing(path):
-        for leftover in path.rglob(f"{TEMPORARY}*"):
+        leftovers = list(path.rglob(f"{TEMPORARY}*"))
+        for leftover in [] if not leftovers or is_used() else leftovers:
             leftover.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ LOCK_FILES = frozenset({LOCK, OWNER})
 _NO_FLOCK = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
 _NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _POLL_SECONDS = 0.05
+_SAY_SECONDS = 5.0  # of waiting, after which the log says so
 log = logging.getLogger(__name__)
 
 
@@ -85,15 +86,19 @@ def _flock(directory: Path, descriptor: int, read_only: bool, wait: float) -> bo
 
     A reader's descriptor may be for reading alone, with which NFS gives no exclusive lock.
     """
-    end = time.monotonic() + wait
+    start, said = time.monotonic(), False
     try:
         while True:
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 return True
             except BlockingIOError:
-                if time.monotonic() >= end:
+                waited = time.monotonic() - start
+                if waited >= wait:
                     raise
+                if waited > _SAY_SECONDS and not said:
+                    log.warning("%s: in use by another process; waiting for it", directory)
+                    said = True
                 time.sleep(_POLL_SECONDS)  # not by a blocking call: it would wait for ever
     except BlockingIOError as error:
         raise RunDirectoryError(
