@@ -45,6 +45,10 @@ EXHAUSTED = re.compile(
 gives no memory, thread or file."""
 
 
+UNFORESEEN = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+"""What comes out of libraries and devices, and may be the fault of what was worked on."""
+
+
 def said_by(error: BaseException) -> str:
     """Return an error's message; where its `__str__` fails, a note of that."""
     return str(traceback.TracebackException.from_exception(error, limit=0))

@@ -12,7 +12,7 @@ from d4m_fast.engine.generate import generate
 from d4m_fast.engine.memory import release
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.prototypes import GROUP_BYTES, Clustering, cluster_group
-from d4m_fast.errors import D4MError, OutOfMemoryError
+from d4m_fast.errors import UNFORESEEN, D4MError, OutOfMemoryError
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
@@ -59,6 +59,9 @@ class Generation:
                 if not place.is_helper or not failed_groups or error.exit_code not in _OF_A_GROUP:
                     raise
                 self.progress.say(f"group {failed_groups[0]} failed: {error}")
+            except UNFORESEEN as error:
+                self.claims.give_back(f"{type(error).__name__}: {error}")
+                raise
             release(job.device)
             left = self.claims.look()
             yield from self._made_elsewhere(plan)

@@ -19,7 +19,7 @@ from d4m_fast.engine.encode import encode
 from d4m_fast.engine.memory import release
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.prototypes import Clustering, require_usable
-from d4m_fast.errors import D4MError, OutOfMemoryError, SetAsideError
+from d4m_fast.errors import UNFORESEEN, D4MError, OutOfMemoryError, SetAsideError
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
@@ -111,6 +111,14 @@ def finish(job: Job, place: Place, watch: Stopwatch) -> dict[str, Any]:
             return shard_summary(run, place.shard, plan, record)
         left_out, watch = combined(records)
         return run.finish(plan, left_out.failures, left_out.first_frames, watch)
+
+
+def forgive(run: RunDirectory, place: Place) -> None:
+    """Let the groups that were set aside be tried again, before a driver starts its processes."""
+    plan = run.saved_plan()
+    if plan is not None:
+        claims = GroupClaims(place.path, place.groups(plan), set(), Pulse(place.timing))
+        claims.forgive()
 
 
 def work(job: Job, place: Place, run: RunDirectory, watch: Stopwatch, progress: Progress) -> None:
@@ -236,8 +244,8 @@ class _Encoding:
                 self.distillation.progress.say(f"{error}; going on with batches of {latents.batch}")
                 release(job.device)
                 continue
-            except D4MError as error:
-                claims.give_back(str(error))
+            except (D4MError, *UNFORESEEN) as error:
+                claims.give_back(f"{type(error).__name__}: {error}")
                 raise
             release(job.device)
             left = claims.look()

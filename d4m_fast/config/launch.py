@@ -13,6 +13,7 @@ class LaunchConfig:
 
     Attributes:
         workers: processes; 1 is this one. Each has a GPU of its own where there are several, or its part of the cores.
+        ray: "local", "auto", an address, or None for processes of this machine.
         shard: "I/N", "auto", or None for all.
         lease_seconds: of `storage.leases.Timing`.
     """
@@ -26,6 +27,12 @@ class LaunchConfig:
         help="I/N: make only the I-th of N parts, for d4m-fast merge; auto: as SLURM, torchrun or MPI number this"
         " process.",
         default_text="all",
+    )
+    ray: str | None = setting(
+        None,
+        group=Group.MACHINE,
+        help="local, auto or the address of a cluster: processes are actors of Ray, --workers of them at most.",
+        default_text="no Ray",
     )
     lease_seconds: float = setting(
         60.0,

@@ -23,6 +23,11 @@ def launched(
     """Do what is missing of a run by as many processes as are asked for, and return its summary; as `distill`."""
     timing = Timing(launch.lease_seconds)
     shard = None if launch.shard is None else resolve_shard(launch.shard, os.environ)
+    if launch.ray is not None:
+        from d4m_fast.launch.ray import distill_by_ray
+
+        most = None if launch.workers == 1 else launch.workers
+        return distill_by_ray(job, Place(run, artifacts, timing, shard=shard), launch.ray, most, watch, progress)
     if launch.workers == 1:
         return pipeline.distill(job, run, artifacts, watch, progress, timing, shard)
     place = Place(run, artifacts, timing, shard=shard)

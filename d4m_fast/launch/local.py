@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -24,22 +24,19 @@ import torch
 
 from d4m_fast.config.distill import DistillConfig
 from d4m_fast.console import Progress
-from d4m_fast.errors import EXIT_SIGTERM, D4MError, PreflightError
+from d4m_fast.errors import EXIT_SIGTERM, UNFORESEEN, D4MError, PreflightError
 from d4m_fast.flow.stopwatch import Stopwatch
-from d4m_fast.flow.stream import Stream
 from d4m_fast.job import Job, prepare
-from d4m_fast.launch.progress import RunProgress
-from d4m_fast.pipeline import finish, open_run, work
-from d4m_fast.runs.claims import GroupClaims, Seat
+from d4m_fast.launch.progress import show
+from d4m_fast.pipeline import finish, forgive, open_run, work
+from d4m_fast.runs.claims import Seat
 from d4m_fast.runs.place import Place
 from d4m_fast.runs.run import LOGS, RunDirectory
 from d4m_fast.storage import files
-from d4m_fast.storage.leases import Pulse
 
 POLL_SECONDS = 0.5  # between looks at how far the run is
 END_SECONDS = 10.0  # that a process may take to give its leases back, before it is killed
-MOST_DEATHS = 5  # of one worker in a row, without a group made in between: more than a group has tries
-_END: Any = object()  # of an iterator, which yields anything but this
+MOST_DEATHS = 5  # of one worker in a row, without an image made in between: more than a group has tries
 GPUS = "CUDA_VISIBLE_DEVICES"
 
 
@@ -69,10 +66,8 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
-    """A message: how many groups a worker has committed."""
-
-    groups: int
+class Made:
+    """A message: a worker has made an image of its own, so that it is not one that only dies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +89,11 @@ def distill_by_workers(job: Job, place: Place, workers: int, watch: Stopwatch, p
     run, summary = open_run(job, place)
     if summary is not None:
         return summary
-    plan = run.saved_plan()
-    if plan is not None and (place.path / "groups").is_dir():
-        GroupClaims(place.path, place.groups(plan), set(), Pulse(place.timing)).forgive()
+    forgive(run, place)
     pool = _Pool(job, place, workers, watch, progress)
     try:
         pool.start(range(workers))
-        pool.follow(run)
+        show(job, place, run, progress, pool.serve())
     finally:
         pool.stop()
     return finish(job, place, watch)
@@ -138,32 +131,6 @@ class _Pool:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
-    def follow(self, run: RunDirectory) -> None:
-        """Show how far the run is until every worker has ended."""
-        looks = self._serve()
-        plan = run.saved_plan()
-        while plan is None and next(looks, _END) is not _END:
-            plan = run.saved_plan()
-        if plan is not None:
-            state = RunProgress(self.job, self.place, plan)
-            self._show("encode", looks, sum(state.range_sizes.values()), state.encoded)
-            self._show("distill", looks, sum(state.group_sizes.values()), state.made)
-        for _ in looks:
-            pass
-
-    def _show(self, label: str, looks: Iterator[None], total: int, count: Callable[[], int]) -> None:
-        """Show how far a stage is until all is done, or every worker has ended."""
-        before = count()
-
-        def images() -> Iterator[None]:
-            shown = before
-            while shown < total and next(looks, _END) is not _END:
-                now = count()
-                yield from [None] * (now - shown)
-                shown = now
-
-        self.progress.follow(label, Stream(total - before, images()))
-
     def stop(self) -> None:
         """End all processes; those that do not end in time are killed."""
         for worker in self.workers:
@@ -176,7 +143,7 @@ class _Pool:
             worker.connection.close()
         self.workers.clear()
 
-    def _serve(self) -> Iterator[None]:
+    def serve(self) -> Iterator[None]:
         """Take messages and replace the dead until every worker is done; yields between, at least now and then.
 
         Raises:
@@ -199,7 +166,7 @@ class _Pool:
             raise message
         if isinstance(message, Said):
             self.progress.say(f"worker {worker.rank + 1}: {message.line}")
-        elif isinstance(message, Committed):
+        elif isinstance(message, Made):
             self.deaths.pop(worker.rank, None)
         elif isinstance(message, Done):
             self.watch.add(message.seconds, message.waits)
@@ -257,15 +224,15 @@ class _Reports(Progress):
 
     connection: Connection
 
-    def follow(self, label: str, items: Any) -> None:
-        for _ in items:
-            pass
+    def follow(self, label: str, items: Iterable[object]) -> None:
+        has_made = False
+        for item in items:
+            if isinstance(item, Mapping) and not has_made:  # a row of the manifest; what others made comes without one
+                self.connection.send(Made())
+                has_made = True
 
     def say(self, line: str) -> None:
         self.connection.send(Said(line))
-
-    def committed(self, groups: int) -> None:
-        self.connection.send(Committed(groups))
 
 
 def _work(connection: Connection, assignment: Assignment) -> None:
@@ -290,7 +257,7 @@ def _outcome(connection: Connection, assignment: Assignment) -> Done | D4MError:
         work(job, place, run, watch, _Reports(True, connection))
     except D4MError as error:
         return error
-    except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except UNFORESEEN as error:
         # What is not foreseen may have left a device that cannot be used again: this process ends, another goes on.
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         raise

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+from d4m_fast.console import Progress
+from d4m_fast.flow.stream import Stream
 from d4m_fast.job import Job
 from d4m_fast.runs.commit import recorded_units
 from d4m_fast.runs.latents import INDEX
 from d4m_fast.runs.place import Place
 from d4m_fast.runs.plan import Plan
 from d4m_fast.runs.ranges import FOLDER, ranges_of
+from d4m_fast.runs.run import RunDirectory
 from d4m_fast.storage import files
+
+_END: Any = object()  # of an iterator, which yields anything but this
 
 
 @dataclass(frozen=True)
@@ -50,3 +57,35 @@ class RunProgress:
         """Return how many images are committed."""
         done = recorded_units(path.name for path in files.entries(self.place.path / "groups"))
         return sum(self.group_sizes.get(number, 0) for number in done)
+
+
+def show(job: Job, place: Place, run: RunDirectory, progress: Progress, looks: Iterator[None]) -> None:
+    """Show how far a run is, as long as its processes are looked after.
+
+    Args:
+        looks: yields between looks at the processes, and ends with the last of them.
+    """
+    plan = run.saved_plan()
+    while plan is None and next(looks, _END) is not _END:
+        plan = run.saved_plan()
+    if plan is not None:
+        state = RunProgress(job, place, plan)
+        _show_stage("encode", progress, looks, sum(state.range_sizes.values()), state.encoded)
+        _show_stage("distill", progress, looks, sum(state.group_sizes.values()), state.made)
+    for _ in looks:
+        pass
+
+
+def _show_stage(label: str, progress: Progress, looks: Iterator[None], total: int, count: Callable[[], int]) -> None:
+    """Show how far a stage is until all is done, or every process has ended."""
+    before = count()
+
+    def images() -> Iterator[None]:
+        shown = before
+        while shown < total and next(looks, _END) is not _END:
+            now = count()
+            yield from [None] * (now - shown)
+            shown = max(shown, now)
+
+    if before < total:
+        progress.follow(label, Stream(total - before, images()))
