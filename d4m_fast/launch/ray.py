@@ -105,18 +105,19 @@ class _Troupe:
             yield
 
     def _start_where_there_is_room(self) -> None:
-        resource = "CPU" if self.job.device.type == "cpu" else "GPU"
-        room = int(self.ray.available_resources().get(resource, 0))
+        threads = 1 if self.job.config.threads is None else self.job.config.threads
+        resource, each = ("CPU", threads) if self.job.device.type == "cpu" else ("GPU", 1)
+        room = int(self.ray.available_resources().get(resource, 0)) // each
         allowed = room if self.most is None else min(room, self.most - len(self.running))
+        cpus, gpus = (each, 0) if resource == "CPU" else (0, 1)
+        # Restarts are counted here: Ray would repeat a task that an actor has died of.
+        options = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)
         for _ in range(allowed):
-            gpus = 0 if resource == "CPU" else 1
-            actor = self.ray.remote(num_cpus=1 - gpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
-                _Actor
-            ).remote()
-            ranks = max(1, int(self.ray.cluster_resources().get(resource, 1)))
+            actor = options(_Actor).remote()
+            ranks = max(1, int(self.ray.cluster_resources().get(resource, 1)) // each)
             place = replace(self.place, seat=Seat(self.started % ranks, ranks))
             self.started += 1
-            self.running[actor.work.remote(self.job.config, place, self.job.threads)] = actor
+            self.running[actor.work.remote(self.job.config, place, threads)] = actor
 
     def _take(self, reference: Any) -> None:
         """Take what an actor returns, or its death."""
