@@ -31,7 +31,7 @@ class LaunchConfig:
     ray: str | None = setting(
         None,
         group=Group.MACHINE,
-        help="local, auto or the address of a cluster: processes are actors of Ray, one per GPU, or per --threads cores;"
+        help="local, auto or a cluster's address: processes are actors of Ray, one per GPU, or per --threads cores;"
         " --workers above 1: at most so many.",
         default_text="no Ray",
     )

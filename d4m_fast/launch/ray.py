@@ -56,15 +56,16 @@ def distill_by_ray(
 
 
 def _connected(address: str, actors: int | None) -> Any:
+    if address == "local":
+        # Whoever reaches a cluster without a token may run code on it. Set before the import, which reads them.
+        os.environ.setdefault(AUTH_MODE, "token")
+        os.environ.setdefault(AUTH_TOKEN, secrets.token_hex(32))
     try:
         import ray
     except ImportError as error:
         raise PreflightError("--ray: Ray is missing; pip install 'd4m-fast[ray]'") from error
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "configure_logging": False}
     if address == "local":
-        # Whoever reaches a cluster without a token may run code on it.
-        os.environ.setdefault(AUTH_MODE, "token")
-        os.environ.setdefault(AUTH_TOKEN, secrets.token_hex(32))
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         options |= {} if actors is None else {"num_cpus": actors}
     try:
