@@ -26,6 +26,9 @@ from d4m_fast.runs.run import RunDirectory
 POLL_SECONDS = 0.5  # between looks at the actors, and at how far the run is
 MOST_DEATHS = 20  # of actors in a row, without an image made in between
 AUTH_MODE, AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
+# Ray's switch for clusters on Windows and macOS. Off, on any system, a node takes the loopback address for its own, and
+# servers of a node that has it listen on no other (Ray 2.60; ray.init replaces 127.0.0.1 by the host's address).
+CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def distill_by_ray(
@@ -58,6 +61,7 @@ def distill_by_ray(
 def _connected(address: str, actors: int | None) -> Any:
     if address == "local":
         # Whoever reaches a cluster without a token may run code on it. Set before the import, which reads them.
+        os.environ.setdefault(CLUSTERS, "0")
         os.environ.setdefault(AUTH_MODE, "token")
         os.environ.setdefault(AUTH_TOKEN, secrets.token_hex(32))
     try:
@@ -66,7 +70,7 @@ def _connected(address: str, actors: int | None) -> Any:
         raise PreflightError("--ray: Ray is missing; pip install 'd4m-fast[ray]'") from error
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "configure_logging": False}
     if address == "local":
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options["include_dashboard"] = False
         options |= {} if actors is None else {"num_cpus": actors}
     try:
         ray.init(**options)

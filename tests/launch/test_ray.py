@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from d4m_fast.runs.verify import verify
 from d4m_fast.storage.lease_files import holders
 
 pytestmark = pytest.mark.slow
+LISTEN = "0A"
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}  # IPv4, IPv6, mapped
 ray = pytest.importorskip("ray")
 
 NODES = """
@@ -91,9 +94,40 @@ def finishes(driver: subprocess.Popen[str], run: Path, whole: Path) -> None:
     assert verify(run, deep=True).whole
 
 
+def listeners(pids: set[int]) -> set[str]:
+    """Addresses that processes listen on, as the kernel writes them: little-endian hexadecimal."""
+    inodes = set[str]()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+    found = set[str]()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTEN and fields[9] in inodes:
+                found.add(fields[1].rpartition(":")[0])
+    return found
+
+
+def descendants(pid: int) -> set[int]:
+    parents = dict[int, int]()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family
+
+
 def test_an_actor_that_is_killed(tmp_path: Path, long_options: tuple[object, ...], whole: Path) -> None:
     driver = start(long_options, tmp_path, "--ray", "local", "--workers", 2)
-    os.kill(at_work(tmp_path / "run", driver), signal.SIGKILL)
+    actor = at_work(tmp_path / "run", driver)
+    addresses = listeners(descendants(driver.pid))
+    assert addresses
+    assert addresses <= LOOPBACK
+    os.kill(actor, signal.SIGKILL)
     finishes(driver, tmp_path / "run", whole)
 
 
