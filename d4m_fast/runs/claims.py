@@ -150,11 +150,16 @@ class UnitClaims:
 
     def take(self) -> Iterator[int]:
         """Take units, each when it is asked for: those of which no try has failed, or else one of which one has."""
-        free = self._standing({Standing.FREE})
-        if free:
-            yield from filter(self._take, free)
-        elif (unit := self.retry()) is not None:
-            yield unit
+        count, lost = 0, set[int]()  # to others, who were faster
+        while free := [unit for unit in self._standing({Standing.FREE}) if unit not in lost]:
+            for unit in free:
+                if not self._take(unit):
+                    lost.add(unit)
+                    break  # and look again, for others have gone on since
+                count += 1
+                yield unit
+        if not count and (unit_tried := self.retry()) is not None:
+            yield unit_tried
 
     def retry(self) -> int | None:
         """Take a unit of which a try has failed; None if there is none now.

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,12 @@ class LatentStore:
         return self._states[number]
 
     def _has_any_of(self, number: int, class_ids: Container[int]) -> bool:
-        each = self.ranges[number]
-        return any(item.class_id in class_ids for item in self._items[each.start : each.stop])
+        return any(class_id in class_ids for class_id in self._classes_by_range[number])
+
+    @cached_property
+    def _classes_by_range(self) -> list[set[int]]:
+        spans = (self._items[each.start : each.stop] for each in self.ranges)
+        return [{item.class_id for item in items} for items in spans]
 
     @property
     def ranges_folder(self) -> Path:
