@@ -23,6 +23,7 @@ from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
 from d4m_fast.runs.latents import EncodedBatch, LatentStore
+from d4m_fast.runs.ranges import OwnRanges
 from d4m_fast.sources.records import Item
 
 CHILD = """
@@ -37,7 +38,7 @@ from d4m_fast.sources.records import ClassInfo, Item
 path, classes, n, d, ipc, threads, group, work = sys.argv[1], *map(int, sys.argv[2:])
 prototypes.GROUP_BYTES = group
 items = [Item(c, r, "") for c in range(classes) for r in range(n)]
-store = LatentStore(Path(path), {"batch": 1}, items, (4, d // 4, 1))
+store = LatentStore(Path(path), {"batch": n}, items, (4, d // 4, 1))
 infos = [ClassInfo(c, str(c), "") for c in range(classes)]
 stream = prototypes.cluster(infos, store, SimpleNamespace(items=items), DistillConfig(ipc=ipc, threads=threads))
 for _ in stream if work else ():
@@ -51,12 +52,14 @@ def _random(n: int, d: int, seed: int) -> np.ndarray:
 
 def write(path: Path, classes: int, n: int, d: int) -> None:
     items = [Item(c, r, "") for c in range(classes) for r in range(n)]
-    store = LatentStore(path, {"batch": 1}, items, (4, d // 4, 1))
-    if not store.complete:
-        batches = (EncodedBatch(items[c * n : (c + 1) * n], _random(n, d, c), []) for c in range(classes))
-        with Workers(Stopwatch()) as workers:
-            for _ in store.fill(Stream(classes, batches), workers):
-                pass
+    store = LatentStore(path, {"batch": n}, items, (4, d // 4, 1))
+    ours = OwnRanges(store.missing)
+    spans = store.spans(ours)
+    batches = (EncodedBatch(items[a:b], _random(n, d, a // n), [], first=a) for a, b in spans)
+    with Workers(Stopwatch()) as workers:
+        for _ in store.fill(Stream(classes, batches), workers, ours):
+            pass
+    store.finish()
 
 
 def peak(*arguments: object) -> int:

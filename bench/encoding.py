@@ -35,6 +35,7 @@ from d4m_fast.export.to_onnx import export_onnx, opset_of
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.workers import Workers
 from d4m_fast.runs.latents import LatentStore
+from d4m_fast.runs.ranges import OwnRanges
 from d4m_fast.sources.arrays import bundled
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.labels import Prompts
@@ -87,8 +88,10 @@ def by_us(data: Path, model: Model, networks: Networks, side: int, batch: int) -
     with tempfile.TemporaryDirectory() as folder, Workers(watch) as workers:
         store = LatentStore(Path(folder), {"batch": batch}, source.items, shape)
         encoder = networks.vae_encoder
-        made = encode(source, encoder, resolution=side, draw=shape, batch=store.batch, workers=workers)
-        return len(list(store.fill(made, workers)))
+        ours = OwnRanges(store.missing)
+        spans = store.spans(ours)
+        made = encode(source, encoder, resolution=side, draw=shape, batch=store.batch, workers=workers, spans=spans)
+        return len(list(store.fill(made, workers, ours)))
 
 
 def on_ort(model: Model, side: int, folder: Path) -> Networks:

@@ -22,6 +22,7 @@ from d4m_fast.fingerprints import fingerprint
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.workers import Workers
 from d4m_fast.runs.latents import LatentStore
+from d4m_fast.runs.ranges import OwnRanges
 from d4m_fast.sources.dataset import BUNDLED, open_source
 
 PER_CLASS = 2000
@@ -50,12 +51,15 @@ def main(name: str, data: Path, out: Path, batch: int) -> None:
     if not store.complete:
         vae = open_networks(model.path, torch.device("cpu"), torch.float32).vae_encoder
         shape = model.latent_shape(resolution)
+        ours = OwnRanges(store.missing)
         with Workers(Stopwatch()) as workers:
+            spans = store.spans(ours)
             batches = encode(
-                source, vae, resolution=resolution, draw=shape, batch=store.batch, workers=workers, start=store.position
+                source, vae, resolution=resolution, draw=shape, batch=store.batch, workers=workers, spans=spans
             )
-            for _ in store.fill(batches, workers):
+            for _ in store.fill(batches, workers, ours):
                 pass
+        store.finish()
 
 
 if __name__ == "__main__":

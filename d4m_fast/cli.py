@@ -19,6 +19,7 @@ from d4m_fast.commands.distill import distill
 from d4m_fast.commands.doctor import doctor
 from d4m_fast.commands.evaluate import evaluate
 from d4m_fast.commands.export import export
+from d4m_fast.commands.merge import merge
 from d4m_fast.commands.plan import plan
 from d4m_fast.commands.profile import profile
 from d4m_fast.commands.teach import teach
@@ -46,6 +47,7 @@ def cli() -> None:
 
     \b
     d4m-fast distill                    distill the bundled images with the bundled model
+    d4m-fast merge RUN... --out DIR     shards of a run, from distill --shard, into one
     d4m-fast convert runs/RUN           the result as class folders, WebDataset shards or parquet files
     d4m-fast evaluate runs/RUN          train students on the result, beside random real images
     d4m-fast teach IMAGES               train a teacher, where none exists, to label with
@@ -56,15 +58,15 @@ def cli() -> None:
     d4m-fast verify runs/RUN            check a run's files against their records; --repair uncommits what is damaged
 
     \b
-    Exit codes: 0 done, 1 failed, 2 usage, 3 finished with quarantined images, 4 run directory of another
-    config or in use, 5 damaged artifact or run, 6 no disk, memory, permission, device or extra, or the result cannot
-    be printed, 70 unexpected (the line says where its traceback is; D4M_DEBUG=1 shows it), 129, 130 and 143
-    interrupted, 141 nobody reads the result.
+    Exit codes: 0 done, 1 failed, 2 usage, 3 finished with quarantined images, or done but for groups that were set
+    aside, 4 run directory of another config or in use, 5 damaged artifact or run, 6 no disk, memory, permission,
+    device or extra, or the result cannot be printed, 70 unexpected (the line says where its traceback is; D4M_DEBUG=1
+    shows it), 129, 130 and 143 interrupted, 141 nobody reads the result.
     """
     require_machine()
 
 
-for command in (distill, convert, evaluate, teach, export, certify, verify, plan, profile, doctor):
+for command in (distill, merge, convert, evaluate, teach, export, certify, verify, plan, profile, doctor):
     cli.add_command(command)
 
 

@@ -183,6 +183,13 @@ def say_lines(lines: Iterable[str]) -> None:
 
 def distilled_lines(summary: dict[str, Any]) -> list[str]:
     seconds = ", ".join(f"{stage} {duration:.1f}" for stage, duration in summary["seconds"].items())
+    if "shard" in summary:
+        return [
+            f"shard {summary['shard']}: {summary['classes']} classes, {summary['groups']} of {summary['groups_of_run']}"
+            f" groups, in {summary['run']}",
+            "when all shards are done: d4m-fast merge RUN... --out DIR, or nothing more where they share a directory",
+            f"seconds: {seconds}",
+        ]
     lines = [
         f"{summary['images']} images of {summary['classes']} classes in {summary['run']}/images",
         f"look at {summary['run']}/preview.png; provenance is in manifest.jsonl beside it",

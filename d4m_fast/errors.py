@@ -5,6 +5,7 @@ D4MError                1  the run failed
 ├── ModelError          1  the model directory cannot be used
 ├── NonFiniteError      1  a network returned NaN, infinity, or what cannot be kept
 ├── UsageError          2  an option or a combination of options makes no sense
+├── SetAsideError       3  a run is done but for groups that failed again and again
 ├── RunDirectoryError   4  the run directory belongs to another config, or is in use
 ├── DamageError         5  an artifact does not match its checksum
 ├── OutOfMemoryError    6  a batch does not fit the device, or not even one image does
@@ -12,7 +13,7 @@ D4MError                1  the run failed
 └── OutputError         6  everything is done and kept, but the result cannot be printed
     └── ClosedPipeError 141  its reader has gone
 
-Exit code 0 is success, 3 a finished run with quarantined images, 129, 130 and 143 an interrupted one, and 70 what
+Exit code 0 is success, 3 also a finished run with quarantined images, 129, 130 and 143 an interrupted one, and 70 what
 nobody has foreseen, with its traceback in a file. `endings.py` has those of the system's and Python's own errors.
 """
 
@@ -21,12 +22,14 @@ from __future__ import annotations
 import errno
 import re
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 TRIAL = "a trial on random numbers, before anything is encoded"
 """What a NonFiniteError says of networks that were only tried."""
 
 EXIT_QUARANTINED = 3
+_MOST_SHOWN = 3  # groups, in one line
 EXIT_UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
 EXIT_SIGHUP = 129
 EXIT_SIGINT = 130
@@ -40,6 +43,10 @@ EXHAUSTED = re.compile(
 )
 """What PyTorch's allocators, oneDNN's, the C++ and Rust libraries, the dynamic loader and Python say when the machine
 gives no memory, thread or file."""
+
+
+UNFORESEEN = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+"""What comes out of libraries and devices, and may be the fault of what was worked on."""
 
 
 def said_by(error: BaseException) -> str:
@@ -126,6 +133,25 @@ class UsageError(D4MError):
     """An option or a combination of options makes no sense."""
 
     exit_code = 2
+
+
+class SetAsideError(D4MError):
+    """A run is done but for groups that failed again and again.
+
+    Args:
+        run: its directory.
+        reasons: why the last try of each failed, by the group's id.
+    """
+
+    exit_code = EXIT_QUARANTINED
+
+    def __init__(self, run: object, reasons: Mapping[int, str]) -> None:
+        shown = "; ".join(f"group {number} ({reason})" for number, reason in list(reasons.items())[:_MOST_SHOWN])
+        more = f"; and {len(reasons) - _MOST_SHOWN} more" if len(reasons) > _MOST_SHOWN else ""
+        super().__init__(
+            f"{run}: set aside after failing again and again: {shown}{more}; all else is kept, and the same command"
+            " tries these again"
+        )
 
 
 class RunDirectoryError(D4MError):

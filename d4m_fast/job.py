@@ -30,11 +30,11 @@ from d4m_fast.engine_choice import engine_for
 from d4m_fast.errors import DataError, PreflightError, UsageError, require
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.kernels.cuda import require_cupy
+from d4m_fast.runs.identity import essence, options_of
 from d4m_fast.runs.image_files import most_bytes, require_format
 from d4m_fast.runs.latents import folder_name
 from d4m_fast.runs.output_files import OUTPUTS
 from d4m_fast.runs.plan import ENCODE_BATCH, Group
-from d4m_fast.runs.run import essence, options_of
 from d4m_fast.sources.dataset import BUNDLED, open_source, subset
 from d4m_fast.sources.decode import RULES
 from d4m_fast.sources.records import ClassInfo, Source, by_class

@@ -95,6 +95,7 @@ class Watched:
 def install(fault: Fault) -> None:
     """Put a fault between the program and the operating system, in this process."""
     opened, made, unlinked, synced, replaced = Path.open, Path.mkdir, Path.unlink, os.fsync, os.replace
+    linked = os.link
 
     def open_(self: Path, mode: str = "r", *args: Any, **named: Any) -> Any:
         writes = bool(set("wa+x") & set(mode)) and self.name != ".lock"
@@ -125,12 +126,19 @@ def install(fault: Fault) -> None:
         if fault._kind in (None, KILL):  # an error after a rename that was done does not exist
             fault.step("renamed", new)
 
+    def link(old: Any, new: Any) -> None:
+        fault.step("rename", new)  # a record comes into its place by a link, which overwrites none
+        linked(old, new)
+        if fault._kind in (None, KILL):
+            fault.step("renamed", new)
+
     for owner, name, function in (
         (Path, "open", open_),
         (Path, "mkdir", mkdir),
         (Path, "unlink", unlink),
         (os, "fsync", fsync),
         (os, "replace", replace),
+        (os, "link", link),
     ):
         setattr(owner, name, function)
 

@@ -207,7 +207,7 @@ def test_run_in_use(distill: Distill, tmp_path: Path) -> None:
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
-    refused(distill(), 4, "in use")
+    refused(distill("--lease-seconds", 0.1), 4, "in use")
     other.communicate("\n")
     assert distill().code == 0
 
@@ -217,7 +217,7 @@ def test_artifacts_in_use(distill: Distill, tmp_path: Path, finished: Finished) 
     (lock,) = tmp_path.glob("art/latents/*/.lock")
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        refused(distill(), 4, "in use", str(lock.parent))
+        refused(distill("--lease-seconds", 0.1), 4, "in use", str(lock.parent))
 
 
 @pytest.mark.parametrize("name", ["*.npy", "index.json"])

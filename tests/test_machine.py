@@ -82,13 +82,19 @@ def test_owner_files_of_the_living_the_dead_and_others(distill_on: RunOn, tmp_pa
     owner.parent.mkdir()
     from filelock import SoftFileLock
 
+    impatient = ("--lease-seconds", 0.1)
     with SoftFileLock(owner):
         host = owner.read_text().splitlines()[1]
-        refused(distill_on(nowhere), 4, f"in use by process {os.getpid()} on {host}", str(owner))
+        refused(distill_on(nowhere, *impatient), 4, f"in use by process {os.getpid()} on {host}", str(owner))
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     owner.write_text(_owner(child.pid, "elsewhere.example"))
-    refused(distill_on(nowhere), 4, f"in use by process {child.pid} on elsewhere.example", "remove that file")
+    refused(
+        distill_on(nowhere, *impatient),
+        4,
+        f"in use by process {child.pid} on elsewhere.example",
+        "remove that file",
+    )
     owner.write_text(_owner(child.pid, host))
     assert distill_on(nowhere).code == 0
 

@@ -14,7 +14,7 @@ from machine import NOBODY, Machine, RunOn, root_only, run_on
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.runs import exports
 from d4m_fast.runs.commit import write_of_run
-from d4m_fast.runs.run import essence
+from d4m_fast.runs.identity import essence
 from d4m_fast.storage.state import CERTIFICATE, CONFIG, EVALUATION, GROUP, PLAN, SUMMARY, require_state, write_state
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from driving import Ran, write_photos
 
-from d4m_fast.engine import prototypes
+from d4m_fast import generation
 from d4m_fast.runs.latents import LatentStore
 
 GROUPS = 8
@@ -34,7 +34,7 @@ def test_only_one_group_of_classes_latents_is_alive(
     data = write_photos(tmp_path / "data", [f"class {i}" for i in range(GROUPS)], 3)
     monkeypatch.setattr(LatentStore, "load", watched)
     monkeypatch.setattr(LatentStore, "bytes_of", lambda self, class_id: 1)
-    monkeypatch.setattr(prototypes, "GROUP_BYTES", classes)
+    monkeypatch.setattr(generation, "GROUP_BYTES", classes)
     assert distill("--data", data, "--ipc", 1, "--batch-size", 1).code == 0
     assert len(list((tmp_path / "run" / "groups").iterdir())) == len(loaded) == GROUPS
     assert most == classes

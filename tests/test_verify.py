@@ -148,6 +148,7 @@ def test_deep_finds_what_was_recorded_wrong(run: Path) -> None:
     (row,) = [r for r in value["images"] if r["file"] == IMAGE]
     row["bytes"] = (run / IMAGE).stat().st_size
     row["sha256"] = files.write_bytes(run / IMAGE, (run / IMAGE).read_bytes())
+    record.unlink()
     write_record(run, value["config"], value)
     summary = require_state(run / "summary.json", SUMMARY)
     summary["sha256_of"]["manifest.jsonl"] = files.write_bytes(run / "manifest.jsonl", json_lines(value["images"]))

@@ -27,8 +27,8 @@ from d4m_fast.evaluation.images import (
     of_classes,
     random_subset,
 )
+from d4m_fast.runs.identity import is_run
 from d4m_fast.runs.prototypes import ClassPrototypes, RunPrototypes, read_prototypes
-from d4m_fast.runs.run import is_run
 from d4m_fast.sources.dataset import open_source, subset, with_classes, with_items
 from d4m_fast.sources.records import ClassInfo, Item, Source, by_class
 

@@ -6,7 +6,7 @@ Threads read, decode and resize ahead of the encoder and write behind it; the en
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,6 +36,7 @@ class LoadedBatch:
     """A batch of real images on the host.
 
     Attributes:
+        first: position of the first item in the source.
         pixels: (n, H, W, 3) uint8; zeros where an image is damaged.
         noise: (n, C, h, w); None where the posterior's mean is taken.
         readable: rows of the images that are not damaged.
@@ -43,6 +44,7 @@ class LoadedBatch:
     """
 
     items: Sequence[Item]
+    first: int
     pixels: torch.Tensor
     noise: torch.Tensor | None
     readable: list[int]
@@ -59,7 +61,9 @@ class Loader:
     draw: tuple[int, int, int] | None
     device: torch.device
 
-    def __call__(self, items: Sequence[Item]) -> LoadedBatch:
+    def __call__(self, span: tuple[int, int]) -> LoadedBatch:
+        """Read the items of a source from one position up to another."""
+        items = self.source.items[slice(*span)]
         side = (self.resolution, self.resolution)
         pixels = host_empty((len(items), *side, 3), torch.uint8, self.device)
         readable, failures, first_frames = [], [], 0
@@ -73,7 +77,7 @@ class Loader:
             except DataError as error:
                 pixels[row] = 0
                 failures.append(Failure(item, str(error)))
-        return LoadedBatch(items, pixels, self._noise(items), readable, failures, first_frames)
+        return LoadedBatch(items, span[0], pixels, self._noise(items), readable, failures, first_frames)
 
     def _noise(self, items: Sequence[Item]) -> torch.Tensor | None:
         """Return each image's noise, from a generator of its own, so that no draw depends on the batch."""
@@ -96,12 +100,16 @@ def encode(
     batch: int,
     workers: Workers,
     start: int = 0,
+    spans: Iterable[tuple[int, int]] | None = None,
 ) -> Stream[EncodedBatch]:
     """Yield the scaled latents of `source.items[start:]`, batch by batch.
 
     An image that cannot be read is reported among its batch's failures and leaves the others' bytes as they are.
 
     Args:
+        batch: most items of one.
+        spans: where each batch begins and ends in the source, asked for a few batches before the encoder needs them;
+            None is all of it from `start` on, in batches of `batch`.
         draw: shape of a latent, to draw each image's from the posterior; None takes the posterior's mean.
 
     Raises (from the stream):
@@ -112,8 +120,9 @@ def encode(
     items, readers = source.items, readers_here()
     load = Loader(source, resolution, draw, vae.runtime.device)
     starts = range(start, len(items), batch)
-    item_batches = Stream(len(starts), (items[first : first + batch] for first in starts))
-    loaded_batches = workers.map(load, item_batches, threads=readers, depth=readers + 1, name="read")
+    if spans is None:
+        spans = ((first, min(first + batch, len(items))) for first in starts)
+    loaded_batches = workers.map(load, Stream(len(starts), spans), threads=readers, depth=readers + 1, name="read")
     batches_in_work = Stream(len(starts), map(partial(_begin_encoding, vae), loaded_batches))
     return workers.map(_finish_encoding, batches_in_work, threads=1, depth=1, name="fetch")
 
@@ -148,4 +157,4 @@ def _finish_encoding(batch_in_work: tuple[LoadedBatch, Callable[[], torch.Tensor
         items.append(item)
         names.append(f"{item.origin} (class id {item.class_id})")
     require_half_range(latents, names)
-    return EncodedBatch(items, latents, batch.failures, batch.first_frames)
+    return EncodedBatch(items, latents, batch.failures, batch.first_frames, batch.first)

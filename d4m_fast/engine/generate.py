@@ -6,8 +6,7 @@ and their noise, and one behind it waits for the pixels and resizes them.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -113,7 +112,7 @@ class PromptTable:
 
 def generate(
     prototypes: Stream[Prototypes],
-    groups: Sequence[Group],
+    groups: Iterable[Group],
     networks: Networks,
     schedule: Schedule,
     config: DistillConfig,
@@ -124,16 +123,19 @@ def generate(
 ) -> Stream[Sample]:
     """Yield one image for each prototype, group by group, in batches of the size that each group names.
 
+    Groups and prototypes are asked for a batch or two before the device needs them, each group before the prototypes of
+    its classes; there may be fewer of them than the length of `prototypes` says.
+
     Raises (from the stream):
         OutOfMemoryError: a batch does not fit the device; the samples of the batches before it come first.
         NonFiniteError: a network returned NaN or infinity; no sample of that batch is yielded.
     """
     make = Maker(networks, PromptTable(networks, config.negative_prompt), schedule, config.guidance, watch)
-    count = sum(math.ceil(len(group.classes) * config.ipc / group.batch_size) for group in groups)
+    count = config.ipc * len(prototypes)  # of images, and so of batches at most
     batches = Stream(count, _batches(iter(prototypes), groups, schedule, config.seed, make.device))
     pixels = Stream(count, map(make, workers.ahead(batches, AHEAD, "prepare")))
     samples = workers.map(partial(_finish, image_size), pixels, threads=1, depth=1, name="resize")
-    return Stream(config.ipc * len(prototypes), chain.from_iterable(samples))
+    return Stream(count, chain.from_iterable(samples))
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class Maker:
 
 
 def _batches(
-    prototypes: Iterator[Prototypes], groups: Sequence[Group], schedule: Schedule, seed: int, device: torch.device
+    prototypes: Iterator[Prototypes], groups: Iterable[Group], schedule: Schedule, seed: int, device: torch.device
 ) -> Iterator[Batch]:
     """Yield a group's images in batches, with their noise; the next group's prototypes are made when it is its turn."""
     for group in groups:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from d4m_fast.engine.finite import FiniteCheck
 from d4m_fast.engine.guidance import guide
 from d4m_fast.engine.libraries import refusing
 from d4m_fast.engine.model import Model
-from d4m_fast.engine.runtime import OpenRuntime, Runtime
+from d4m_fast.engine.runtime import OpenRuntime, Runtime, Tensors
 from d4m_fast.engine.signature import Component
 from d4m_fast.storage.state import read_json
+
+Guard = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,10 @@ class VaeEncoder:
 
     runtime: Runtime
     scaling_factor: float
+
+    def guarded(self, guard: Guard) -> VaeEncoder:
+        """Return the same network, each call of which is made inside a `guard`."""
+        return replace(self, runtime=_Guarded(self.runtime, guard))
 
     def __call__(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation, both (N, C, h, w), of RGB pixels (N, 3, H, W) in [-1, 1]."""
@@ -136,6 +143,18 @@ def _guidance_embedding(guidance: float, rows: int, dimensions: int) -> torch.Te
     return embedding
 
 
+class _Guarded:
+    """A runtime whose calls are made inside a context."""
+
+    def __init__(self, runtime: Runtime, guard: Guard) -> None:
+        self._runtime, self._guard = runtime, guard
+        self.device, self.dtype = runtime.device, runtime.dtype
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+        with self._guard():
+            return self._runtime(inputs)
+
+
 class Networks:
     """The networks of one model, each opened when first used.
 
@@ -153,6 +172,13 @@ class Networks:
     def with_runtimes(self, open_runtime: OpenRuntime) -> Networks:
         """Return the same model, its tokenizer and its factors, on other runtimes."""
         return Networks(self._path, open_runtime)
+
+    def guarded(self, guard: Guard) -> Networks:
+        """Return the same networks, opened once for both, each call of which is made inside a `guard`."""
+        networks = Networks(self._path, lambda component: _Guarded(self._open(component), guard))
+        # Assigned as the cached property would: the tokenizer, which takes long to load, is not loaded twice.
+        networks.__dict__["text_encoder"] = replace(self.text_encoder, runtime=networks.runtime("text_encoder"))
+        return networks
 
     @cached_property
     def text_encoder(self) -> TextEncoder:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,26 @@ from d4m_fast.sources.records import ClassInfo, Source, by_class
 GROUP_BYTES = 1 << 28
 
 
+@dataclass(frozen=True)
+class Clustering:
+    """How classes are clustered.
+
+    Attributes:
+        origins: of each class's images, by the class's id and then by the image's rank.
+    """
+
+    latents: LatentStore
+    origins: Mapping[int, Sequence[str]]
+    config: DistillConfig
+
+    @classmethod
+    def of(cls, latents: LatentStore, source: Source, config: DistillConfig) -> Clustering:
+        origins = dict[int, list[str]]()
+        for class_id, class_items in by_class(source.items).items():
+            origins[class_id] = [item.origin for item in class_items]
+        return cls(latents, origins, config)
+
+
 def cluster(
     classes: Sequence[ClassInfo], latents: LatentStore, source: Source, config: DistillConfig
 ) -> Stream[Prototypes]:
@@ -32,22 +54,24 @@ def cluster(
         DataError: a class has fewer usable images than `config.ipc`; raised before anything is clustered.
         BadProblems: a class cannot be clustered; raised after the classes before it were yielded.
     """
+    require_usable(classes, latents, config.ipc)
+    clustering = Clustering.of(latents, source, config)
+    groups = _groups(classes, latents)
+    return Stream(len(classes), chain.from_iterable(cluster_group(group, clustering) for group in groups))
+
+
+def require_usable(classes: Sequence[ClassInfo], latents: LatentStore, ipc: int) -> None:
+    """Refuse classes that have fewer usable images than prototypes are asked for.
+
+    Raises:
+        DataError: names the first.
+    """
     for class_info in classes:
         count = latents.usable(class_info.id)
-        if count < config.ipc:
+        if count < ipc:
             raise DataError(
-                f"class {class_info.folder}: {count} usable images, fewer than --ipc {config.ipc}; lower it or add"
-                " images"
+                f"class {class_info.folder}: {count} usable images, fewer than --ipc {ipc}; lower it or add images"
             )
-    origins = dict[int, list[str]]()  # by an image's rank in its class
-    for class_id, class_items in by_class(source.items).items():
-        origins[class_id] = [item.origin for item in class_items]
-
-    def items() -> Iterator[Prototypes]:
-        for group in _groups(classes, latents):
-            yield from _of_group(group, latents, origins, config)
-
-    return Stream(len(classes), items())
 
 
 def _groups(classes: Sequence[ClassInfo], latents: LatentStore) -> Iterator[list[ClassInfo]]:
@@ -63,25 +87,27 @@ def _groups(classes: Sequence[ClassInfo], latents: LatentStore) -> Iterator[list
         yield group
 
 
-def _of_group(
-    group: Sequence[ClassInfo], latents: LatentStore, origins: dict[int, list[str]], config: DistillConfig
-) -> Iterator[Prototypes]:
+def cluster_group(group: Sequence[ClassInfo], clustering: Clustering) -> Iterator[Prototypes]:
+    """Cluster a few classes together, and yield the prototypes of each.
+
+    Raises:
+        BadProblems: a class cannot be clustered; raised after the classes before it were yielded.
+    """
     # A generator of its own, so that no prototype is held while the next group is clustered.
-    prototypes, failure = _prototypes(group, latents, origins, config)
+    prototypes, failure = _prototypes(group, clustering)
     yield from prototypes
     if failure is not None:
         raise failure
 
 
-def _prototypes(
-    group: Sequence[ClassInfo], latents: LatentStore, origins: dict[int, list[str]], config: DistillConfig
-) -> tuple[list[Prototypes], BadProblems | None]:
+def _prototypes(group: Sequence[ClassInfo], clustering: Clustering) -> tuple[list[Prototypes], BadProblems | None]:
     """Return the prototypes of the classes before the first that cannot be clustered, and why that one cannot.
 
     A function of its own, so that the latents are freed when it returns.
     """
+    config, origins = clustering.config, clustering.origins
     ids = [class_info.id for class_info in group]
-    stored = [latents.load(class_id) for class_id in ids]
+    stored = [clustering.latents.load(class_id) for class_id in ids]
     flat = [rows.reshape(len(rows), -1) for _, rows in stored]
     points: Sequence[Any] = flat
     if config.kmeans_on == "gpu":

@@ -21,7 +21,7 @@ from d4m_fast.evaluation.stored import parse_labels, require_labels
 from d4m_fast.evaluation.students import build_student
 from d4m_fast.evaluation.teachers import Teacher, open_teacher
 from d4m_fast.examination.examination import Examination
-from d4m_fast.runs.run import options_of, require_finished, source_of
+from d4m_fast.runs.identity import options_of, require_finished, source_of
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.records import Source
 

@@ -16,7 +16,7 @@ from d4m_fast.evaluation.tasks import Exam, Result
 from d4m_fast.evaluation.teacher_check import TeacherCheck
 from d4m_fast.examination.examination import Examination
 from d4m_fast.report.feature_map import feature_map, mapped_images
-from d4m_fast.runs.run import options_of
+from d4m_fast.runs.identity import options_of
 from d4m_fast.storage.files import bytes_on_disk
 
 MAPPED_ARMS = {"real": "random", "prototype": "decoded", "distilled": "distilled"}  # kinds of the map of features

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -80,6 +80,12 @@ class Stopwatch:
                 except StopIteration:
                     return
             yield item
+
+    def add(self, seconds: Mapping[str, float], waits: Mapping[str, float]) -> None:
+        """Book what another stopwatch has measured."""
+        for book, more in ((self.seconds, seconds), (self.waits, waits)):
+            for name, value in more.items():
+                book[name] = book.get(name, 0.0) + value
 
     @contextlib.contextmanager
     def _timed(self, book: dict[str, float], name: str) -> Iterator[None]:

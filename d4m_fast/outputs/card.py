@@ -15,7 +15,7 @@ import yaml
 from d4m_fast.config.convert import ConvertConfig
 from d4m_fast.outputs.finished_run import FinishedRun, as_utf8
 from d4m_fast.outputs.licences import UNKNOWN, licence_of
-from d4m_fast.runs.run import essence
+from d4m_fast.runs.identity import essence
 from d4m_fast.sources.dataset import BUNDLED
 from d4m_fast.streams import printable
 

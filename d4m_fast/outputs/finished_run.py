@@ -14,7 +14,7 @@ from typing import Any
 from d4m_fast.errors import DamageError, DataError, RunDirectoryError
 from d4m_fast.fingerprints import derive_seed, fingerprint
 from d4m_fast.runs.commit import read_of_run
-from d4m_fast.runs.run import essence, is_run
+from d4m_fast.runs.identity import essence, is_run
 from d4m_fast.storage import files
 from d4m_fast.storage.state import CONFIG, SUMMARY, require_state
 

@@ -50,11 +50,14 @@ class Stage:
     open_call: Callable[[int], Call]
 
 
-def choose_batches(job: Job, networks: Networks, schedule: Schedule, encoded_with: int | None) -> Batches:
+def choose_batches(
+    job: Job, networks: Networks, schedule: Schedule, encoded_with: int | None, *, probe: bool = True
+) -> Batches:
     """Choose the batch sizes of a new run.
 
     Args:
         encoded_with: images per batch of latents that are there already, which then are used.
+        probe: False where machines that cannot agree are to choose the same.
     """
     # Tracing takes seconds, and a short run on small batches gets by without.
     shapes = cache(partial(trace_model, str(job.model.path), job.resolution))
@@ -74,10 +77,10 @@ def choose_batches(job: Job, networks: Networks, schedule: Schedule, encoded_wit
     encode = stage("vae_encoder", len(job.source.items), 1, ENCODE_BATCH, 1, opener("encode"))
     unet = stage("unet", images, len(schedule.steps), GENERATE_BATCH, rows, opener("unet"))
     decode = stage("vae_decoder", images, 1, GENERATE_BATCH, 1, opener("decode"))
-    encoding = _choose(encode) if encoded_with is None else (encoded_with, {"by": "latents that are there"})
+    encoding = _choose(encode, probe) if encoded_with is None else (encoded_with, {"by": "latents that are there"})
     requested = job.config.batch_size
     if requested == "auto":
-        generation, decoding = _choose(unet), _choose(decode)
+        generation, decoding = _choose(unet, probe), _choose(decode, probe)
     else:
         generation = (requested, {"by": "--batch-size"})
         decoding = (_cut_to_memory(requested, decode), {"by": "--batch-size"})
@@ -86,9 +89,9 @@ def choose_batches(job: Job, networks: Networks, schedule: Schedule, encoded_wit
     return Batches(encoding[0], generation[0], decoding[0], reasons)
 
 
-def _choose(stage: Stage) -> tuple[int, dict[str, Any]]:
+def _choose(stage: Stage, probe: bool = True) -> tuple[int, dict[str, Any]]:
     """Return images per call, and why."""
-    candidates = affordable(stage)
+    candidates = affordable(stage) if probe else []
     if not candidates:
         batch = _cut_to_memory(stage.default_batch, stage)
         return batch, {"by": "default" if batch == stage.default_batch else "memory"}

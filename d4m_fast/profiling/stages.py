@@ -22,6 +22,7 @@ from d4m_fast.kernels.kmeans import kmeans
 from d4m_fast.measure.calls import NETWORK_OF, NetworkStage, network_call
 from d4m_fast.measure.flops import Shapes
 from d4m_fast.profiling.measure import Task
+from d4m_fast.runs.claims import OwnGroups
 from d4m_fast.runs.plan import ENCODE_BATCH, Group, Plan
 from d4m_fast.runs.records import Sample
 from d4m_fast.runs.run import RunDirectory
@@ -100,9 +101,9 @@ def _write_call(run: RunDirectory, pixels: Sequence[np.ndarray]) -> Call:
         class_info = ClassInfo(number, f"{number:05d}", "")
         samples = [Sample(class_info, i, i, 1, 0.0, "", image) for i, image in enumerate(pixels)]
         group = Group(number, (number,), len(samples), len(samples))
-        plan = Plan(ENCODE_BATCH, 1, (group,), {})
+        plan, claims = Plan(ENCODE_BATCH, 1, (group,), {}), OwnGroups([group])
         with Workers(Stopwatch()) as workers:
-            for _ in run.write(Stream(len(samples), samples), plan, [group], "png", workers):
+            for _ in run.write(Stream(len(samples), samples), plan, claims, len(samples), "png", workers):
                 pass
 
     return call

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from d4m_fast.errors import DamageError, DataError
-from d4m_fast.runs.run import require_finished, source_of
+from d4m_fast.runs.identity import require_finished, source_of
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.decode import decode
 from d4m_fast.storage import files

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from d4m_fast.runs.plan import Group
-from d4m_fast.storage.state import GROUP, Schema, read_state, write_state
+from d4m_fast.storage.state import GROUP, Schema, publish_state, read_state, write_state
+
+_RECORD_NAME = re.compile(r"(\d{5,})\.json")
 
 
 def write_of_run(path: Path, schema: Schema, config: str, fields: Mapping[str, Any]) -> None:
@@ -36,9 +39,14 @@ def record_file(run: Path, group: int) -> Path:
     return run / "groups" / f"{group:05d}.json"
 
 
-def write_record(run: Path, config: str, record: Mapping[str, Any]) -> None:
-    """Commit a group, whose files must be durable before."""
-    write_of_run(record_file(run, record["group"]), GROUP, config, record)
+def recorded_units(names: Iterable[str]) -> set[int]:
+    """Return the numbers of the groups, or whatever else, that have a record, from the names of a folder's files."""
+    return {int(match[1]) for match in map(_RECORD_NAME.fullmatch, names) if match is not None}
+
+
+def write_record(run: Path, config: str, record: Mapping[str, Any]) -> bool:
+    """Commit a group, whose files must be durable before; returns False where another process has committed it."""
+    return publish_state(record_file(run, record["group"]), GROUP, {**record, "config": config})
 
 
 def read_record(run: Path, group: int, config: str) -> dict[str, Any] | None:

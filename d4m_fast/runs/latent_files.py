@@ -6,13 +6,14 @@ import base64
 import binascii
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from d4m_fast.errors import DamageError
+from d4m_fast.sources.records import Item
 from d4m_fast.storage import files
 from d4m_fast.storage.state import LATENTS
 
@@ -87,25 +88,32 @@ class LatentFiles:
         self._require(class_id, rows, range(self.counts[class_id]))
         return np.frombuffer(rows, np.float16).reshape(self.counts[class_id], *self._shape)
 
-    def require_written(self) -> None:
-        """Check the rows written so far, of an encoding that was interrupted.
+    def are_written(self, items: Sequence[Item], checksums: np.ndarray) -> bool:
+        """Return whether the rows of these items are as their checksums, at least as many, say; and note those."""
+        ranks_by_class = dict[int, list[int]]()
+        for item, checksum in zip(items, checksums, strict=False):
+            self.checksums[item.class_id][item.rank] = checksum
+            ranks_by_class.setdefault(item.class_id, []).append(item.rank)
+        try:
+            for class_id, ranks in ranks_by_class.items():
+                self.require_rows(class_id, ranks)
+        except DamageError:
+            return False
+        return True
+
+    def require_rows(self, class_id: int, ranks: Iterable[int]) -> None:
+        """Refuse a row that is not as its checksum says.
 
         Raises:
-            DamageError: one of them is not as it was written.
+            DamageError: names the first.
         """
-        for class_id in self.counts:
-            self._require_written(class_id)
+        self._require(class_id, self._bytes(class_id), ranks)
 
-    def damaged(self, *, complete: bool) -> Iterator[tuple[Path, str]]:
-        """Yield the files that are not as they were written, each with the reason.
-
-        Args:
-            complete: whether all rows are there; else only those written so far are checked.
-        """
-        check = self.read if complete else self._require_written
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Yield the files that are not as they were written, each with the reason."""
         for class_id in self.counts:
             try:
-                check(class_id)
+                self.read(class_id)
             except DamageError as error:
                 yield self.file(class_id), error.reason
 
@@ -137,17 +145,22 @@ class LatentFiles:
             raise LATENTS.damage(file, "its header or its size is another than was written")
         return memoryview(data)[len(header) :]
 
-    def _require_written(self, class_id: int) -> None:
-        ranks = np.flatnonzero(self.checksums[class_id] != self._unwritten)
-        if len(ranks):
-            self._require(class_id, self._bytes(class_id), ranks.tolist())
-
     def _require(self, class_id: int, rows: memoryview, ranks: Iterable[int]) -> None:
         """Refuse a row whose checksum is another than that of the row that was written."""
         for rank in ranks:
             row = rows[rank * self._row_bytes : (rank + 1) * self._row_bytes]
             if _checksum(row) != self.checksums[class_id][rank]:
                 raise LATENTS.damage(self.file(class_id), f"row {rank:,} is not what was written")
+
+
+def adjacent_items(items: Sequence[Item]) -> Iterator[tuple[int, int]]:
+    """Yield start and stop of items whose rows lie side by side in one class's file, to write them at once."""
+    start = 0
+    for stop, item in enumerate(items, 1):
+        successor = items[stop] if stop < len(items) else None
+        if successor is None or (successor.class_id, successor.rank) != (item.class_id, item.rank + 1):
+            yield start, stop
+            start = stop
 
 
 def _checksum(row: bytes | memoryview) -> int:

@@ -55,17 +55,24 @@ class Plan:
         """Return the groups that are not committed yet."""
         return [group for group in self.groups if group.id not in committed]
 
-    def with_smaller_batch(self, error: OutOfMemoryError, committed: Container[int]) -> Plan:
+    def with_smaller_batch(self, error: OutOfMemoryError, committed: Container[int], at: Group | None = None) -> Plan:
         """Return the same plan with half the batch that did not fit, in the groups that are not committed.
+
+        Where the plan has become smaller since, for another process ran out of memory, it is returned as it is.
+
+        Args:
+            at: the group that was worked on, as it was planned then; None is the first that is not committed.
 
         Raises:
             OutOfMemoryError: that batch was one image.
         """
-        first = self.without(committed)[0]  # the group that was worked on when memory ran out
+        first = self.without(committed)[0] if at is None else at
         name = "decode_batch" if error.stage == "decode" else "batch_size"
         size = getattr(first, name)
         if size == 1:
             raise error.for_one_image()
+        if getattr(self.groups[first.id], name) < size:
+            return self
         entry = {"stage": error.stage, "group": first.id, name: size, "now": size // 2, "error": error.reason}
         groups = list(self.groups)
         for place, group in enumerate(groups):

@@ -14,8 +14,8 @@ from safetensors.numpy import load
 
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.runs.commit import read_of_run, read_record, record_file
+from d4m_fast.runs.identity import essence
 from d4m_fast.runs.plan import Plan
-from d4m_fast.runs.run import essence
 from d4m_fast.storage import files
 from d4m_fast.storage.state import CONFIG, GROUP, PLAN, require_state
 

@@ -3,18 +3,19 @@
 images/<class>/<index:05d>.png   an ImageFolder root (.jpg, .webp)
 prototypes/<class id>.safetensors
 groups/<group>.json              commit records, written last: a group is done when its record is there
+groups/<group>.lease-<number>    who works on a group now (storage/leases.py); gone when the run is finished
+logs/                            of the worker processes, where there are several
 config.json  plan.json           the configuration, and how the work is split
 manifest.jsonl  quarantine.jsonl  summary.json  preview.png   derived when the run is complete
 """
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,41 +23,49 @@ from typing import Any
 import numpy as np
 
 from d4m_fast.config.choices import ImageFormat
-from d4m_fast.errors import RunDirectoryError
+from d4m_fast.errors import PreflightError, RunDirectoryError
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
 from d4m_fast.runs import preview
-from d4m_fast.runs.commit import files_of, is_of, read_of_run, read_record, write_of_run, write_record
+from d4m_fast.runs.claims import Claims, sweep_leases
+from d4m_fast.runs.commit import (
+    files_of,
+    is_of,
+    read_of_run,
+    read_record,
+    record_file,
+    recorded_units,
+    write_of_run,
+    write_record,
+)
+from d4m_fast.runs.identity import differences, essence
 from d4m_fast.runs.image_files import FORMATS, to_bytes
 from d4m_fast.runs.latents import Failure
 from d4m_fast.runs.plan import Group, Plan
 from d4m_fast.runs.records import Prototypes, Sample
 from d4m_fast.storage import files
+from d4m_fast.storage.lease_files import holders
 from d4m_fast.storage.locks import LOCK_FILES
 from d4m_fast.storage.state import (
     CONFIG,
-    HEAD_BYTES,
     PLAN,
     SUMMARY,
     json_lines,
     read_state,
-    require_state,
     write_state,
 )
 
-# Parts of an identity that change no byte of a run: limits that it starts by, the places of its inputs, which are
-# identified by their hashes, and the form that is derived from it when it is done.
-INESSENTIAL = frozenset(
-    {"max_bad_fraction", "data", "model", "revision", "prompts", "allow_unknown_prompts", "artifacts", "output"}
-)
+LOGS = "logs"
 WRITERS = 4  # threads; most of their time is the disk's
 QUEUED = 128  # images that may wait for the writers
 
 
 class RunDirectory:
     """A run on the disk, opened once per process and under its lock (`locks.locked`); `begin` writes first.
+
+    The lock is needed to begin, to plan, to change the plan and to finish; several processes write images meanwhile.
 
     Raises:
         RunDirectoryError: the directory holds a run of another config; the message names the differences.
@@ -71,14 +80,14 @@ class RunDirectory:
         if saved_identity is None:
             for entry in path.iterdir():
                 # Before a run begins, d4m-fast makes no other files.
-                if entry.name not in LOCK_FILES and not entry.name.startswith(files.TEMPORARY):
+                if entry.name not in (*LOCK_FILES, LOGS) and not entry.name.startswith(files.TEMPORARY):
                     raise RunDirectoryError(
                         f"{path}: not empty and not a run of ours ({entry.name}); choose another --out"
                     )
         else:
-            differences = list(_differences(essence(saved_identity), essence(identity)))
-            if differences:
-                raise RunDirectoryError(f"{path}: holds another run ({'; '.join(differences)}); choose another --out")
+            changes = list(differences(essence(saved_identity), essence(identity)))
+            if changes:
+                raise RunDirectoryError(f"{path}: holds another run ({'; '.join(changes)}); choose another --out")
         self._identity = identity
 
     def begin(self) -> None:
@@ -91,7 +100,7 @@ class RunDirectory:
         # First, because a directory that has other files but no config is refused as not a run.
         if not config.exists():
             write_state(config, CONFIG, self._identity)
-        files.sweep(self.path)
+        files.sweep(self.path, lambda: bool(holders(self.path / "groups")))
         for name in ("images", "prototypes", "groups"):
             files.make_directory(self.path / name)
 
@@ -103,18 +112,39 @@ class RunDirectory:
     def save_plan(self, plan: Plan) -> None:
         write_of_run(self.path / "plan.json", PLAN, self.fingerprint, plan.to_json())
 
-    def committed(self, plan: Plan) -> set[int]:
+    def require_plan(self) -> Plan:
+        """Return the plan of a run that was begun.
+
+        Raises:
+            DamageError: somebody has removed it.
+        """
+        plan = self.saved_plan()
+        if plan is None:
+            raise PLAN.damage(self.path / "plan.json", "it is missing")
+        return plan
+
+    def committed(self, plan: Plan, *, look: bool = True) -> set[int]:
         """Return the ids of the groups that are committed.
 
-        The files are looked for in the first call only. Groups that have lost a file by then are not among them, nor
-        are those with other classes than the plan, which they have where the plan was lost and made anew.
+        The files are looked for in the first call only, under the run's lock. Groups that have lost a file by then are
+        not among them, nor are those with other classes than the plan, which they have where the plan was lost and made
+        anew; their records are removed, or nobody could commit them.
+
+        Args:
+            look: False where another process has just looked; records are then taken at their word.
         """
+        if self._committed is None and not look:
+            self._committed = recorded_units(path.name for path in files.entries(self.path / "groups"))
         if self._committed is None:
             committed = set[int]()
             for group in plan.groups:
                 record = read_record(self.path, group.id, self.fingerprint)
-                if record is not None and is_of(record, group) and all(map(self._is_present, files_of(record))):
+                if record is None:
+                    continue
+                if is_of(record, group) and all(map(self._is_present, files_of(record))):
                     committed.add(group.id)
+                else:
+                    files.remove(record_file(self.path, group.id))
             self._committed = committed
         return self._committed
 
@@ -137,10 +167,15 @@ class RunDirectory:
 
     def finished(self) -> dict[str, Any] | None:
         """Return the summary of a run whose images are all there; None if there is something left to do."""
-        plan, summary = self.saved_plan(), read_of_run(self.path / "summary.json", SUMMARY, self.fingerprint)
+        plan, summary = self.saved_plan(), self.saved_summary()
         if plan is None or summary is None or plan.without(self.committed(plan)):
             return None
-        return self._with_place(summary)
+        return summary
+
+    def saved_summary(self) -> dict[str, Any] | None:
+        """Return the summary that says that a run is finished; None where none was written."""
+        summary = read_of_run(self.path / "summary.json", SUMMARY, self.fingerprint)
+        return None if summary is None else self._with_place(summary)
 
     def save_prototypes(self, prototypes: Stream[Prototypes]) -> Stream[Prototypes]:
         """Save each class's prototypes on their way through."""
@@ -153,24 +188,23 @@ class RunDirectory:
         return Stream(len(prototypes), items())
 
     def write(
-        self, samples: Stream[Sample], plan: Plan, groups: Sequence[Group], form: ImageFormat, workers: Workers
+        self, samples: Stream[Sample], plan: Plan, claims: Claims, ipc: int, form: ImageFormat, workers: Workers
     ) -> Stream[dict[str, Any]]:
         """Write images as they come, several at a time; commit a group once all of its images are on the disk.
 
-        `samples` come group by group, in the order of `groups`, as many per class. Returns their rows of the manifest.
+        `samples` come group by group, `ipc` of each class. Returns their rows of the manifest.
         """
-        # No groups are left where a finished run is gone on with; then there are no samples either.
-        samples_per_class = len(samples) // max(sum(len(group.classes) for group in groups), 1)
 
         def items() -> Iterator[dict[str, Any]]:
-            save = partial(self._save_image, form)
-            saved_rows = iter(workers.map(save, samples, threads=WRITERS, depth=QUEUED, name="write"))
-            for group in groups:
-                start, rows = time.monotonic(), []
-                for _ in range(len(group.classes) * samples_per_class):
-                    rows.append(next(saved_rows))  # which raises where samples are missing: no group is committed short
-                    yield rows[-1]
-                self._commit(group, plan, rows, time.monotonic() - start)
+            save = partial(self._save_image, form, claims)
+            start, rows = time.monotonic(), list[dict[str, Any]]()
+            for row in workers.map(save, samples, threads=WRITERS, depth=QUEUED, name="write"):
+                rows.append(row)
+                yield row
+                group = claims.group_of(row["class_id"])
+                if len(rows) == ipc * len(group.classes):  # so that no group is committed short
+                    self._commit(group, plan, claims, rows, time.monotonic() - start)
+                    start, rows = time.monotonic(), []
 
         return Stream(len(samples), items())
 
@@ -183,6 +217,8 @@ class RunDirectory:
             first_frames: number of animated images that gave their first frame only.
             watch: the seconds of this process, per stage and per queue.
         """
+        files.sweep(self.path)
+        sweep_leases(self.path / "groups")
         manifest_sha256, image_counts = self._write_manifest(plan)
         summary = {
             "images": image_counts.total(),
@@ -244,12 +280,22 @@ class RunDirectory:
         file = f"prototypes/{prototypes.info.id:05d}.safetensors"
         return {"file": file, "bytes": len(data), "sha256": files.write_bytes(self.path / file, data)}
 
-    def _save_image(self, form: ImageFormat, sample: Sample) -> dict[str, Any]:
-        """Write an image, whose directory is synced with its group; return its row of the manifest."""
+    def _save_image(self, form: ImageFormat, claims: Claims, sample: Sample) -> dict[str, Any]:
+        """Write an image, whose directory is synced with its group; return its row of the manifest.
+
+        One of a group that another process has taken over is not written: it may be committed already.
+        """
         folder = files.make_directory(self.path / "images" / sample.info.folder)
         file = folder / f"{sample.index:05d}{FORMATS[form].suffix}"
         data = to_bytes(sample.pixels, form)
-        sha256 = files.write_bytes(file, data, sync_name=False)
+        group = claims.group_of(sample.info.id)
+        sha256 = ""
+        if claims.may_write(group.id):
+            try:
+                sha256 = files.write_bytes(file, data, sync_name=False)
+            except PreflightError:
+                if claims.holds(group.id):  # else the half-written file was swept, after the run was finished
+                    raise
         return {
             "class_id": sample.info.id,
             "index": sample.index,
@@ -263,7 +309,8 @@ class RunDirectory:
             "sha256": sha256,
         }
 
-    def _commit(self, group: Group, plan: Plan, rows: list[dict[str, Any]], seconds: float) -> None:
+    def _commit(self, group: Group, plan: Plan, claims: Claims, rows: list[dict[str, Any]], seconds: float) -> None:
+        """Commit a group, unless another process has taken it over: then its record, or the other's work, stands."""
         # The names of the images must be durable before the record that says that they are there.
         for folder in sorted({(self.path / row["file"]).parent for row in rows}):
             files.sync_directory(folder)
@@ -281,63 +328,7 @@ class RunDirectory:
             "images": rows,
             "prototypes": prototypes,
         }
-        write_record(self.path, self.fingerprint, record)
-        self.committed(plan).add(group.id)
-
-
-def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the options of two identities that differ."""
-    for name in sorted({*saved, *current}):
-        saved_value, current_value = saved.get(name), current.get(name)
-        if isinstance(saved_value, Mapping) and isinstance(current_value, Mapping):
-            yield from _differences(saved_value, current_value)
-        elif saved_value != current_value:
-            yield f"{name}: {json.dumps(saved_value)} there, {json.dumps(current_value)} now"
-
-
-def essence(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of an identity that the bytes of the result depend on."""
-    essential = {}
-    for name, value in identity.items():
-        if name not in INESSENTIAL:
-            essential[name] = essence(value) if isinstance(value, Mapping) else value
-    return essential
-
-
-def is_run(path: Path) -> bool:
-    """Return whether a directory is a run of d4m-fast, by the head of its config.
-
-    Raises:
-        PreflightError: it cannot be told.
-    """
-    try:
-        with files.open_regular(path / "config.json") as file:
-            return CONFIG.heads(file.read(HEAD_BYTES))
-    except OSError as error:
-        files.refuse_machine_error(path / "config.json", error)
-        return False
-
-
-def options_of(run: Path) -> dict[str, Any]:
-    """Return the options that a run was begun with; none if the directory is no run of d4m-fast, or not there.
-
-    Raises:
-        DamageError: they are not what was written.
-    """
-    options: dict[str, Any] = require_state(run / "config.json", CONFIG)["options"] if is_run(run) else {}
-    return options
-
-
-def require_finished(path: Path) -> None:
-    """Refuse a run that is not finished; a directory that is no run of d4m-fast is let through.
-
-    Raises:
-        RunDirectoryError: something is left to do.
-    """
-    if options_of(path) and not (path / "summary.json").is_file():
-        raise RunDirectoryError(f"{path}: this run is not finished; d4m-fast verify prints the command that goes on")
-
-
-def source_of(run: Path) -> str | None:
-    """Return the `--data` that a run was made from; None if the directory is no run of d4m-fast."""
-    return options_of(run).get("data")
+        if all(row["sha256"] for row in rows) and claims.holds(group.id):
+            write_record(self.path, self.fingerprint, record)
+            self.committed(plan).add(group.id)
+        claims.end(group.id)

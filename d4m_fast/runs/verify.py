@@ -18,18 +18,31 @@ from PIL import Image
 
 from d4m_fast.errors import DamageError, DataError, RunDirectoryError
 from d4m_fast.fingerprints import fingerprint
-from d4m_fast.runs import exports, latents
+from d4m_fast.runs import exports, latent_checks
 from d4m_fast.runs.commit import files_of, read_of_run, read_record
+from d4m_fast.runs.identity import essence
 from d4m_fast.runs.image_files import PILLOW_OF
 from d4m_fast.runs.output_check import OutputCheck, Problem, check_output, outputs_of
 from d4m_fast.runs.plan import Plan
-from d4m_fast.runs.run import essence
 from d4m_fast.storage import files
+from d4m_fast.storage.lease_files import LEASE_FILE, holders
 from d4m_fast.storage.locks import locked
-from d4m_fast.storage.state import CONFIG, EVALUATION, LABELS, PLAN, STUDENT, SUMMARY, Schema, read_state, require_state
+from d4m_fast.storage.state import (
+    CONFIG,
+    EVALUATION,
+    LABELS,
+    PLAN,
+    SHARD,
+    STUDENT,
+    SUMMARY,
+    Schema,
+    read_state,
+    require_state,
+)
 
 _FOLDERS = ("images", "prototypes", "groups")
 _OWN_NAME = re.compile(r"\d{5}\.(png|jpg|webp|safetensors|json)")
+_LEASES = "groups"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +114,20 @@ def verify(run: Path, *, deep: bool = False, repair: bool = False) -> Verdict:
     if not files.is_there(run / "config.json"):
         raise RunDirectoryError(f"{run}: not a run of ours (no config.json); give one that d4m-fast distill made")
     with locked(run, read_only=not repair):
+        if repair:
+            _require_unused(run)
         verdict = _Check(run, deep).verdict()
         return _repaired(verdict) if repair and verdict.findings else verdict
+
+
+def _require_unused(run: Path) -> None:
+    """Refuse to take marks of completion from under a process that works on the run."""
+    for unit, lease in holders(run / "groups").items():
+        who = "another process" if lease is None else f"process {lease.holder.pid} on {lease.holder.host}"
+        raise RunDirectoryError(
+            f"{run}: in use by {who}, which holds group {int(unit)}; wait for it, or, if it is no more, run d4m-fast"
+            " distill on it first, which takes over"
+        )
 
 
 class _Check:
@@ -123,7 +148,7 @@ class _Check:
         findings = list(self._check_plan())
         for number in self._group_ids():
             findings += self._check_group(number)
-        findings += [*self._check_derived(), *self._check_reports(), *self._foreign_files()]
+        findings += [*self._check_derived(), *self._check_shards(), *self._check_reports(), *self._foreign_files()]
         findings += [*self._check_latents(), *self._check_export()]
         commands = []
         for check in self._check_outputs():
@@ -215,6 +240,13 @@ class _Check:
                 if hashlib.sha256(data).hexdigest() != sha256:
                     yield _to_finish(name, "damaged", "its SHA-256 is another than the summary says")
 
+    def _check_shards(self) -> Iterator[Finding]:
+        for path in sorted(self._run.glob("shard-*-of-*.json")):
+            try:
+                read_of_run(path, SHARD, self._fingerprint)
+            except DamageError as error:
+                yield _to_finish(path.name, "damaged", error.reason, path.name)
+
     def _check_reports(self) -> Iterator[Finding]:
         """Check what `evaluate` saved and would take again: results, finished students, stored labels."""
         for path, schema in self._evaluated():
@@ -258,6 +290,8 @@ class _Check:
         for path in sorted(chain.from_iterable(files.files_below(self._run / folder) for folder in _FOLDERS)):
             name = path.relative_to(self._run).as_posix()
             is_leftover = path.name.startswith(files.TEMPORARY)
+            if path.parent.name == _LEASES and LEASE_FILE.fullmatch(path.name):
+                continue  # of a process that works on the run now, or that ended: it says nothing about what is done
             is_own = is_leftover or _OWN_NAME.fullmatch(path.name)
             if name not in recorded_names and (is_all_recorded or not is_own):
                 yield Finding(name, "foreign", "no record names it", (name,) if is_leftover else ())
@@ -267,9 +301,8 @@ class _Check:
         if self._plan is None or self._plan.latents is None:
             return
         root = Path(self._identity["artifacts"]) / "latents" / self._plan.latents
-        marks = (str(root / latents.INDEX), str(root / latents.PROGRESS))
-        for path, reason in latents.damaged_files(root):
-            yield Finding(str(path), "damaged", reason, marks)
+        for path, reason, marks in latent_checks.damaged_files(root):
+            yield Finding(str(path), "damaged", reason, tuple(map(str, marks)))
 
     def _check_export(self) -> Iterator[Finding]:
         """Check the exported networks that the run was made with, as far as they are still there."""

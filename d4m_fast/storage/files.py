@@ -7,9 +7,10 @@ import errno
 import hashlib
 import logging
 import os
+import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -55,6 +56,7 @@ MACHINE_ERRORS = frozenset(
 # otherwise.
 _CANNOT_SYNC_FILE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _CANNOT_SYNC_DIRECTORY = _CANNOT_SYNC_FILE | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES})
 _KINDS = (
     (stat.S_ISDIR, "directory"),
     (stat.S_ISFIFO, "named pipe"),
@@ -104,14 +106,10 @@ def new_file(path: Path, *, sync_name: bool = True) -> Iterator[BinaryIO]:
         PreflightError: no space, no permission, a read-only file system.
     """
     with refusing(path):
-        # In the same directory, because a rename does not cross file systems. Sixty characters of the name at most,
-        # which are 240 bytes: a name of 255 bytes has no room for a prefix.
-        temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name[-60:]}")
+        temporary = _temporary(path)
         try:
-            with temporary.open("wb") as file:
+            with _durable(temporary, path) as file:
                 yield file
-                file.flush()
-                _sync(file.fileno(), path)
             os.replace(temporary, path)
         except BaseException:  # an interruption from the keyboard, too
             temporary.unlink(missing_ok=True)
@@ -119,6 +117,64 @@ def new_file(path: Path, *, sync_name: bool = True) -> Iterator[BinaryIO]:
         # Without this, a power cut may bring back the file that had the name before, or none.
         if sync_name:
             sync_directory(path.parent)
+
+
+def publish_bytes(path: Path, data: Buffer) -> bool:
+    """Write a file whole, durably, and only where there is none of its name; returns whether this call wrote it.
+
+    Where the file system has no links (FAT, some FUSE), it looks before it renames: of two calls at one moment both
+    may then write.
+
+    Raises:
+        PreflightError: no space, no permission, a read-only file system.
+    """
+    with refusing(path):
+        temporary = _temporary(path)
+        try:
+            with _durable(temporary, path) as file:
+                file.write(data)
+            return _rename_where_there_is_none(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            sync_directory(path.parent)
+
+
+def _rename_where_there_is_none(temporary: Path, path: Path) -> bool:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if is_there(path):
+            return False
+        os.replace(temporary, path)
+    return True
+
+
+def _temporary(path: Path) -> Path:
+    """Return a name for a file until it is whole, of this call alone: other hosts have processes of our number.
+
+    In the same directory, because a rename does not cross file systems. Sixty characters of the name at most, which
+    are 240 bytes: a name of 255 bytes has no room for a prefix.
+    """
+    return path.with_name(f"{TEMPORARY}{secrets.randbelow(10**8):08d}-{path.name[-60:]}")
+
+
+@contextlib.contextmanager
+def _durable(temporary: Path, path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that is on the disk when the block ends; errors name the path that it is to get."""
+    with temporary.open("wb") as file:
+        yield file
+        file.flush()
+        _sync(file.fileno(), path)
+
+
+def unlink(path: Path) -> None:
+    """Remove a file that need not stay away after a power cut; it may be missing already."""
+    with refusing(path):
+        path.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:
@@ -300,8 +356,14 @@ def bytes_on_disk(path: Path) -> int:
     return sum(512 * file.lstat().st_blocks for file in path.rglob("*"))  # POSIX counts blocks of 512 bytes
 
 
-def sweep(path: Path) -> None:
-    """Remove the half-written files of an earlier run that was killed."""
+def sweep(path: Path, is_used: Callable[[], bool] = lambda: False) -> None:
+    """Remove the half-written files of processes that were killed.
+
+    Args:
+        is_used: whether a process may be writing now; asked after the files were listed, so that none is taken from
+            under one that begins meanwhile.
+    """
     with refusing(path):
-        for leftover in path.rglob(f"{TEMPORARY}*"):
+        leftovers = list(path.rglob(f"{TEMPORARY}*"))
+        for leftover in [] if not leftovers or is_used() else leftovers:
             leftover.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,11 +21,13 @@ OWNER = ".lock.owner"  # beside LOCK: on one file system one host may have `floc
 LOCK_FILES = frozenset({LOCK, OWNER})
 _NO_FLOCK = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
 _NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_POLL_SECONDS = 0.05
+_SAY_SECONDS = 5.0  # of waiting, after which the log says so
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(directory: Path, *, read_only: bool = False) -> Iterator[None]:
+def locked(directory: Path, *, read_only: bool = False, wait: float = 0.0) -> Iterator[None]:
     """Lock a directory for this process; the lock ends with the process, however that ends.
 
     Where the file system has no `flock` (Lustre, some NFS), the lock is a file with host, process and its start; the
@@ -33,17 +36,18 @@ def locked(directory: Path, *, read_only: bool = False) -> Iterator[None]:
     Args:
         read_only: nothing is to be written, so that a directory that cannot be written to is no hindrance; it is then
             read without a lock, and the log says so.
+        wait: seconds to wait for another process that holds it.
 
     Raises:
-        RunDirectoryError: another process holds it.
+        RunDirectoryError: another process holds it, and went on to.
         PreflightError: the lock cannot be made, or something else has its name.
     """
     with contextlib.ExitStack() as releases:
         descriptor = _open_lock_file(directory / LOCK, read_only)
         if descriptor is not None:
             releases.callback(os.close, descriptor)
-            if not _flock(directory, descriptor, read_only):
-                _hold_owner_file(directory, releases, read_only)
+            if not _flock(directory, descriptor, read_only, wait):
+                _hold_owner_file(directory, releases, read_only, wait)
         yield
 
 
@@ -77,13 +81,25 @@ def _require_lock_file(path: Path) -> None:
         raise PreflightError(f"{path}: is a {files.kind_of(mode)}, not a lock file; remove it")
 
 
-def _flock(directory: Path, descriptor: int, read_only: bool) -> bool:
+def _flock(directory: Path, descriptor: int, read_only: bool, wait: float) -> bool:
     """Lock by `flock`, shared among readers, and return True; return False where the file system has no `flock`.
 
     A reader's descriptor may be for reading alone, with which NFS gives no exclusive lock.
     """
+    start, said = time.monotonic(), False
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(descriptor, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                waited = time.monotonic() - start
+                if waited >= wait:
+                    raise
+                if waited > _SAY_SECONDS and not said:
+                    log.warning("%s: in use by another process; waiting for it", directory)
+                    said = True
+                time.sleep(_POLL_SECONDS)  # not by a blocking call: it would wait for ever
     except BlockingIOError as error:
         raise RunDirectoryError(
             f"{directory}: in use by another run; wait for it or choose another directory"
@@ -94,16 +110,15 @@ def _flock(directory: Path, descriptor: int, read_only: bool) -> bool:
                 raise
         log.warning("%s: no flock on this file system; locked by %s instead", directory, OWNER)
         return False
-    return True
 
 
-def _hold_owner_file(directory: Path, releases: contextlib.ExitStack, read_only: bool) -> None:
+def _hold_owner_file(directory: Path, releases: contextlib.ExitStack, read_only: bool, wait: float) -> None:
     """Lock by a file that names its holder; a reader that cannot write it goes without a lock."""
     from filelock import SoftFileLock, Timeout
 
     path = directory / OWNER
     _require_lock_file(path)
-    lock = SoftFileLock(path, timeout=0, is_singleton=False)
+    lock = SoftFileLock(path, timeout=wait, is_singleton=False)
     try:
         lock.acquire()
     except Timeout as error:

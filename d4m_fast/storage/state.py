@@ -76,6 +76,7 @@ CONFIG = Schema("config", 1, _NEW_RUN)
 PLAN = Schema("plan", 2, _REPAIR)
 GROUP = Schema("group", 1, _REPAIR)
 SUMMARY = Schema("summary", 2, _REPAIR)
+SHARD = Schema("shard", 1, "remove {file} and run the shard again")
 LATENTS = Schema("latents", 1, _ENCODE)
 CERTIFICATE = Schema("certificate", 1, _EXPORT)
 TEACHING = Schema("teaching", 1, "remove {folder} and teach again")
@@ -97,10 +98,19 @@ def write_state(path: Path, schema: Schema, fields: Mapping[str, Any]) -> None:
     Raises:
         PreflightError: no space, no permission, a read-only file system.
     """
+    files.write_bytes(path, _sealed(schema, fields))
+
+
+def publish_state(path: Path, schema: Schema, fields: Mapping[str, Any]) -> bool:
+    """Write a state file where there is none of its name; returns whether this call did. Else as `write_state`."""
+    return files.publish_bytes(path, _sealed(schema, fields))
+
+
+def _sealed(schema: Schema, fields: Mapping[str, Any]) -> bytes:
     # The checksum is of the bytes before it, not of the values, so that it needs no agreed form of JSON.
     text = _text({"schema": schema.name, "version": schema.version, **fields}, indent=1)
     body = text.removesuffix("\n}").encode()
-    files.write_bytes(path, b'%s,\n "sha256": "%s"\n}\n' % (body, hashlib.sha256(body).hexdigest().encode()))
+    return b'%s,\n "sha256": "%s"\n}\n' % (body, hashlib.sha256(body).hexdigest().encode())
 
 
 def read_state(path: Path, schema: Schema) -> dict[str, Any] | None:

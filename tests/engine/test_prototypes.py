@@ -21,6 +21,7 @@ from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
 from d4m_fast.kernels.kmeans import BadProblems, kmeans
 from d4m_fast.runs.latents import EncodedBatch, Failure, LatentStore
+from d4m_fast.runs.ranges import OwnRanges
 from d4m_fast.runs.records import Prototypes
 from d4m_fast.sources.records import ClassInfo, Item, Source
 
@@ -47,7 +48,9 @@ def store(path: Path, of: Callable[[Item], np.ndarray] = latents) -> LatentStore
     batch = EncodedBatch(good, np.stack([of(item) for item in good]), [Failure(DAMAGED, "damaged")])
     found = LatentStore(path, {"batch": len(ITEMS)}, ITEMS, SHAPE)
     with Workers(Stopwatch()) as workers:
-        list(found.fill(Stream(1, [batch]), workers))
+        list(found.spans(ours := OwnRanges([0])))
+        list(found.fill(Stream(1, [batch]), workers, ours))
+    found.finish()
     return found
 
 

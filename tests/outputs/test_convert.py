@@ -24,8 +24,8 @@ from d4m_fast.outputs import form as form_module
 from d4m_fast.outputs.finished_run import open_finished
 from d4m_fast.outputs.form import cut_shards
 from d4m_fast.runs.commit import read_of_run, write_of_run
+from d4m_fast.runs.identity import essence
 from d4m_fast.runs.output_files import SummedFile
-from d4m_fast.runs.run import essence
 from d4m_fast.storage.locks import locked
 from d4m_fast.storage.state import CONFIG, OUTPUT, SUMMARY, require_state, write_state
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from driving import Finished, Ran, products
 
-from d4m_fast import pipeline
+from d4m_fast import generation, pipeline
 from d4m_fast.errors import OutOfMemoryError
 from d4m_fast.measure import clock
 from d4m_fast.measure.flops import most_activations, trace_model
@@ -138,7 +138,7 @@ def test_a_run_is_probed_once_and_its_plan_says_what_was_found(
         patch.setattr(batches, "PROBE_SHARE", 1000.0)
         patch.setattr(batches, "SMALLEST", 2)
         patch.setattr(batches, "HOPELESS", 0.0)
-        patch.setattr(pipeline, "cluster", _stop)
+        patch.setattr(generation, "cluster_group", _stop)
         assert distill(*flags).code == 130
     plan = plan_of(tmp_path / "run")
     for name, images in (("encode_batch", 18), ("batch_size", 12), ("decode_batch", 12)):

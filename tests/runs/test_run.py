@@ -17,9 +17,11 @@ from d4m_fast.errors import DataError, OutOfMemoryError, PreflightError, RunDire
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
+from d4m_fast.runs.claims import OwnGroups
+from d4m_fast.runs.identity import source_of
 from d4m_fast.runs.plan import Batches, Group, Plan, make_plan
 from d4m_fast.runs.records import Sample
-from d4m_fast.runs.run import RunDirectory, source_of
+from d4m_fast.runs.run import RunDirectory
 from d4m_fast.sources.records import ClassInfo
 from d4m_fast.storage.state import CONFIG, write_state
 
@@ -47,7 +49,7 @@ def write(
     plan: Plan = PLAN,
 ) -> list[dict[str, Any]]:
     with Workers(Stopwatch()) as workers:
-        return list(islice(run.write(made, plan, plan.groups, form, workers), stop_after))
+        return list(islice(run.write(made, plan, OwnGroups(plan.groups), 2, form, workers), stop_after))
 
 
 def written(path: Path) -> RunDirectory:
@@ -93,7 +95,7 @@ def test_all_images_and_their_names_are_durable_before_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Synced, renamed, and the directories synced after that; then the group's record, and not before."""
-    sync, replace, done = os.fsync, os.replace, []
+    sync, replace, link, done = os.fsync, os.replace, os.link, []
 
     def synced(descriptor: int) -> None:
         sync(descriptor)
@@ -103,10 +105,15 @@ def test_all_images_and_their_names_are_durable_before_the_record(
         replace(old, new)
         done.append(("renamed", f"{new.parent.name}/{new.name}"))
 
+    def linked(old: Path, new: Path) -> None:
+        link(old, new)
+        done.append(("renamed", f"{new.parent.name}/{new.name}"))
+
     run = RunDirectory(tmp_path, IDENTITY)
     run.begin()
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(os, "link", linked)
     write(run, samples(GROUPS[:1]), plan=Plan(32, 1, GROUPS[:1], {}))
     record = done.index(("renamed", "groups/00000.json"))
     for folder in ("c0", "c1"):
