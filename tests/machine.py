@@ -17,14 +17,13 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from driving import Ran
+from driving import HANGS, Ran
 
 from d4m_fast import cli
 
 NOBODY = 65534
 RunOn = Callable[..., Ran]
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user or to mount")
-HANGS = 30  # seconds; the alarm's signal then ends the process
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _redirect(descriptor: int, kind: str, kept: Path) -> None:
 def _starve(machine: Machine, scratch: Path) -> None:
     from signal import alarm
 
-    alarm(HANGS)
+    alarm(HANGS)  # its signal ends the process
     if machine.gone:
         (scratch / "gone").mkdir()
         os.chdir(scratch / "gone")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from driving import (
     CLASSES,
+    HANGS,
     PER_CLASS,
     Finished,
     Ran,
@@ -113,7 +114,7 @@ def test_quiet_is_silent_and_progress_is_on_stderr(distill: Distill, finished: F
 
 def test_the_libraries_are_silent_too(tmp_path: Path, options: tuple[object, ...]) -> None:
     process = start("distill", *options, "--out", tmp_path / "r", "--artifacts", tmp_path / "a", "--quiet", "--json")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANGS)
     assert (process.returncode, err) == (0, "")
     assert json.loads(out)["images"] == 6
 
@@ -227,7 +228,7 @@ def test_same_bytes_after_a_signal(
     process = start("distill", *finished.options, *flags)
     wait_for(lambda: any(run.glob(sign)), process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANGS)
     assert process.returncode == code, err
     assert (out, "Traceback" in err) == ("", False)
     assert leftovers(tmp_path) == []

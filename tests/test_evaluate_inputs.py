@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from driving import (
+    HANGS,
     Ran,
     attempts_on_a_full_disk,
     command,
@@ -349,7 +350,7 @@ def test_ctrl_c_and_the_same_command_again(subject: Subject, tmp_path: Path, wor
     process = start(*args)
     wait_for(lambda: any((tmp_path / "out").glob("students/*/.lock")), process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == "interrupted; run the same command to go on"
     assert "Traceback" not in err
@@ -362,7 +363,7 @@ def test_the_student_of_a_process_that_was_killed_is_taken_over(subject: Subject
     process = start("evaluate", *subject.options, *LONG, "--workers", 2, "--out", tmp_path / "out")
     wait_for(lambda: any((tmp_path / "out").glob("students/*/.lock")), process)
     os.kill(spawned(process.pid)[0], signal.SIGKILL)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=HANGS)
     assert "a training process died (exit code -9); another goes on" in err
     assert rows_of(Ran(process.returncode, out, err)) == rows_of(subject.evaluate(tmp_path / "whole", *LONG))
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from driving import ROOT, Finished, command, environment, wait_for
+from driving import HANGS, ROOT, Finished, command, environment, wait_for
 from surroundings import SIGNALS, plain_environment
 
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
@@ -196,6 +196,6 @@ def test_a_run_in_the_background_minds_no_interrupt(finished: Finished, tmp_path
     wait_for(lambda: (run / "config.json").exists(), process)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGHUP)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 0, err
     assert len(list(run.glob("images/*/*.png"))) == 6

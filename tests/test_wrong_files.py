@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from driving import Finished, Ran, run_cli
+from driving import HANGS, Finished, Ran, run_cli
 from own_time import own_seconds
 
 from d4m_fast.errors import DataError, ModelError
@@ -22,7 +22,6 @@ from d4m_fast.evaluation.teachers import load_teacher, teacher_folder
 from d4m_fast.measure.gpus import GPUS
 from d4m_fast.planning.calibrate import read_profile
 
-HANG_SECONDS = 20
 SHAPES = ("[]", "5", "{}", "null", '"x"', "", "{", "\0", "\ufeff{}", "[" * 50_000, '{"a": 1e999}')
 
 
@@ -58,7 +57,7 @@ def _no_hang() -> Iterator[None]:
         raise AssertionError("hangs")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(HANG_SECONDS)
+    signal.alarm(HANGS)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

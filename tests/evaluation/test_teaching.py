@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from driving import command, environment, one_line, run_cli, wait_for
+from driving import HANGS, command, environment, one_line, run_cli, wait_for
 from fakes import stripes
 from PIL import Image
 
@@ -165,14 +165,14 @@ def test_a_killed_command_goes_on_to_the_same_teacher(folders: Path, tmp_path: P
         return subprocess.Popen(args, env=one_thread, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     with begin("whole") as process:
-        whole = json.loads(process.communicate(timeout=300)[0])
+        whole = json.loads(process.communicate(timeout=HANGS)[0])
     record = tmp_path / "killed" / RECORD
     with begin("killed") as process:
         wait_for(lambda: record.exists() and json.loads(record.read_text())["epoch"] >= 3, process)
         process.send_signal(signal.SIGKILL)
     assert json.loads(record.read_text())["epoch"] < 30
     with begin("killed") as process:
-        resumed = json.loads(process.communicate(timeout=300)[0])
+        resumed = json.loads(process.communicate(timeout=HANGS)[0])
     assert resumed["weights"] == whole["weights"]
 
 

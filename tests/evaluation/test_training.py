@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from driving import HANGS
 from evaluation.exams import QUICK, exam, task, teacher_of, untrained_teacher
 from fakes import stripes
 
@@ -269,7 +270,7 @@ def test_interrupt_ends_the_workers(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("quick")
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=HANGS)
     assert errors.count("Traceback") == 1  # the parent's own KeyboardInterrupt, none from the workers
     for _ in range(600):
         if not _group(process.pid):
@@ -285,7 +286,7 @@ def test_what_a_killed_worker_did_is_taken_over(tmp_path: Path) -> None:
         assert process.stdout.readline().startswith("quick")
         workers = [pid for pid in _group(process.pid) if pid != process.pid and _is_worker(pid)]
         os.kill(workers[0], signal.SIGKILL)
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=HANGS)
     assert process.returncode == 0, errors
     assert sorted(line.split()[0] for line in output.splitlines()) == ["slow", "slower"]
     assert "another goes on" in errors

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from driving import HANGS
 
 from d4m_fast.engine import trt_api
 
@@ -34,7 +35,7 @@ def known(request: pytest.FixtureRequest) -> dict[str, Any]:
         pytest.skip("no C compiler for the stub libraries")
     names = {*PROTOCOLS, *trt_api.ENUMS, *trt_api.CALLBACKS, "ComputeCapability"} - set(RTX_ONLY)
     ran = subprocess.run(
-        [sys.executable, BINDINGS, request.param, *names], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, BINDINGS, request.param, *names], capture_output=True, text=True, check=False, timeout=HANGS
     )
     assert ran.returncode == 0, ran.stderr
     return {"package": request.param, **json.loads(ran.stdout)}
