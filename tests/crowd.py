@@ -60,6 +60,22 @@ def slow(seconds: str) -> None:
     setattr(Unet, "__call__", late)  # noqa: B010
 
 
+def memory(images: str) -> None:
+    """The UNet takes no more images than so many in a call."""
+    import torch
+
+    from d4m_fast.engine.networks import Unet
+
+    call = Unet.__call__
+
+    def limited(self: Unet, sample: torch.Tensor, *args: Any) -> Any:
+        if len(sample) > int(images):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return call(self, sample, *args)
+
+    setattr(Unet, "__call__", limited)  # noqa: B010
+
+
 def poison(class_id: str) -> None:
     """Whoever clusters this class is killed."""
     _before_clustering(lambda ids: os.kill(os.getpid(), signal.SIGKILL) if int(class_id) in ids else None)
@@ -114,6 +130,7 @@ CHANGES: dict[str, Callable[[str], None]] = {
     "no exclusion": no_exclusion,
     "no links": no_links,
     "slow": slow,
+    "memory": memory,
     "poison": poison,
     "bad class": bad_class,
     "full disk of worker": full_disk_of_worker,

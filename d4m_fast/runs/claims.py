@@ -151,7 +151,7 @@ class UnitClaims:
     def take(self) -> Iterator[int]:
         """Take units, each when it is asked for: those of which no try has failed, or else one of which one has."""
         count, lost = 0, set[int]()  # to others, who were faster
-        while free := [unit for unit in self._standing({Standing.FREE}) if unit not in lost]:
+        while free := [unit for unit in self._free() if unit not in lost]:
             for unit in free:
                 if not self._take(unit):
                     lost.add(unit)
@@ -201,15 +201,26 @@ class UnitClaims:
         self._done.add(unit)
         return True
 
-    def _standing(self, standings: set[Standing]) -> list[int]:
-        """Look at the folder, and return the units that are not done and stand so."""
+    def _free(self) -> list[int]:
+        """Look at the folder, and return the units that are not done and of which no try has failed.
+
+        As long as there are some without any lease, the leases of the others are not read: most are of processes at
+        work, and reading them all for every unit is more than all else that many processes do here.
+        """
+        unleased = [unit for unit in self._missing() if _name(unit) not in self._numbers]
+        return unleased if unleased else self._standing({Standing.FREE})
+
+    def _missing(self) -> list[int]:
+        """Look at the folder, and return the units that are not done, and not held by this process."""
         names = self._names()
         self._done |= recorded_units(names)
         self._numbers = highest_numbers(names)
+        return [unit for unit in self._units if unit not in self._done and unit not in self._held]
+
+    def _standing(self, standings: set[Standing]) -> list[int]:
+        """Look at the folder and at its leases, and return the units that are not done and stand so."""
         units = list[int]()
-        for unit in self._units:
-            if unit in self._done or unit in self._held:
-                continue
+        for unit in self._missing():
             number = self._numbers.get(_name(unit), 0)
             standing = self._leases.standing(_name(unit), number) if number else Standing.FREE
             if standing == Standing.SET_ASIDE:
@@ -264,7 +275,7 @@ class GroupClaims(UnitClaims):
             yield [self._groups[unit]]
 
     def _take_bundle(self, limits: BundleLimits) -> list[Group]:
-        free = [self._groups[unit] for unit in self._standing({Standing.FREE})]
+        free = [self._groups[unit] for unit in self._free()]
         most = max(1, len(free) // (2 * self._ranks))
         bundle, latent_bytes, classes = list[Group](), 0, 0
         for group in free:

@@ -19,6 +19,7 @@ from driving import ROOT, environment, leftovers, products, tree, write_photos
 
 from d4m_fast.runs.verify import verify
 from d4m_fast.storage.lease_files import LeaseRecord, highest_numbers
+from d4m_fast.storage.state import PLAN, require_state
 
 CLASSES = tuple(f"class {i}" for i in range(6))
 PER_CLASS = 50  # two ranges of the source
@@ -313,6 +314,18 @@ def test_what_fails_three_times_is_set_aside_and_named_and_tried_again(crowd: Cr
     assert len(list((root / "run" / "groups").glob("*.json"))) == GROUPS - 1
     assert crowd.distill(root, "--workers", 2) == (0, "")
     crowd.same(root, whole)
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_for_several_makes_the_plan_smaller_once(crowd: Crowd, whole: Path) -> None:
+    """The second reads what the first has changed: batches are halved once."""
+    root = crowd.fresh()
+    assert crowd.distill(root, "--workers", 2, memory=1, slow=0.02) == (0, "")
+    plan = require_state(root / "run" / "plan.json", PLAN)
+    assert [group["batch_size"] for group in plan["groups"]] == [1] * GROUPS
+    assert [entry["now"] for entry in plan["out_of_memory"]] == [1]
+    assert verify(root / "run", deep=True).whole
+    assert (products(root / "run").keys(), leftovers(root)) == (products(whole / "run").keys(), [])
 
 
 @pytest.mark.slow
