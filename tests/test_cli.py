@@ -93,7 +93,7 @@ def test_the_run_documents_itself(finished: Finished) -> None:
     assert (finished.run / "quarantine.jsonl").read_text() == ""
     summary = require_state(finished.run / "summary.json", SUMMARY)
     summary.pop("config")  # of the run, as the records have it
-    assert {"run": str(finished.run), **summary} == finished.ran.json
+    assert {"run": str(finished.run), "output": None, **summary} == finished.ran.json
 
 
 def test_json_is_all_there_is_on_stdout(finished: Finished) -> None:

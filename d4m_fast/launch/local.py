@@ -42,7 +42,7 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a worker process is told.
+    """The task of a worker process.
 
     Attributes:
         log: where its stderr goes.
@@ -58,7 +58,7 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class FinishedWorker:
     """The last message of a worker: nothing is left to do; with its seconds."""
 
     seconds: Mapping[str, float]
@@ -66,12 +66,12 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class ImageMade:
     """A message: a worker has made an image of its own, so that it is not one that only dies."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class LineToShow:
     """A line that a worker has for the user."""
 
     line: str
@@ -164,11 +164,11 @@ class _Pool:
             return
         if isinstance(message, BaseException):
             raise message
-        if isinstance(message, Said):
+        if isinstance(message, LineToShow):
             self.progress.say(f"worker {worker.rank + 1}: {message.line}")
-        elif isinstance(message, Made):
+        elif isinstance(message, ImageMade):
             self.deaths.pop(worker.rank, None)
-        elif isinstance(message, Done):
+        elif isinstance(message, FinishedWorker):
             self.watch.add(message.seconds, message.waits)
             self._forget(worker)
 
@@ -228,11 +228,11 @@ class _Reports(Progress):
         has_made = False
         for item in items:
             if isinstance(item, Mapping) and not has_made:  # a row of the manifest; what others made comes without one
-                self.connection.send(Made())
+                self.connection.send(ImageMade())
                 has_made = True
 
     def say(self, line: str) -> None:
-        self.connection.send(Said(line))
+        self.connection.send(LineToShow(line))
 
 
 def _work(connection: Connection, assignment: Assignment) -> None:
@@ -248,7 +248,7 @@ def _work(connection: Connection, assignment: Assignment) -> None:
         connection.send(_outcome(connection, assignment))
 
 
-def _outcome(connection: Connection, assignment: Assignment) -> Done | D4MError:
+def _outcome(connection: Connection, assignment: Assignment) -> FinishedWorker | D4MError:
     place, watch = assignment.place, Stopwatch()
     try:
         with watch("open"):
@@ -261,7 +261,7 @@ def _outcome(connection: Connection, assignment: Assignment) -> Done | D4MError:
         # What is not foreseen may have left a device that cannot be used again: this process ends, another goes on.
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         raise
-    return Done(watch.seconds, watch.waits)
+    return FinishedWorker(watch.seconds, watch.waits)
 
 
 def _redirect(log: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which shard a process is, by what batch systems and launchers tell it in its environment."""
+"""The shard that a process is, by what batch systems and launchers tell it in its environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a run is, read off its directory and its latents: for a driver whose processes do the work."""
+"""Progress of a run, read off its directory and its latents: for a driver whose processes do the work."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class RunProgress:
         latents = self.place.artifacts / "latents" / str(self.plan.latents)
         if files.is_there(latents / INDEX):
             return sum(self.range_sizes.values())
-        done = recorded_units(path.name for path in files.entries(latents / FOLDER))
-        return sum(self.range_sizes.get(number, 0) for number in done)
+        numbers = recorded_units(path.name for path in files.entries(latents / FOLDER))
+        return sum(self.range_sizes.get(number, 0) for number in numbers)
 
     def made(self) -> int:
         """Return how many images are committed."""
-        done = recorded_units(path.name for path in files.entries(self.place.path / "groups"))
-        return sum(self.group_sizes.get(number, 0) for number in done)
+        numbers = recorded_units(path.name for path in files.entries(self.place.path / "groups"))
+        return sum(self.group_sizes.get(number, 0) for number in numbers)
 
 
 def show(job: Job, place: Place, run: RunDirectory, progress: Progress, looks: Iterator[None]) -> None:

@@ -144,7 +144,7 @@ class _Troupe:
 
 
 class _Actor:
-    """What runs in a process of the cluster."""
+    """A worker in a process of the cluster."""
 
     def work(self, config: Any, place: Place, threads: int) -> tuple[dict[str, float], dict[str, float]] | D4MError:
         """Work until nothing is left; return seconds and waits, or why the run cannot go on."""

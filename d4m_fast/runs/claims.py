@@ -1,4 +1,4 @@
-"""What one process may work on: units, of class groups or of source items, that nobody has done, by leases."""
+"""Claims of one process: units of work, class groups or source items, that nobody has done and that it leases."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class LatentStore:
 
     @property
     def ranges_folder(self) -> Path:
-        """Where the records and leases of ranges are, until all are done."""
+        """Folder of the records and leases of ranges, until all are done."""
         return self._folder.path
 
     def range_at(self, position: int) -> int:

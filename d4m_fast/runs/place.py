@@ -1,4 +1,4 @@
-"""Where, and among whom, a process works on a run."""
+"""Place of a process that works on a run: its directories, and the others beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from d4m_fast.storage.locks import locked
 
 @dataclass(frozen=True)
 class Place:
-    """Where and among whom a process works.
+    """Directories, neighbours and part of a process that works on a run.
 
     Attributes:
         path: of the run directory.

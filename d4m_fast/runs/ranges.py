@@ -74,7 +74,7 @@ class OwnRanges:
 
 @dataclass
 class RangeState:
-    """What is encoded of a range.
+    """Encoded part of a range.
 
     Attributes:
         position: of the first item that is not.

@@ -85,7 +85,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """What a shard that is done says of itself."""
+    """Record of a shard that is done."""
 
     left_out: LeftOut
     seconds: Mapping[str, float]

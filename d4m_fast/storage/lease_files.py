@@ -18,7 +18,7 @@ _REASON_CHARACTERS = 300  # of an error's message that fit into a file, escaped 
 
 
 class Phase(enum.StrEnum):
-    """Where a holder is with its unit."""
+    """Step of a holder with its unit."""
 
     WAITING = "waiting"  # held for later: if its holder ends now, that is not this unit's fault
     WORKING = "working"

@@ -62,7 +62,7 @@ class Timing:
 
 
 class Standing(enum.Enum):
-    """What an observer may do with a unit."""
+    """State of a unit for an observer, who may take it or not."""
 
     FREE = "nobody holds it"
     TRIED = "nobody holds it, and an earlier try failed"
@@ -72,7 +72,7 @@ class Standing(enum.Enum):
 
 @dataclass(slots=True)
 class _Sight:
-    """What an observer saw of a lease, and for how long it has not changed."""
+    """Last look of an observer at a lease, and the seconds for which it has not changed."""
 
     number: int
     data: bytes
