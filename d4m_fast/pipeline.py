@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from d4m_fast.console import Progress
 from d4m_fast.engine.encode import encode
 from d4m_fast.engine.generate import generate
 from d4m_fast.engine.memory import release
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.prototypes import cluster
 from d4m_fast.errors import OutOfMemoryError
+from d4m_fast.flow.progress import Listener
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.workers import Workers
 from d4m_fast.job import Job
@@ -27,7 +27,7 @@ from d4m_fast.storage import files
 from d4m_fast.storage.locks import locked
 
 
-def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: Progress) -> dict[str, Any]:
+def distill(job: Job, path: Path, artifacts: Path, watch: Stopwatch, progress: Listener) -> dict[str, Any]:
     """Do what is missing of a run, and return its summary.
 
     Args:
@@ -53,7 +53,7 @@ class _Distillation:
     run: RunDirectory
     artifacts: Path
     watch: Stopwatch
-    progress: Progress
+    progress: Listener
 
     def finish(self) -> dict[str, Any]:
         plan, networks = self._open_plan()

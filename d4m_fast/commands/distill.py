@@ -8,7 +8,7 @@ from typing import Any
 
 from d4m_fast.config.distill import DistillConfig
 from d4m_fast.config.fields import Group
-from d4m_fast.console import Progress, distilled_lines, say, say_classes, say_result, say_weights
+from d4m_fast.console import Progress, distilled_lines, say_result
 from d4m_fast.errors import EXIT_QUARANTINED
 from d4m_fast.options import PATH, command, config_of, option, options_of
 
@@ -26,27 +26,10 @@ def distill(out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
       d4m-fast distill --classes 1,8 --ipc 1 --steps 5 --out runs/two-images
       d4m-fast distill --data imagenet/train --model stable-diffusion-v1-5 --ipc 50 --image-size 224 --out in1k-50
     """
-    from d4m_fast.flow.stopwatch import Stopwatch
+    from d4m_fast.api.distilling import finish_run
 
-    # Before the imports, which take seconds: a wrong option is answered at once.
-    config, watch = config_of(DistillConfig, options), Stopwatch()
-    with watch("import"):
-        import diffusers.schedulers  # noqa: F401  # what `prepare` reads the schedule off
-
-        from d4m_fast import pipeline
-        from d4m_fast.job import default_artifacts, prepare, require_disk
-    cache = default_artifacts() if artifacts is None else artifacts
-    with watch("open"):
-        job = prepare(config, artifacts=cache, run=out)
-    if not quiet:
-        say(f"engine: {job.engine_reason}")
-        say(f"preset: {job.preset_line}")
-        say_classes(job.source)
-    say_weights(job.model.weights_line, quiet)
-    run = job.default_run() if out is None else out
-    require_disk(job, run, cache)
-    summary = pipeline.distill(job, run, cache, watch, Progress(quiet))
-    summary = {**summary, "run": str(run)}  # where it lies now: one that was moved has the old path on record
+    # Checked before the imports, which take seconds: a wrong option is answered at once.
+    summary = finish_run(config_of(DistillConfig, options), out, artifacts, Progress(quiet))
     say_result(summary, as_json, lambda: distilled_lines(summary))
     if summary["quarantined"]:
         sys.exit(EXIT_QUARANTINED)

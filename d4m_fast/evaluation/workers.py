@@ -7,8 +7,10 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import time
+import types
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +18,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -125,7 +128,9 @@ def _spawn(number: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     connection, worker_end = context.Pipe()
     process = context.Process(target=_work, args=(worker_end, number), daemon=True)
-    process.start()
+    # A spawned process first runs the file of `__main__`, which may be a user's script that evaluates, without a guard.
+    with mock.patch.dict(sys.modules, {"__main__": types.ModuleType("__main__")}):
+        process.start()
     worker_end.close()  # or the end of the worker would not end the connection
     return _Worker(number, process, connection)
 

@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from d4m_fast.errors import DamageError, DataError, RunDirectoryError
+from d4m_fast.errors import DamageError
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.runs import exports, latents
 from d4m_fast.runs.commit import files_of, read_of_run, read_record
 from d4m_fast.runs.image_files import PILLOW_OF
 from d4m_fast.runs.plan import Plan
+from d4m_fast.runs.reading import require_run
 from d4m_fast.runs.run import essence
 from d4m_fast.storage import files
 from d4m_fast.storage.locks import locked
@@ -93,10 +94,7 @@ def verify(run: Path, *, deep: bool = False, repair: bool = False) -> Verdict:
         RunDirectoryError: not a run of ours, or in use.
         DamageError: `config.json` is not what was written; a run cannot be gone on with then.
     """
-    if not os.path.isdir(run):
-        raise DataError(f"{run}: no such run directory; give one that d4m-fast distill made")
-    if not files.is_there(run / "config.json"):
-        raise RunDirectoryError(f"{run}: not a run of ours (no config.json); give one that d4m-fast distill made")
+    require_run(run)
     with locked(run, read_only=not repair):
         verdict = _Check(run, deep).verdict()
         return _repaired(verdict) if repair and verdict.findings else verdict
