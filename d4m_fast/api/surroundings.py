@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -100,8 +101,11 @@ def _restored() -> Iterator[None]:
 @contextlib.contextmanager
 def _silent_downloads() -> Iterator[None]:
     """Draw no bars of the hub's downloads; who set HF_HUB_DISABLE_PROGRESS_BARS=0 has asked for them."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    with warnings.catch_warnings():
+        # In a notebook without ipywidgets tqdm warns when it is first imported, of bars that nobody draws here.
+        warnings.simplefilter("ignore")
+        from huggingface_hub import constants
+        from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if are_progress_bars_disabled() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False:
         yield
