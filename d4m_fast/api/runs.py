@@ -86,7 +86,7 @@ class Run:
 
     @property
     def manifest(self) -> pandas.DataFrame:
-        """One row per image: class id, prompt, seed, cluster, nearest real image, file and its checksum.
+        """Rows of all images as a table: class id, prompt, seed, cluster, nearest real image, file and its checksum.
 
         Raises:
             PreflightError: pandas is not installed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import shutil
 from pathlib import Path
 
@@ -116,6 +117,14 @@ def test_workers_that_stay_hear_of_another_epoch(finished: Finished, tmp_path: P
         ((images, _),) = loader
         assert torch.equal(images, torch.stack([dataset[i][0] for i in range(6)]))
     loader._iterator = None  # ends the workers
+
+
+def test_datasets_travel_to_spawned_processes(finished: Finished, tmp_path: Path) -> None:
+    stored(finished.run, tmp_path / "labels", QUICK)
+    plain, soft = d4m_fast.load(finished.run), d4m_fast.load(finished.run, labels=tmp_path / "labels")
+    soft.set_epoch(2)
+    assert torch.equal(pickle.loads(pickle.dumps(plain))[3][0], plain[3][0])
+    assert torch.equal(pickle.loads(pickle.dumps(soft))[3][0], soft[3][0])
 
 
 def test_pruned_labels_and_a_transform_of_the_tensor(finished: Finished, tmp_path: Path) -> None:
