@@ -9,7 +9,7 @@ PROCESSES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types clean
+.PHONY: help demo test lint types docs clean
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,8 +29,12 @@ lint: $(VENV)/.installed-dev ## ruff
 types: $(VENV)/.installed-dev ## mypy, strict
 	$(BIN)/mypy
 
-clean: ## remove the environment and the demo's run
-	rm -rf $(VENV) $(DEMO)
+# Without --quiet, which hides the warnings from --strict, too. The theme's own notice is no matter of the pages.
+docs: $(VENV)/.installed-dev ## build the site of docs/ into site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+clean: ## remove the environment, the demo's run and the site
+	rm -rf $(VENV) $(DEMO) site
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "d4m-fast needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -41,5 +45,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable '.[cpu,rtx,dev]'
+	$(INSTALL) --editable '.[cpu,rtx,dev,docs,notebook]'
 	@touch $@ $(VENV)/.installed

@@ -11,10 +11,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from d4m_fast.flow.progress import Listener, Sized
 from d4m_fast.streams import printable, printable_json
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from d4m_fast.sources.records import Source
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 LINE_SECONDS = 10.0  # between lines of progress, so that the log of hours stays readable
 # Read when the libraries are imported, and by the processes that are started.
 _HUSHING = {
@@ -36,14 +36,6 @@ _HUSHING = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 LISTED_CLASSES = 3  # enough to see whether prompts are words or ids
-
-
-class Sized(Protocol[T_co]):
-    """Items of a stage, whose number is known before they are made."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[T_co]: ...
 
 
 def lines_of(table: Table, width: int = 100) -> list[str]:
@@ -113,19 +105,20 @@ def track(label: str, items: Sized[T], quiet: bool) -> Iterator[T]:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Progress of a run, on stderr."""
+class Progress(Listener):
+    """Progress of a request, on stderr; where it is quiet, warnings alone."""
 
     quiet: bool
 
-    def follow(self, label: str, items: Sized[object]) -> None:
-        """Draw all items of a stage, showing how far it is."""
-        for _ in track(label, items, self.quiet):
-            pass
+    def track(self, stage: str, items: Sized[T]) -> Iterator[T]:
+        return track(stage, items, self.quiet)
 
     def say(self, line: str) -> None:
         if not self.quiet:
             say(line)
+
+    def warn(self, line: str) -> None:
+        say(line)
 
 
 def now_and_then(quiet: bool) -> Callable[[str], None]:
@@ -141,19 +134,24 @@ def now_and_then(quiet: bool) -> Callable[[str], None]:
     return listen
 
 
-def say_classes(source: Source) -> None:
-    """Show, on stderr, the prompts of the first classes, and what was left out of the images."""
+def class_lines(source: Source) -> Iterator[str]:
+    """Yield the prompts of the first classes, and what was left out of the images."""
     from d4m_fast.sources.labels import shared_prompts
 
     for class_info in source.classes[:LISTED_CLASSES]:
-        say(f"class {class_info.id}: {class_info.folder} -> {class_info.prompt}")
+        yield f"class {class_info.id}: {class_info.folder} -> {class_info.prompt}"
     folders_by_prompt = shared_prompts(source.classes)
     if folders_by_prompt:
         prompt, folders = next(iter(folders_by_prompt.items()))
         count = len(folders_by_prompt)
         more = f", and {count - 1} more are shared" if count > 1 else ""
-        say(f"one prompt for several classes: {prompt} ({', '.join(folders)}){more}")
-    for line in source.notes:
+        yield f"one prompt for several classes: {prompt} ({', '.join(folders)}){more}"
+    yield from source.notes
+
+
+def say_classes(source: Source) -> None:
+    """Show, on stderr, the lines of `class_lines`."""
+    for line in class_lines(source):
         say(line)
 
 

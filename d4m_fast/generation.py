@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from d4m_fast.console import Progress
 from d4m_fast.engine.generate import generate
 from d4m_fast.engine.memory import release
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.prototypes import GROUP_BYTES, Clustering, cluster_group
 from d4m_fast.errors import UNFORESEEN, D4MError, OutOfMemoryError
+from d4m_fast.flow.progress import Listener
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
@@ -37,7 +37,7 @@ class Generation:
     run: RunDirectory
     pulse: Pulse
     watch: Stopwatch
-    progress: Progress
+    progress: Listener
     networks: Networks
     claims: GroupClaims
     clustering: Clustering

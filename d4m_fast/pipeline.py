@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from d4m_fast.console import Progress
 from d4m_fast.engine.encode import encode
 from d4m_fast.engine.memory import release
 from d4m_fast.engine.networks import Networks
 from d4m_fast.engine.prototypes import Clustering, require_usable
 from d4m_fast.errors import UNFORESEEN, D4MError, OutOfMemoryError, SetAsideError
+from d4m_fast.flow.progress import Listener
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
@@ -42,7 +42,7 @@ def distill(
     path: Path,
     artifacts: Path,
     watch: Stopwatch,
-    progress: Progress,
+    progress: Listener,
     timing: Timing | None = None,
     shard: Shard | None = None,
 ) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def forgive(run: RunDirectory, place: Place) -> None:
         claims.forgive()
 
 
-def work(job: Job, place: Place, run: RunDirectory, watch: Stopwatch, progress: Progress) -> None:
+def work(job: Job, place: Place, run: RunDirectory, watch: Stopwatch, progress: Listener) -> None:
     """Encode and generate what nobody else does, until nothing is left."""
     with Pulse(place.timing) as pulse:
         _Distillation(job, place, run, pulse, watch, progress).work()
@@ -143,7 +143,7 @@ class _Distillation:
     run: RunDirectory
     pulse: Pulse
     watch: Stopwatch
-    progress: Progress
+    progress: Listener
 
     def work(self) -> None:
         plan, networks = self._open()

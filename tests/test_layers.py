@@ -15,6 +15,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("commands",),
+    ("api",),
     ("profiling", "launch"),
     ("pipeline", "examination"),
     ("generation",),

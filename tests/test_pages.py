@@ -13,7 +13,8 @@ from d4m_fast.cli import cli
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-LINKING = (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *PAGES)
+GUIDES = sorted(DOCS.glob("guide/*.md"))
+LINKING = (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *PAGES, *GUIDES)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOREIGN = re.compile(r"^.*\b[\w-]+/[\w-]+ [0-9a-f]{7}\b.*$", re.MULTILINE)  # files of another repository's commit
 LAUNCHED = re.compile(r"^(?:torchrun|srun) .*?(?:-m d4m_fast|d4m-fast) ", re.MULTILINE)
@@ -37,10 +38,14 @@ def test_a_dead_link_is_found() -> None:
     assert dead_links(DOCS / "d4m.md", text) == ["nowhere.md", "../docs/none.png"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_begins_with_its_question_and_the_readme_has_it(page: Path) -> None:
+@pytest.mark.parametrize("page", (*PAGES, *GUIDES), ids=lambda page: page.name)
+def test_a_page_begins_with_its_question(page: Path) -> None:
     first = page.read_text(encoding="utf-8").splitlines()[0]
     assert re.fullmatch(r"# [A-Z].*\?", first), first
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_readme_has_every_page_but_the_guides(page: Path) -> None:
     assert f"](docs/{page.name})" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 

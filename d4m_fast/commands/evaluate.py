@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from d4m_fast.config.evaluate import EvaluateConfig
 from d4m_fast.config.fields import Group
-from d4m_fast.console import lines_of, say, say_lines, say_result, track
+from d4m_fast.console import Progress, lines_of, say_lines, say_result
 from d4m_fast.endings import debugging
-from d4m_fast.errors import PreflightError, UsageError
+from d4m_fast.errors import UsageError
 from d4m_fast.options import PATH, command, config_of, option, options_of
-
-if TYPE_CHECKING:
-    from d4m_fast.evaluation.tasks import Exam, Result
-    from d4m_fast.examination.examination import Examination
 
 
 @command
@@ -78,75 +72,12 @@ def _processes(config: EvaluateConfig) -> contextlib.AbstractContextManager[None
 def _evaluate(
     runs: Sequence[Path], config: EvaluateConfig, out: Path | None, artifacts: Path | None, as_json: bool, quiet: bool
 ) -> None:
-    from d4m_fast.evaluation import results
+    from d4m_fast.api.evaluating import finish_evaluation
     from d4m_fast.evaluation.workers import is_follower
-    from d4m_fast.examination.opening import open_examination, work_folder
-    from d4m_fast.examination.outcome import outcome_of
-    from d4m_fast.job import default_artifacts
 
-    if out is None:
-        out = work_folder(runs[0], default_artifacts() if artifacts is None else artifacts)
-    quiet = quiet or is_follower()  # of the processes of a launcher one speaks
-    # Before the folder is made: what is refused leaves nothing behind.
-    examination = open_examination(runs, config, out)
-    checks = examination.check_teachers()
-    if not quiet:
-        for check in checks:
-            say(results.check_line(check.to_json()))
-    with _writable(out) as work:
-        if work != out:
-            examination = dataclasses.replace(examination, work=work)
-        exam = examination.build_exam()
-        trained = _train(examination, exam, quiet)
-        if is_follower():
-            return
-        value = outcome_of(examination, exam, trained, checks)
-        try:
-            say_result(value, as_json, lambda: _lines(value))
-        finally:  # what took hours is not lost where it cannot be printed
-            if work == out:
-                _keep(out / "results.json", value)
-
-
-def _keep(path: Path, value: dict[str, Any]) -> None:
-    from d4m_fast.evaluation import results
-
-    try:
-        results.save(path, value)
-    except PreflightError as error:
-        say(f"the results are not kept: {error}")
-
-
-@contextlib.contextmanager
-def _writable(out: Path) -> Iterator[Path]:
-    """Yield the directory itself, or a temporary one where nothing can be written to it, and say so."""
-    from d4m_fast.storage import files
-
-    try:
-        # A directory that is there may still refuse files: on a read-only disk, or another user's.
-        trial = files.make_directory(out) / f"{files.TEMPORARY}trial"
-        files.write_bytes(trial, b"")
-        files.remove(trial)
-    except PreflightError as error:
-        say(f"the results are not kept: {error}")
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-    else:
-        yield out
-
-
-def _train(examination: Examination, exam: Exam, quiet: bool) -> list[Result]:
-    """Do all jobs, or this process's share under a launcher, and return all results in the order of the jobs."""
-    from d4m_fast.evaluation.workers import Schedule
-
-    results, tasks = list["Result"](), examination.tasks()
-    for stage, jobs in (("labels", examination.label_tasks()), ("students", tasks)):
-        with examination.timed(stage):
-            for result in track(stage, Schedule(exam, jobs, examination.workers), quiet):
-                if result is not None:
-                    results.append(result)
-    places = {task: place for place, task in enumerate(tasks)}
-    return sorted(results, key=lambda result: places[result.task])
+    value = finish_evaluation(runs, config, out, artifacts, Progress(quiet or is_follower()))
+    if not is_follower():
+        say_result(value, as_json, lambda: _lines(value))
 
 
 def _lines(value: dict[str, Any]) -> list[str]:

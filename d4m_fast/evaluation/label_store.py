@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 from d4m_fast.errors import DataError, ModelError
 from d4m_fast.evaluation.images import ImageSet
 from d4m_fast.evaluation.label_rows import LabelRows, packed, unpacked, views_at
-from d4m_fast.evaluation.protocols import Protocol
+from d4m_fast.evaluation.protocols import PROTOCOLS, Protocol
 from d4m_fast.evaluation.views import Mix, Views, draw_mix, draw_views, mixed, render
 from d4m_fast.fingerprints import derive_seed, fingerprint
 from d4m_fast.storage import files
@@ -142,6 +142,22 @@ def open_or_write(
         store = open_labels(root, images, identity)
         assert store is not None
     return store
+
+
+def stored_protocol(root: Path) -> Protocol:
+    """Return a protocol that shows images as those were that stored labels are of, at the labels' temperature.
+
+    Raises:
+        DamageError: the index is damaged, or missing.
+    """
+    theirs = require_state(root / INDEX, LABELS)["made_by"]["protocol"]
+    return replace(PROTOCOLS["small"], **{name: theirs[name] for name in (*SHOWN_BY, "temperature")})
+
+
+def stored_hashes(root: Path) -> list[str]:
+    """Return the hashes of the images that stored labels are of; errors are those of `stored_protocol`."""
+    hashes: list[str] = require_state(root / INDEX, LABELS)["hashes"]
+    return hashes
 
 
 def _store_of(root: Path, images: ImageSet, index: Mapping[str, Any]) -> LabelStore:

@@ -22,6 +22,7 @@ import torch
 from d4m_fast.allocator import keep_freed_memory
 from d4m_fast.errors import D4MError, PreflightError, RunDirectoryError
 from d4m_fast.evaluation.tasks import Exam, LabelTask, Result, Task, finish_labels, finish_task
+from d4m_fast.flow.processes import start_apart
 from d4m_fast.storage import files
 
 POLL_SECONDS = 1.0  # between looks at jobs that others do
@@ -125,7 +126,7 @@ def _spawn(number: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     connection, worker_end = context.Pipe()
     process = context.Process(target=_work, args=(worker_end, number), daemon=True)
-    process.start()
+    start_apart(process)
     worker_end.close()  # or the end of the worker would not end the connection
     return _Worker(number, process, connection)
 

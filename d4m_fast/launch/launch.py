@@ -8,7 +8,7 @@ from typing import Any
 
 from d4m_fast import pipeline
 from d4m_fast.config.launch import LaunchConfig
-from d4m_fast.console import Progress
+from d4m_fast.flow.progress import Listener
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.job import Job
 from d4m_fast.launch.local import distill_by_workers
@@ -18,7 +18,7 @@ from d4m_fast.storage.leases import Timing
 
 
 def launched(
-    job: Job, launch: LaunchConfig, run: Path, artifacts: Path, watch: Stopwatch, progress: Progress
+    job: Job, launch: LaunchConfig, run: Path, artifacts: Path, watch: Stopwatch, progress: Listener
 ) -> dict[str, Any]:
     """Do what is missing of a run by as many processes as are asked for, and return its summary; as `distill`."""
     timing = Timing(launch.lease_seconds)

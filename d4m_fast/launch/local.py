@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from d4m_fast.config.distill import DistillConfig
-from d4m_fast.console import Progress
 from d4m_fast.errors import EXIT_SIGTERM, UNFORESEEN, D4MError, PreflightError
+from d4m_fast.flow.processes import start_apart
+from d4m_fast.flow.progress import Listener, Sized, T
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.job import Job, prepare
 from d4m_fast.launch.progress import show
@@ -77,7 +78,7 @@ class LineToShow:
     line: str
 
 
-def distill_by_workers(job: Job, place: Place, workers: int, watch: Stopwatch, progress: Progress) -> dict[str, Any]:
+def distill_by_workers(job: Job, place: Place, workers: int, watch: Stopwatch, progress: Listener) -> dict[str, Any]:
     """Do what is missing of a run by processes of this machine, and return its summary.
 
     Args:
@@ -116,7 +117,7 @@ class _Pool:
     place: Place
     size: int
     watch: Stopwatch
-    progress: Progress
+    progress: Listener
     workers: list[_Worker] = field(default_factory=list)
     deaths: dict[int, int] = field(default_factory=dict)  # in a row, by rank
 
@@ -213,26 +214,30 @@ def _spawn(assignment: Assignment) -> _Worker:
     files.make_directory(assignment.log.parent)
     connection, worker_end = context.Pipe()
     process = context.Process(target=_work, args=(worker_end, assignment), daemon=True)
-    process.start()
+    start_apart(process)
     worker_end.close()  # or the end of the worker would not end the connection
     return _Worker(assignment.place.seat.rank, process, connection)
 
 
 @dataclass(frozen=True)
-class _Reports(Progress):
-    """Progress of a worker, told to the driver."""
+class _Reports(Listener):
+    """Listener of a worker, which tells the driver."""
 
     connection: Connection
 
-    def follow(self, label: str, items: Iterable[object]) -> None:
+    def track(self, stage: str, items: Sized[T]) -> Iterator[T]:
         has_made = False
         for item in items:
             if isinstance(item, Mapping) and not has_made:  # a row of the manifest; what others made comes without one
                 self.connection.send(ImageMade())
                 has_made = True
+            yield item
 
     def say(self, line: str) -> None:
         self.connection.send(LineToShow(line))
+
+    def warn(self, line: str) -> None:
+        self.say(line)
 
 
 def _work(connection: Connection, assignment: Assignment) -> None:
@@ -254,7 +259,7 @@ def _outcome(connection: Connection, assignment: Assignment) -> FinishedWorker |
         with watch("open"):
             job = prepare(assignment.config, artifacts=place.artifacts, run=place.path)
         run = RunDirectory(place.path, job.identity)
-        work(job, place, run, watch, _Reports(True, connection))
+        work(job, place, run, watch, _Reports(connection))
     except D4MError as error:
         return error
     except UNFORESEEN as error:

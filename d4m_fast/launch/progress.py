@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from d4m_fast.console import Progress
+from d4m_fast.flow.progress import Listener
 from d4m_fast.flow.stream import Stream
 from d4m_fast.job import Job
 from d4m_fast.runs.commit import recorded_units
@@ -59,7 +59,7 @@ class RunProgress:
         return sum(self.group_sizes.get(number, 0) for number in numbers)
 
 
-def show(job: Job, place: Place, run: RunDirectory, progress: Progress, looks: Iterator[None]) -> None:
+def show(job: Job, place: Place, run: RunDirectory, progress: Listener, looks: Iterator[None]) -> None:
     """Show how far a run is, as long as its processes are looked after.
 
     Args:
@@ -76,7 +76,7 @@ def show(job: Job, place: Place, run: RunDirectory, progress: Progress, looks: I
         pass
 
 
-def _show_stage(label: str, progress: Progress, looks: Iterator[None], total: int, count: Callable[[], int]) -> None:
+def _show_stage(label: str, progress: Listener, looks: Iterator[None], total: int, count: Callable[[], int]) -> None:
     """Show how far a stage is until all is done, or every process has ended."""
     before = count()
 

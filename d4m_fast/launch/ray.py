@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from d4m_fast.console import Progress
 from d4m_fast.errors import D4MError, PreflightError
+from d4m_fast.flow.progress import Listener, Unheard
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.job import Job, prepare
 from d4m_fast.launch.progress import show
@@ -32,7 +32,7 @@ CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def distill_by_ray(
-    job: Job, place: Place, address: str, actors: int | None, watch: Stopwatch, progress: Progress
+    job: Job, place: Place, address: str, actors: int | None, watch: Stopwatch, progress: Listener
 ) -> dict[str, Any]:
     """Do what is missing of a run by actors of a Ray cluster, and return its summary.
 
@@ -89,7 +89,7 @@ class _Troupe:
     place: Place
     most: int | None
     watch: Stopwatch
-    progress: Progress
+    progress: Listener
     running: dict[Any, Any] = field(default_factory=dict)  # what each actor will return -> the actor
     started: int = 0
     deaths: int = 0
@@ -155,7 +155,7 @@ class _Actor:
         try:
             with watch("open"):
                 job = prepare(config, artifacts=place.artifacts, run=place.path)
-            work(job, place, RunDirectory(place.path, job.identity), watch, Progress(quiet=True))
+            work(job, place, RunDirectory(place.path, job.identity), watch, Unheard())
         except D4MError as error:
             return error
         return watch.seconds, watch.waits

@@ -11,8 +11,8 @@ from d4m_fast import __version__
 from d4m_fast.config.choices import OutputForm
 from d4m_fast.config.convert import ConvertConfig
 from d4m_fast.config.distill import DistillConfig
-from d4m_fast.console import Progress
 from d4m_fast.errors import UsageError
+from d4m_fast.flow.progress import Listener
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.stream import Stream
 from d4m_fast.flow.workers import Workers
@@ -36,7 +36,7 @@ def require_form(form: OutputForm) -> None:
     FORMS[form].versions()
 
 
-def derive(path: Path, name: OutputForm, progress: Progress) -> dict[str, Any] | None:
+def derive(path: Path, name: OutputForm, progress: Listener) -> dict[str, Any] | None:
     """Put a finished run into the form that `distill` was asked for, in the run; None for what it holds already.
 
     Errors are those of `convert`.
@@ -46,7 +46,7 @@ def derive(path: Path, name: OutputForm, progress: Progress) -> dict[str, Any] |
     return convert(path, name, path / OUTPUTS / name, ConvertConfig(), progress)
 
 
-def convert(path: Path, name: OutputForm, out: Path, config: ConvertConfig, progress: Progress) -> dict[str, Any]:
+def convert(path: Path, name: OutputForm, out: Path, config: ConvertConfig, progress: Listener) -> dict[str, Any]:
     """Put a finished run into another form, as far as that is not done; returns what is there then.
 
     Every image's bytes are compared with the run's manifest while they are read. Files of an output that is not

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from d4m_fast.errors import DamageError, DataError, RunDirectoryError
+from d4m_fast.errors import DamageError, RunDirectoryError
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.runs import exports, latent_checks
 from d4m_fast.runs.commit import files_of, read_of_run, read_record
@@ -24,6 +24,7 @@ from d4m_fast.runs.identity import essence
 from d4m_fast.runs.image_files import PILLOW_OF
 from d4m_fast.runs.output_check import OutputCheck, Problem, check_output, outputs_of
 from d4m_fast.runs.plan import Plan
+from d4m_fast.runs.reading import require_run
 from d4m_fast.storage import files
 from d4m_fast.storage.lease_files import LEASE_FILE, holders
 from d4m_fast.storage.locks import locked
@@ -109,10 +110,7 @@ def verify(run: Path, *, deep: bool = False, repair: bool = False) -> Verdict:
         RunDirectoryError: not a run of ours, or in use.
         DamageError: `config.json` is not what was written; a run cannot be gone on with then.
     """
-    if not os.path.isdir(run):
-        raise DataError(f"{run}: no such run directory; give one that d4m-fast distill made")
-    if not files.is_there(run / "config.json"):
-        raise RunDirectoryError(f"{run}: not a run of ours (no config.json); give one that d4m-fast distill made")
+    require_run(run)
     with locked(run, read_only=not repair):
         if repair:
             _require_unused(run)
