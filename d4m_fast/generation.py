@@ -136,7 +136,9 @@ class Generation:
         self.claims.give_back()
         with self.place.locked():
             current = self.run.require_plan()
-            smaller = current.with_smaller_batch(error, self.run.committed(current), plan.groups[at])
+            smaller = current.with_smaller_batch(
+                error, self.run.committed(current), None if at is None else plan.groups[at]
+            )
             if smaller is not current:
                 self.run.save_plan(smaller)
         self.claims.replan(self.place.groups(smaller))

@@ -133,9 +133,9 @@ class UnitClaims:
             if unit in self._held:
                 self._held[unit].wait()
 
-    def first_worked_on(self) -> int:
-        """Return the unit that is worked on for the longest time."""
-        return next(unit for unit, lease in self._held.items() if lease.is_worked_on)
+    def first_worked_on(self) -> int | None:
+        """Return the unit that is worked on for the longest time; None if none is, or if it was lost meanwhile."""
+        return next((unit for unit, lease in self._held.items() if lease.is_worked_on), None)
 
     def give_back(self, failure: str | None = None) -> list[int]:
         """Give back all that is held; `failure` counts as a try of those that were worked on, which are returned."""
