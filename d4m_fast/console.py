@@ -142,9 +142,10 @@ def now_and_then(quiet: bool) -> Callable[[str], None]:
 
 
 def say_classes(source: Source) -> None:
-    """Show, on stderr, the prompts of the first classes, and what was left out of the images."""
+    """Show, on stderr, what kind of data was seen, the prompts of the first classes, and what was left out."""
     from d4m_fast.sources.labels import shared_prompts
 
+    say(f"data: {source.kind}; {len(source.items):,} images of {len(source.classes):,} classes")
     for class_info in source.classes[:LISTED_CLASSES]:
         say(f"class {class_info.id}: {class_info.folder} -> {class_info.prompt}")
     folders_by_prompt = shared_prompts(source.classes)

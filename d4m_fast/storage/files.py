@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -88,13 +88,20 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
     Raises:
         PreflightError: no space, no permission, a read-only file system.
     """
+    write_pieces(path, [data], sync_name=sync_name)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_pieces(path: Path, pieces: Iterable[Buffer], *, sync_name: bool = True) -> None:
+    """Write a file of pieces that are made one by one, as `write_bytes` does."""
     with refusing(path):
         # In the same directory, because a rename does not cross file systems. Sixty characters of the name at most,
         # which are 240 bytes: a name of 255 bytes has no room for a prefix.
         temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name[-60:]}")
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                for piece in pieces:
+                    file.write(piece)
                 file.flush()
                 _sync(file.fileno(), path)
             os.replace(temporary, path)
@@ -104,7 +111,6 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
         # Without this, a power cut may bring back the file that had the name before, or none.
         if sync_name:
             sync_directory(path.parent)
-    return hashlib.sha256(data).hexdigest()
 
 
 def remove(path: Path) -> None:
