@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -104,7 +105,8 @@ def _from_meta(path: Path) -> dict[str, str]:
     import torch
 
     try:
-        _, listed = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a protocol that torchvision does not write
+            _, listed = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, TypeError, EOFError, LookupError) as error:
         raise DataError(f"{path}: not what torchvision writes ({type(error).__name__}); remove it") from error
     except (pickle.UnpicklingError, zipfile.BadZipFile) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ from d4m_fast.sources.image_names import wnid_names
 from d4m_fast.sources.index_cache import IndexCache
 from d4m_fast.sources.labels import Prompts, require_named
 from d4m_fast.sources.listing import Listing, list_images
-from d4m_fast.sources.parquet_files import ParquetFile
+from d4m_fast.sources.parquet_files import ParquetFile, refusing
 from d4m_fast.sources.parquet_rows import Rows, index_rows, rows_of
 from d4m_fast.sources.parquet_schema import Columns, Features, columns_of, page_of
 from d4m_fast.sources.records import ClassInfo, Item
@@ -140,20 +141,24 @@ def _read_texts(paths: Sequence[Path], features: Features) -> tuple[Columns, lis
         if columns != first:
             raise DataError(f"{path}: has other columns or names of classes than {paths[0]}; give sets one by one")
         for batch in file.texts(texts):
-            file_labels = batch.column(batch.schema.get_field_index(first.label)).to_pylist()
+            with refusing(path):  # text may be no UTF-8
+                file_labels = batch.column(batch.schema.get_field_index(first.label)).to_pylist()
+                file_names = _names_in(batch, first.path)
             if None in file_labels:
                 raise DataError(
                     f"{path}: row {len(labels) + file_labels.index(None):,} has no {first.label}; remove it"
                 )
             labels += map(str, file_labels)
-            names += [""] * len(file_labels) if first.path is None else _names_in(batch, first.path)
+            names += file_names
     if not labels:
         raise DataError(f"{paths[0]}: no rows")
     return first, labels, names
 
 
-def _names_in(batch: object, column: str) -> list[str]:
-    values = batch.column(batch.schema.get_field_index(column.partition(".")[0]))  # type: ignore[attr-defined]
+def _names_in(batch: Any, column: str | None) -> list[str]:
+    if column is None:
+        return [""] * batch.num_rows
+    values = batch.column(batch.schema.get_field_index(column.partition(".")[0]))
     names = values.field(values.type.get_field_index("path")).to_pylist()
     return ["" if name is None else name for name in names]
 

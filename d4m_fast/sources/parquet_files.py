@@ -71,15 +71,15 @@ class ParquetFile:
 
     def texts(self, columns: Sequence[str]) -> Iterator[Any]:
         """Yield record batches of small columns."""
-        groups = range(len(self.group_rows))
-        rows = min((self._piece_rows(group, columns, MOST_TEXT_BYTES, _MOST_TEXT_ROWS) for group in groups), default=1)
         with refusing(self.path):
-            yield from self._file.iter_batches(rows, columns=list(columns), use_threads=False)
+            groups = range(len(self.group_rows))
+            rows = [self._piece_rows(group, columns, MOST_TEXT_BYTES, _MOST_TEXT_ROWS) for group in groups]
+            yield from self._file.iter_batches(min(rows, default=1), columns=list(columns), use_threads=False)
 
     def images(self, group: int, column: str) -> Iterator[bytes | None]:
         """Yield the bytes of each image of a row group; None where a row has none."""
-        rows = self._piece_rows(group, [column], MOST_PIECE_BYTES, _MOST_PIECE_ROWS)
         with refusing(self.path):
+            rows = self._piece_rows(group, [column], MOST_PIECE_BYTES, _MOST_PIECE_ROWS)
             for batch in self._file.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False):
                 values = batch.column(0)
                 if values.type.num_fields:

@@ -6,8 +6,10 @@ few images. Such a set is copied once: its images' bytes, row by row, into one f
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -134,10 +136,16 @@ class HeldGroups:
 
 
 class Copies:
-    """Images in the copies of parquet files."""
+    """Images in the copies of parquet files.
 
-    def __init__(self, indexes: Sequence[RowIndex], copies: Sequence[Path]) -> None:
+    Args:
+        kept: whether the copies stay when this object goes.
+    """
+
+    def __init__(self, indexes: Sequence[RowIndex], copies: Sequence[Path], *, kept: bool = True) -> None:
         self._indexes, self._copies = tuple(indexes), tuple(copies)
+        if not kept:
+            weakref.finalize(self, shutil.rmtree, copies[0].parent, ignore_errors=True)
         self._files = PositionedFiles(copies, [state_of(copy) for copy in copies])
         self._starts = np.cumsum([0, *(len(index.sizes) for index in indexes)])
         self._offsets = [index.offsets for index in indexes]
@@ -173,7 +181,8 @@ def rows_of(indexes: Sequence[RowIndex], column: str, order: np.ndarray, cache: 
     held = HeldGroups(indexes, column)
     if not held.groups.must_be_copied(order):
         return held, ""
-    folder = cache if cache.root is not None else IndexCache(Path(tempfile.mkdtemp(prefix="d4m-fast-")), cache.form)
+    kept = cache.root is not None
+    folder = cache if kept else IndexCache(Path(tempfile.mkdtemp(prefix="d4m-fast-")), cache.form)
     assert folder.root is not None
     size = sum(int(np.maximum(index.sizes, 0).sum()) for index in indexes)
     missing = [index for index in indexes if not _is_copied(index, folder)]
@@ -182,7 +191,7 @@ def rows_of(indexes: Sequence[RowIndex], column: str, order: np.ndarray, cache: 
     for index in missing:
         _copy(index, column, folder)
     line = f"its rows are in no order of classes: their images were copied to {folder.root} ({size / 1e9:.2f} GB)"
-    return Copies(indexes, [folder.file(index.path, ".images") for index in indexes]), line
+    return Copies(indexes, [folder.file(index.path, ".images") for index in indexes], kept=kept), line
 
 
 def _is_copied(index: RowIndex, cache: IndexCache) -> bool:
