@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ from d4m_fast.evaluation.train import Execution
 from d4m_fast.evaluation.workers import Job
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.report.feature_map import feature_map, mapped_images
-from d4m_fast.runs.run import options_of, require_finished, source_of
+from d4m_fast.runs.run import artifacts_of, options_of, require_finished, source_of
 from d4m_fast.sources.dataset import open_source
+from d4m_fast.sources.entries import INDEXES
 from d4m_fast.sources.records import Source
 from d4m_fast.storage.files import bytes_on_disk
 
@@ -293,8 +294,10 @@ def open_examination(paths: Sequence[Path], config: EvaluateConfig, work: Path) 
         require_finished(path)
     distilled = [open_source(str(path), prompts_needed=False) for path in paths]
     origin = source_of(paths[0]) if config.train_data is None or config.test_data is None else None
-    train = open_source(_data_name("--train-data", config.train_data, origin), prompts_needed=False)
-    test = open_source(_data_name("--test-data", config.test_data, origin), split="test", prompts_needed=False)
+    artifacts = artifacts_of(paths[0])
+    open_real = partial(open_source, prompts_needed=False, indexes=None if artifacts is None else artifacts / INDEXES)
+    train = open_real(_data_name("--train-data", config.train_data, origin))
+    test = open_real(_data_name("--test-data", config.test_data, origin), split="test")
     if is_same_set(test, train):
         raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
     if config.classes is not None:

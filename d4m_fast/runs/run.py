@@ -338,6 +338,11 @@ def require_finished(path: Path) -> None:
         raise RunDirectoryError(f"{path}: this run is not finished; d4m-fast verify prints the command that goes on")
 
 
+def artifacts_of(run: Path) -> Path | None:
+    """Return where a run's latents and indexes are kept; None if the directory is no run of d4m-fast."""
+    return Path(require_state(run / "config.json", CONFIG)["artifacts"]) if is_run(run) else None
+
+
 def source_of(run: Path) -> str | None:
     """Return the `--data` that a run was made from; None if the directory is no run of d4m-fast."""
     return options_of(run).get("data")

@@ -136,62 +136,75 @@ class HeldGroups:
 
 
 class Copies:
-    """Images in the copies of parquet files.
+    """Images in copies of parquet files, which are made when the first image is read."""
 
-    Args:
-        kept: whether the copies stay when this object goes.
-    """
-
-    def __init__(self, indexes: Sequence[RowIndex], copies: Sequence[Path], *, kept: bool = True) -> None:
-        self._indexes, self._copies = tuple(indexes), tuple(copies)
-        if not kept:
-            weakref.finalize(self, shutil.rmtree, copies[0].parent, ignore_errors=True)
-        self._files = PositionedFiles(copies, [state_of(copy) for copy in copies])
+    def __init__(self, indexes: Sequence[RowIndex], column: str, cache: IndexCache) -> None:
+        self._indexes, self._column, self._cache = tuple(indexes), column, cache
+        self._lock = threading.Lock()
+        self._files: PositionedFiles | None = None
         self._starts = np.cumsum([0, *(len(index.sizes) for index in indexes)])
         self._offsets = [index.offsets for index in indexes]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Copies, (self._indexes, self._copies)
+        return Copies, (self._indexes, self._column, self._cache)
 
     def read(self, row: int) -> bytes:
         """Return the bytes of an image.
 
         Raises:
             DamageError: they are not what was copied.
-            PreflightError: the copy cannot be read.
+            PreflightError: there is no room for a copy, or it cannot be read.
         """
+        copies = self._open()
         number = int(np.searchsorted(self._starts, row, "right")) - 1
         at = row - int(self._starts[number])
         index = self._indexes[number]
-        data = self._files.read(number, int(self._offsets[number][at]), int(index.sizes[at]))
+        data = copies.read(number, int(self._offsets[number][at]), int(index.sizes[at]))
         if zlib.crc32(data) != int(index.checksums[at]):
-            raise INDEX.damage(self._copies[number], f"the image of row {at:,} is not what was copied")
+            raise INDEX.damage(copies.paths[number], f"the image of row {at:,} is not what was copied")
         return data
+
+    def _open(self) -> PositionedFiles:
+        with self._lock:
+            if self._files is None:
+                cache = self._cache
+                if cache.root is None:
+                    folder = Path(tempfile.mkdtemp(prefix="d4m-fast-"))
+                    weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                    cache = IndexCache(folder, cache.form)
+                copies = _copied(self._indexes, self._column, cache)
+                self._files = PositionedFiles(copies, list(map(state_of, copies)))
+            return self._files
 
 
 def rows_of(indexes: Sequence[RowIndex], column: str, order: np.ndarray, cache: IndexCache) -> tuple[Rows, str]:
-    """Return the images of files for reading in an order, and a line about a copy that was made for that; or none.
+    """Return the images of files for reading in an order, and a line about the copy that this needs; or none.
 
     Args:
         order: (n,) rows as they will be asked for.
-
-    Raises:
-        PreflightError: there is no room for a copy.
     """
     held = HeldGroups(indexes, column)
     if not held.groups.must_be_copied(order):
         return held, ""
-    kept = cache.root is not None
-    folder = cache if kept else IndexCache(Path(tempfile.mkdtemp(prefix="d4m-fast-")), cache.form)
-    assert folder.root is not None
     size = sum(int(np.maximum(index.sizes, 0).sum()) for index in indexes)
-    missing = [index for index in indexes if not _is_copied(index, folder)]
+    place = "the temporary folder" if cache.root is None else str(cache.root)
+    line = f"rows in no order of classes: their images, {size / 1e9:.2f} GB, are copied to {place} when they are read"
+    return Copies(indexes, column, cache), line
+
+
+def _copied(indexes: Sequence[RowIndex], column: str, cache: IndexCache) -> list[Path]:
+    """Return the copies of files, made now as far as they are missing.
+
+    Raises:
+        PreflightError: there is no room for them.
+    """
+    assert cache.root is not None
+    missing = [index for index in indexes if not _is_copied(index, cache)]
     room = sum(int(np.maximum(index.sizes, 0).sum()) for index in missing)
-    files.require_room(files.Need(folder.root, room, "copies of images that lie in no order of classes"))
+    files.require_room(files.Need(cache.root, room, "copies of images that lie in no order of classes"))
     for index in missing:
-        _copy(index, column, folder)
-    line = f"its rows are in no order of classes: their images were copied to {folder.root} ({size / 1e9:.2f} GB)"
-    return Copies(indexes, [folder.file(index.path, ".images") for index in indexes], kept=kept), line
+        _copy(index, column, cache)
+    return [cache.file(index.path, ".images") for index in indexes]
 
 
 def _is_copied(index: RowIndex, cache: IndexCache) -> bool:
