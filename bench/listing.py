@@ -3,7 +3,7 @@
 python bench/listing.py                                   100,000 photographs: those of --photos, copied in turn
 python bench/listing.py --images 1281167 --empty          names only: one byte for each image
 
-Each set is opened by a process of its own, anew and by the index that is kept (tars and parquet); of several rounds, the
+Each set is opened by a process of its own, anew and by the index that is kept (tars and parquet); of several rounds the
 one with the least CPU time. The memory is the process's largest, less what it had before the set was opened.
 """
 

@@ -32,7 +32,7 @@ class DistillConfig(GenerationConfig):
     that of a run's config.json.
 
     Attributes:
-        data: "bundled" or a directory.
+        data: "bundled", or where the images are; `sources.dataset.open_source` says in what they may be.
         model: "bundled", a directory in diffusers format, or a hub id ("organisation/model").
         revision: commit, tag or branch of a model from the hub; None is what its `main` is.
         classes: ids, ranges or folder names, comma-separated; None is all.
@@ -47,7 +47,9 @@ class DistillConfig(GenerationConfig):
 
     # What is distilled, and with which model.
     data: str = setting(
-        "bundled", group=Group.EVERYDAY, help="'bundled', or a directory: an ImageFolder, IDX or CIFAR files."
+        "bundled",
+        group=Group.EVERYDAY,
+        help="'bundled', or where images are: class folders, tars, parquet, a torchvision root; docs/data.md.",
     )
     model: str = setting(
         "bundled", group=Group.EVERYDAY, help="'bundled', a directory in diffusers format, or a hub id."
