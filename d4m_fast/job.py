@@ -187,7 +187,8 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     source = source if config.classes is None else subset(source, config.classes)
     if not config.allow_unknown_prompts:
         require_known_prompts(model, source.classes)
-    _require_images(source, config.ipc)
+    if config.small_classes == "refuse":
+        _require_images(source, config.ipc)
     require_format(config.format)
     if config.kmeans_on == "gpu":
         _require_gpu_kmeans(config, device)
@@ -252,7 +253,8 @@ def _require_images(source: Source, ipc: int) -> None:
         count = counts.get(class_info.id, 0)
         if count < ipc:
             raise DataError(
-                f"class {class_info.folder}: {count} images, fewer than --ipc {ipc}; lower it or add images"
+                f"class {class_info.folder}: {count} images, fewer than --ipc {ipc}; lower it, add images, or give"
+                " --small-classes fewer or repeat"
             )
 
 

@@ -14,7 +14,7 @@ from d4m_fast.engine.encode import encode
 from d4m_fast.engine.generate import generate
 from d4m_fast.engine.memory import release
 from d4m_fast.engine.networks import Networks
-from d4m_fast.engine.prototypes import cluster
+from d4m_fast.engine.prototypes import cluster, image_counts
 from d4m_fast.errors import OutOfMemoryError
 from d4m_fast.flow.stopwatch import Stopwatch
 from d4m_fast.flow.workers import Workers
@@ -127,7 +127,9 @@ class _Distillation:
         """Make and write the images of the groups that are not committed yet."""
         job = self.job
         with Workers(self.watch) as workers:
-            prototypes = cluster(job.classes_of(groups), latents, job.source, job.config)
+            classes = job.classes_of(groups)
+            prototypes = cluster(classes, latents, job.source, job.config)
+            counts = image_counts(classes, latents, job.config)
             samples = generate(
                 self.run.save_prototypes(prototypes.watched(self.watch, "cluster")),
                 groups,
@@ -137,5 +139,7 @@ class _Distillation:
                 image_size=job.image_size,
                 workers=workers,
                 watch=self.watch,
+                counts=counts,
             )
-            self.progress.follow("distill", self.run.write(samples, plan, groups, job.config.format, workers))
+            written = self.run.write(samples, plan, groups, job.config.format, workers, counts)
+            self.progress.follow("distill", written)

@@ -15,6 +15,7 @@ from d4m_fast.config.choices import (
     PresetName,
     PrototypeKind,
     Scheduler,
+    SmallClasses,
 )
 from d4m_fast.config.fields import MOST_THREADS, Group, check_bounds, same_as, setting
 from d4m_fast.config.generation import PRESETS, UNPROVEN, GenerationConfig, Preset
@@ -61,6 +62,12 @@ class DistillConfig(GenerationConfig):
         default_text="main, recorded as a commit",
     )
     ipc: int = setting(10, group=Group.EVERYDAY, help="Images per class.", minimum=1)
+    small_classes: SmallClasses = setting(
+        "refuse",
+        group=Group.DATA,
+        help="Of a class with fewer images than --ipc, make as many as it has (fewer), or several of each, from other"
+        " noise (repeat).",
+    )
     classes: str | None = setting(
         None,
         group=Group.DATA,

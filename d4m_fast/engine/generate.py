@@ -7,7 +7,7 @@ and their noise, and one behind it waits for the pixels and resizes them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -121,19 +121,24 @@ def generate(
     image_size: int,
     workers: Workers,
     watch: Stopwatch,
+    counts: Mapping[int, int] | None = None,
 ) -> Stream[Sample]:
     """Yield one image for each prototype, group by group, in batches of the size that each group names.
+
+    Args:
+        counts: prototypes of each class, by its id; None where all have `config.ipc`.
 
     Raises (from the stream):
         OutOfMemoryError: a batch does not fit the device; the samples of the batches before it come first.
         NonFiniteError: a network returned NaN or infinity; no sample of that batch is yielded.
     """
     make = Maker(networks, PromptTable(networks, config.negative_prompt), schedule, config.guidance, watch)
-    count = sum(math.ceil(len(group.classes) * config.ipc / group.batch_size) for group in groups)
+    sizes = [sum(config.ipc if counts is None else counts[class_id] for class_id in group.classes) for group in groups]
+    count = sum(math.ceil(size / group.batch_size) for size, group in zip(sizes, groups, strict=True))
     batches = Stream(count, _batches(iter(prototypes), groups, schedule, config.seed, make.device))
     pixels = Stream(count, map(make, workers.ahead(batches, AHEAD, "prepare")))
     samples = workers.map(partial(_finish, image_size), pixels, threads=1, depth=1, name="resize")
-    return Stream(config.ipc * len(prototypes), chain.from_iterable(samples))
+    return Stream(sum(sizes), chain.from_iterable(samples))
 
 
 @dataclass(frozen=True)
@@ -230,4 +235,5 @@ def _sample(slot: Slot, pixels: np.ndarray) -> Sample:
         float(of_class.inertia_share[index]),
         of_class.nearest[index],
         pixels,
+        of_class.class_images,
     )

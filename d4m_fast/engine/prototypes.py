@@ -23,22 +23,19 @@ GROUP_BYTES = 1 << 28
 def cluster(
     classes: Sequence[ClassInfo], latents: LatentStore, source: Source, config: DistillConfig
 ) -> Stream[Prototypes]:
-    """Yield the `config.ipc` prototypes of each class, in the order of `classes`.
+    """Yield the prototypes of each class, in the order of `classes`: as many as `image_counts` says.
 
     `config.prototype` "mean" takes the cluster means as D4M does, "medoid" the real latent nearest to each. Classes are
     loaded and clustered in groups of `GROUP_BYTES`, and a group's latents are freed before its first class is yielded.
 
+    A class with fewer images than `config.ipc` has each of them as a prototype, in turn.
+
     Raises:
-        DataError: a class has fewer usable images than `config.ipc`; raised before anything is clustered.
+        DataError: a class has fewer usable images than `config.ipc`, which `config.small_classes` refuses, or none;
+            raised before anything is clustered.
         BadProblems: a class cannot be clustered; raised after the classes before it were yielded.
     """
-    for class_info in classes:
-        count = latents.usable(class_info.id)
-        if count < config.ipc:
-            raise DataError(
-                f"class {class_info.folder}: {count} usable images, fewer than --ipc {config.ipc}; lower it or add"
-                " images"
-            )
+    _require_usable(classes, latents, config)
     origins = dict[int, list[str]]()  # by an image's rank in its class
     for class_id, class_items in by_class(source.items).items():
         origins[class_id] = [item.origin for item in class_items]
@@ -48,6 +45,24 @@ def cluster(
             yield from _of_group(group, latents, origins, config)
 
     return Stream(len(classes), items())
+
+
+def image_counts(classes: Sequence[ClassInfo], latents: LatentStore, config: DistillConfig) -> dict[int, int]:
+    """Return how many images are made of each class."""
+    if config.small_classes != "fewer":
+        return {class_info.id: config.ipc for class_info in classes}
+    return {class_info.id: min(config.ipc, latents.usable(class_info.id)) for class_info in classes}
+
+
+def _require_usable(classes: Sequence[ClassInfo], latents: LatentStore, config: DistillConfig) -> None:
+    least = config.ipc if config.small_classes == "refuse" else 1
+    for class_info in classes:
+        count = latents.usable(class_info.id)
+        if count < least:
+            raise DataError(
+                f"class {class_info.folder}: {count} usable images, fewer than"
+                f" {f'--ipc {config.ipc}; lower it or' if least > 1 else 'one;'} add images"
+            )
 
 
 def _groups(classes: Sequence[ClassInfo], latents: LatentStore) -> Iterator[list[ClassInfo]]:
@@ -82,9 +97,16 @@ def _prototypes(
     """
     stored = [latents.load(class_info.id) for class_info in group]
     flat = [rows.reshape(len(rows), -1) for _, rows in stored]
-    results, failure = _kmeans(flat, [class_info.id for class_info in group], config)
+    large = [place for place, points in enumerate(flat) if len(points) >= config.ipc]
+    clusterings, failure = _kmeans([flat[place] for place in large], [group[place].id for place in large], config)
+    results = dict(zip(large, clusterings, strict=True))
     prototypes = []
-    for class_info, (ranks, rows), points, result in zip(group, stored, flat, results, strict=True):
+    for place, (class_info, (ranks, rows), points) in enumerate(zip(group, stored, flat, strict=True)):
+        if place not in results:
+            names = [origins[class_info.id][rank] for rank in ranks]
+            prototypes.append(_of_small_class(class_info, rows, names, config))
+            continue
+        result = results[place]
         if result is None:
             break
         centroids = result.centroids if config.prototype == "mean" else points[result.medoids].astype(np.float32)
@@ -96,10 +118,21 @@ def _prototypes(
     return prototypes, failure
 
 
+def _of_small_class(class_info: ClassInfo, rows: np.ndarray, names: Sequence[str], config: DistillConfig) -> Prototypes:
+    """Return each image of a class as a prototype: once, or in turn until there are `config.ipc`."""
+    count = len(rows) if config.small_classes == "fewer" else config.ipc
+    turn = np.arange(count) % len(rows)
+    nearest = tuple(names[place] for place in turn.tolist())
+    ones, none = np.ones(count, np.int64), np.zeros(count, np.float64)
+    return Prototypes(class_info, rows[turn].astype(np.float32), ones, none, nearest, class_images=len(rows))
+
+
 def _kmeans(
     points: Sequence[np.ndarray], ids: Sequence[int], config: DistillConfig
 ) -> tuple[Sequence[KMeansResult | None], BadProblems | None]:
     """Cluster the classes' points; where some cannot be, return the others' results and the error."""
+    if not points:
+        return [], None
     if config.kmeans_on == "gpu":
         arrays: Sequence[Any] = [torch.tensor(x, device=config.device) for x in points]
     else:

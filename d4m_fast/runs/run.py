@@ -153,21 +153,28 @@ class RunDirectory:
         return Stream(len(prototypes), items())
 
     def write(
-        self, samples: Stream[Sample], plan: Plan, groups: Sequence[Group], form: ImageFormat, workers: Workers
+        self,
+        samples: Stream[Sample],
+        plan: Plan,
+        groups: Sequence[Group],
+        form: ImageFormat,
+        workers: Workers,
+        counts: Mapping[int, int] | None = None,
     ) -> Stream[dict[str, Any]]:
         """Write images as they come, several at a time; commit a group once all of its images are on the disk.
 
-        `samples` come group by group, in the order of `groups`, as many per class. Returns their rows of the manifest.
+        `samples` come group by group, in the order of `groups`; `counts` says how many of each class, by its id, or
+        else there are as many of each. Returns their rows of the manifest.
         """
         # No groups are left where a finished run is gone on with; then there are no samples either.
-        samples_per_class = len(samples) // max(sum(len(group.classes) for group in groups), 1)
+        per_class = len(samples) // max(sum(len(group.classes) for group in groups), 1)
 
         def items() -> Iterator[dict[str, Any]]:
             save = partial(self._save_image, form)
             saved_rows = iter(workers.map(save, samples, threads=WRITERS, depth=QUEUED, name="write"))
             for group in groups:
                 start, rows = time.monotonic(), []
-                for _ in range(len(group.classes) * samples_per_class):
+                for _ in range(sum(per_class if counts is None else counts[class_id] for class_id in group.classes)):
                     rows.append(next(saved_rows))  # which raises where samples are missing: no group is committed short
                     yield rows[-1]
                 self._commit(group, plan, rows, time.monotonic() - start)
@@ -250,6 +257,9 @@ class RunDirectory:
         file = folder / f"{sample.index:05d}{FORMATS[form].suffix}"
         data = to_bytes(sample.pixels, form)
         sha256 = files.write_bytes(file, data, sync_name=False)
+        # Of a class with fewer images than prototypes, each prototype is one of them, in turn.
+        few = sample.class_images
+        small_class = {} if few is None else {"class_images": few, "prototype": sample.index % few}
         return {
             "class_id": sample.info.id,
             "index": sample.index,
@@ -261,6 +271,7 @@ class RunDirectory:
             "file": str(file.relative_to(self.path)),
             "bytes": len(data),
             "sha256": sha256,
+            **small_class,
         }
 
     def _commit(self, group: Group, plan: Plan, rows: list[dict[str, Any]], seconds: float) -> None:
