@@ -25,12 +25,12 @@ class NamedFolders:
     """Class folders of labels.
 
     Attributes:
-        given: the folder of each label; None where the images are in their folders already.
+        by_label: the folder of each label; None where the images are in their folders already.
         names: what the classes are called, by folder, where their folders are but numbers.
         by: what told them, in words; empty where the labels themselves did.
     """
 
-    given: Mapping[str, str] | None
+    by_label: Mapping[str, str] | None
     names: Mapping[str, str] | None
     by: str = ""
 
@@ -85,13 +85,13 @@ def folders_of_numbers(container: str, labels: Iterable[str], names: Sequence[st
     if len(set(names)) == len(names) and all(map(is_plain_folder, names)):
         return NamedFolders({text: names[number] for text, number in numbers.items()}, None)
     folders = _numbers(range(len(names)))
-    given = {text: folders[number] for text, number in numbers.items()}
-    return NamedFolders(given, dict(zip(folders, names, strict=True)))
+    by_label = {text: folders[number] for text, number in numbers.items()}
+    return NamedFolders(by_label, dict(zip(folders, names, strict=True)))
 
 
 def are_nameless(folders: NamedFolders) -> bool:
     """Return whether the folders are numbers that nobody has names for."""
-    return folders.given is not None and folders.names is None and all(map(str.isdecimal, folders.given.values()))
+    return folders.by_label is not None and folders.names is None and all(map(str.isdecimal, folders.by_label.values()))
 
 
 def names_beside(place: Path) -> list[str] | None:

@@ -38,8 +38,8 @@ def wnid_names(names: Iterable[str]) -> WnidNames | None:
             return None
         wnids.append(end[2] if end is not None else front[1] if front is not None else "")
         plain_names.append(name if end is None else end[1] + end[3])
-    known = imagenet_labels()
-    return WnidNames(wnids, plain_names) if all(wnid in known for wnid in set(wnids)) else None
+    imagenet_wnids = imagenet_labels()
+    return WnidNames(wnids, plain_names) if all(wnid in imagenet_wnids for wnid in set(wnids)) else None
 
 
 def is_one_to_one(labels: Sequence[str], folders: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""From paths and sizes of images, whatever container holds them, to classes, items and a fingerprint.
+"""Classes, items and fingerprint of a set, made of paths and sizes of images, whatever container holds them.
 
 Every container of files is listed here, so that the same class folders, names and sizes have the same ids, ranks and
 fingerprint.

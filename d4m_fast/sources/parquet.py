@@ -177,10 +177,10 @@ def _image_paths(
         folders = folders_of_numbers(container, set(labels), columns.names)
     else:
         folders = folders_of_names(labels)
-    assert folders.given is not None
-    paths = [f"{folders.given[label]}/{base}" for label, base in zip(labels, bases, strict=True)]
+    assert folders.by_label is not None
+    paths = [f"{folders.by_label[label]}/{base}" for label, base in zip(labels, bases, strict=True)]
     require_plain_names(container, paths)
     if "" in bases or len(set(paths)) < len(paths):  # nothing tells images apart but their rows
         digits = len(str(len(labels) - 1))
-        paths = [f"{folders.given[label]}/{row:0{digits}d}" for row, label in enumerate(labels)]
+        paths = [f"{folders.by_label[label]}/{row:0{digits}d}" for row, label in enumerate(labels)]
     return folders, paths

@@ -49,7 +49,7 @@ class RowIndex:
 
     @property
     def offsets(self) -> np.ndarray:
-        """Where each row begins in a copy, (n,) int64."""
+        """Starts of the rows in a copy, (n,) int64."""
         sizes = np.maximum(self.sizes, 0)
         return np.asarray(np.cumsum(sizes) - sizes)
 
@@ -183,9 +183,9 @@ def rows_of(indexes: Sequence[RowIndex], column: str, order: np.ndarray, cache: 
     Args:
         order: (n,) rows as they will be asked for.
     """
-    held = HeldGroups(indexes, column)
-    if not held.groups.must_be_copied(order):
-        return held, ""
+    held_groups = HeldGroups(indexes, column)
+    if not held_groups.groups.must_be_copied(order):
+        return held_groups, ""
     size = sum(int(np.maximum(index.sizes, 0).sum()) for index in indexes)
     place = "the temporary folder" if cache.root is None else str(cache.root)
     line = f"rows in no order of classes: their images, {size / 1e9:.2f} GB, are copied to {place} when they are read"
@@ -265,17 +265,17 @@ class Groups:
 
     def _decodings(self, visits: np.ndarray) -> int:
         """Return how many groups are decoded for a series of visits, with those used last in memory."""
-        held: OrderedDict[int, None] = OrderedDict()
+        held_groups: OrderedDict[int, None] = OrderedDict()
         held_bytes = decodings = 0
         for group in visits.tolist():
-            if group not in held:
+            if group not in held_groups:
                 decodings += 1
-                held[group] = None
+                held_groups[group] = None
                 held_bytes += int(self.sizes[group])
-                while held_bytes > MOST_HELD_BYTES and len(held) > 1:
-                    dropped, _ = held.popitem(last=False)
+                while held_bytes > MOST_HELD_BYTES and len(held_groups) > 1:
+                    dropped, _ = held_groups.popitem(last=False)
                     held_bytes -= int(self.sizes[dropped])
-            held.move_to_end(group)
+            held_groups.move_to_end(group)
         return decodings
 
 

@@ -100,8 +100,8 @@ def _is_binary(kind: Any) -> bool:
 def _label_column(schema: Any, features: Features, place: str) -> str:
     columns = [field.name for field in schema if features.get(field.name, {}).get("_type") == "ClassLabel"]
     if len(columns) != 1:
-        named = [name for name in _LABEL_NAMES if name in (columns if columns else schema.names)]
-        columns = [name for name in named if _is_label(schema.field(name).type)][:1]
+        usual = [name for name in _LABEL_NAMES if name in (columns if columns else schema.names)]
+        columns = [name for name in usual if _is_label(schema.field(name).type)][:1]
     if not columns:
         raise DataError(f"{place}: no column of classes among {some(schema.names)}; name it {_LABEL_NAMES[0]}")
     return str(columns[0])
@@ -127,11 +127,11 @@ class Page:
     def files(self, root: Path, kind: str) -> list[Path]:
         """Return the files of a kind of split: train, test or val."""
         assert self.patterns is not None
-        found: list[Path] = []
+        paths: list[Path] = []
         for split, patterns in self.patterns.items():
             if split_of(split) == kind:
-                found += _matching(root, patterns)
-        return found
+                paths += _matching(root, patterns)
+        return paths
 
 
 def page_of(root: Path) -> Page:
@@ -212,5 +212,5 @@ def _matching(root: Path, patterns: Iterable[str]) -> list[Path]:
     names = []
     for folder in folders:
         names += [f"{folder}{entry.name}" for entry in files.entries(root / folder) if entry.suffix == ".parquet"]
-    chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-    return [root / name for name in sorted(chosen)]
+    matching = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    return [root / name for name in sorted(matching)]

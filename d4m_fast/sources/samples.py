@@ -65,9 +65,9 @@ def samples_of(sections: Sequence[Section], container: str, split: str, class_na
     if kind is not None:
         labels = _labels(sections, kind, container)
         folders = _folders_of_labels(labels, names, container, class_names)
-        if folders.given is None:
+        if folders.by_label is None:
             return Samples(names, everything, None, f"the folders, as the .{kind} files say, too")
-        paths = [f"{folders.given[label]}/{name}" for label, name in zip(labels, names, strict=True)]
+        paths = [f"{folders.by_label[label]}/{name}" for label, name in zip(labels, names, strict=True)]
         by = folders.by if folders.by else f"the .{kind} files"
         return Samples(paths, everything, folders.names, by, nameless=are_nameless(folders))
     if all("/" in name for name in names):
@@ -152,8 +152,8 @@ def _below_split(names: list[str], places: np.ndarray, container: str, split: st
         kinds = {top: split_of(top) for top in tops}
         if has_folders and None not in kinds.values():
             folder = _split_folder(tops, container, split)
-            kept = [row for row, name in enumerate(names) if name.partition("/")[0] == folder]
-            names, places = [names[row] for row in kept], places[kept]
+            rows_of_split = [row for row, name in enumerate(names) if name.partition("/")[0] == folder]
+            names, places = [names[row] for row in rows_of_split], places[rows_of_split]
         elif not has_folders or len(tops) > 1 or _is_class_of_images(names):
             return names, places
         names = [name.partition("/")[2] for name in names]

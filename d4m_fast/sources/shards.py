@@ -55,8 +55,8 @@ def _expand(pattern: str) -> Iterator[str]:
         yield pattern
         return
     for choice in _choices(match[1]):
-        for rest in _expand(pattern[match.end() :]):
-            yield pattern[: match.start()] + choice + rest
+        for ending in _expand(pattern[match.end() :]):
+            yield pattern[: match.start()] + choice + ending
 
 
 def _choices(text: str) -> Iterable[str]:
@@ -109,19 +109,19 @@ def of_split(paths: Sequence[Path], container: str, split: str, *, named_by_user
     Raises:
         DataError: they are of other splits.
     """
-    named = {path: named_split(path.name.partition(".")[0]) for path in paths}
-    kinds_and_stems = [kind_and_stem for kind_and_stem in named.values() if kind_and_stem is not None]
+    splits_by_path = {path: named_split(path.name.partition(".")[0]) for path in paths}
+    kinds_and_stems = [kind_and_stem for kind_and_stem in splits_by_path.values() if kind_and_stem is not None]
     if len(kinds_and_stems) < len(paths) or len({stem for _, stem in kinds_and_stems}) > 1:
         return list(paths)
     if named_by_user and len({kind for kind, _ in kinds_and_stems}) == 1:
         return list(paths)
-    kind_of = {path: kind_and_stem[0] for path, kind_and_stem in named.items() if kind_and_stem is not None}
+    kind_of = {path: kind_and_stem[0] for path, kind_and_stem in splits_by_path.items() if kind_and_stem is not None}
     for kind in SPLIT_KINDS[split]:
         of_kind = [path for path in paths if kind_of[path] == kind]
         if of_kind:
             return of_kind
-    there = some(sorted(set(kind_of.values())))
-    raise DataError(f"{container}: has files of {there} by their names, but none of {' or '.join(SPLIT_KINDS[split])}")
+    kinds = some(sorted(set(kind_of.values())))
+    raise DataError(f"{container}: has files of {kinds} by their names, but none of {' or '.join(SPLIT_KINDS[split])}")
 
 
 def _files_in(folder: Path, suffix: str) -> list[Path]:

@@ -97,7 +97,7 @@ def index_of(path: Path, cache: IndexCache) -> TarIndex:
 
 
 class _Indexing:
-    """One pass over a tar."""
+    """The pass over a tar that indexes it."""
 
     def __init__(self, tar: str, read_at: ReadAt) -> None:
         self._tar = tar
@@ -158,9 +158,9 @@ class _Indexing:
         stems = [name.rpartition(".")[0] for name in names]
         labels = {}
         for kind, text_of in texts.items():
-            taken = [text_of.pop(stem, None) for stem in stems]
-            if any(text is not None for text in taken):
-                labels[kind] = taken
+            image_labels = [text_of.pop(stem, None) for stem in stems]
+            if any(text is not None for text in image_labels):
+                labels[kind] = image_labels
             if text_of:
                 self._left_out[f" .{kind}"] += len(text_of)
         return labels
