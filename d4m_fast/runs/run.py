@@ -350,8 +350,9 @@ def require_finished(path: Path) -> None:
 
 
 def artifacts_of(run: Path) -> Path | None:
-    """Return where a run's latents and indexes are kept; None if the directory is no run of d4m-fast."""
-    return Path(require_state(run / "config.json", CONFIG)["artifacts"]) if is_run(run) else None
+    """Return where a run's latents and indexes are kept; None if it is no run of d4m-fast, or was made elsewhere."""
+    path = Path(require_state(run / "config.json", CONFIG)["artifacts"]) if is_run(run) else None
+    return path if path is not None and os.access(path, os.W_OK) else None
 
 
 def source_of(run: Path) -> str | None:

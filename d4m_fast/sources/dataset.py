@@ -80,6 +80,8 @@ def _open_files(paths: Sequence[Path], data: str, split: str, prompts: Prompts, 
         return open_tars(of_split(paths, data, split, named_by_user=True), data, split, prompts, indexes)
     if suffixes == {".parquet"}:
         return open_parquets(of_split(paths, data, split, named_by_user=True), data, prompts, indexes)
+    if len(suffixes) > 1:
+        raise DataError(f"{data}: files of several kinds ({some(sorted(suffixes))}); give sets one by one")
     packed = next((path for path in paths if unpacked_name(path.name) is not None), None)
     if packed is not None:
         raise DataError(f"{packed}: is packed, so no image in it can be found; unpack it to a tar, or to class folders")

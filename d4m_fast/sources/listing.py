@@ -41,6 +41,11 @@ class Listing:
     places: np.ndarray = field(repr=False)
     starts: tuple[int, ...] = field(repr=False)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line where there is but one class, as of a whole set that is not sorted by classes."""
+        return (f"one class only: {self.classes[0].folder}",) if len(self.classes) == 1 else ()
+
     def place_of(self, item: Item) -> int:
         """Return the place of an item in the container, its position among the paths that were listed."""
         return int(self.places[self.starts[item.class_id] + item.rank])

@@ -123,7 +123,8 @@ def _source(
     listing = list_images(container, image_paths, sizes, folders.names, prompts)
     rows, line = rows_of(row_indexes, columns.data, listing.places[sizes[listing.places] >= 0], cache)
     kind = f"{len(paths):,} parquet file{'s' * (len(paths) > 1)}, classes by column {columns.label}"
-    return ParquetSource(kind, (line,) if line else (), listing, container, rows, sizes)
+    notes = (*listing.notes, line) if line else listing.notes
+    return ParquetSource(kind, notes, listing, container, rows, sizes)
 
 
 def _read_texts(paths: Sequence[Path], features: Features) -> tuple[Columns, list[str], list[str]]:

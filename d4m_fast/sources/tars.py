@@ -95,10 +95,11 @@ def open_tars(
     numbers = np.repeat(np.arange(len(paths), dtype=np.int32), counts)[samples.places]
     offsets = np.concatenate([section.offsets for section in sections])[samples.places]
     sizes = np.concatenate([section.sizes for section in sections])[samples.places]
+    listing = list_images(container, samples.paths, sizes, samples.names, prompts)
     return TarSource(
         kind=f"{_kind(indexes)}, classes by {samples.by}",
-        notes=tuple(_notes(indexes)),
-        listing=list_images(container, samples.paths, sizes, samples.names, prompts),
+        notes=(*listing.notes, *_notes(indexes)),
+        listing=listing,
         archives=PositionedFiles(paths, [index.state for index in indexes]),
         numbers=numbers,
         offsets=offsets,

@@ -210,6 +210,14 @@ def test_sets_whose_classes_are_not_told(tmp_path: Path, files: list[File], reas
         open_source(shards(tmp_path, files))
 
 
+def test_what_is_said_of_one_class_and_of_several_kinds_of_files(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", FILES[:3])
+    assert open_source(str(path)).notes == ("one class only: cat",)
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(DataError, match=r"files of several kinds \(\.parquet, \.tar\)"):
+        open_source(f"{tmp_path}/a.{{tar,parquet}}")
+
+
 def test_splits_of_shards(tmp_path: Path) -> None:
     for split, count in (("train", 3), ("validation", 1)):
         write_tar(tmp_path / "a" / f"set-{split}-000.tar", [*FILES[:count], FILES[3]])
