@@ -172,7 +172,7 @@ def _features_in(info: Any) -> Features:
         elif isinstance(kind, dict) and "class_label" in kind:
             names = kind["class_label"]["names"]
             ordered = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else list(names)
-            features[row["name"]] = {"_type": "ClassLabel", "names": list(map(str, ordered))}
+            features[row["name"]] = {"_type": "ClassLabel", "names": list(map(_text, ordered))}
     return features
 
 
@@ -187,7 +187,7 @@ def _patterns_in(configs: Any, page: Path) -> dict[str, list[str]] | None:
         return None
     defaults = [row for row in rows if row.get("default") is True or row.get("config_name") == "default"]
     if len(rows) > 1 and len(defaults) != 1:
-        names = some(str(row.get("config_name")) for row in rows)
+        names = some(_text(row.get("config_name")) for row in rows)
         raise DataError(f"{page}: describes several sets ({names}); give the folder of one, or its files")
     data_files = (defaults if len(rows) > 1 else rows)[0]["data_files"]
     if isinstance(data_files, str) or (
@@ -197,11 +197,22 @@ def _patterns_in(configs: Any, page: Path) -> dict[str, list[str]] | None:
     patterns: dict[str, list[str]] = {}
     for row in data_files:
         paths = row["path"] if isinstance(row["path"], list) else [row["path"]]
-        for path in map(str, paths):
+        for path in map(_text, paths):
             if path.startswith("/") or ".." in path.split("/"):
                 raise DataError(f"{page}: the path {path!a} leads out of the folder; remove it")
-            patterns.setdefault(str(row["split"]), []).append(path)
+            patterns.setdefault(_text(row["split"]), []).append(path)
     return patterns
+
+
+def _text(value: object) -> str:
+    """Return a word or a number of a page as text; a list of aliases to lists could be of any length.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, (str, int, float, type(None))):
+        raise TypeError("no text")
+    return str(value)
 
 
 def _matching(root: Path, patterns: Iterable[str]) -> list[Path]:
