@@ -91,7 +91,7 @@ def work(run: RunDirectory, plan: Plan, ipc: int, seconds: float, seat: Seat) ->
                     # As generate.py waits for a GPU: one batch is computed while another is written.
                     computed = workers.map(engine.compute, batches, threads=1, depth=1, name="device")
                     samples = Stream(count, chain.from_iterable(computed))
-                    for _ in run.write(samples, plan, claims, ipc, "png", workers):
+                    for _ in run.write(samples, plan, claims, lambda group: ipc * len(group.classes), "png", workers):
                         pass
             if not claims.look():
                 return

@@ -135,9 +135,10 @@ def now_and_then(quiet: bool) -> Callable[[str], None]:
 
 
 def class_lines(source: Source) -> Iterator[str]:
-    """Yield the prompts of the first classes, and what was left out of the images."""
+    """Yield what kind of data was seen, the prompts of the first classes, and what was left out of the images."""
     from d4m_fast.sources.labels import shared_prompts
 
+    yield f"data: {source.kind}; {len(source.items):,} images of {len(source.classes):,} classes"
     for class_info in source.classes[:LISTED_CLASSES]:
         yield f"class {class_info.id}: {class_info.folder} -> {class_info.prompt}"
     folders_by_prompt = shared_prompts(source.classes)

@@ -96,7 +96,7 @@ class Generation:
                 workers=workers,
                 watch=watch,
             )
-            rows = self.run.write(samples, plan, self.claims, job.config.ipc, job.config.format, workers)
+            rows = self.run.write(samples, plan, self.claims, self.clustering.images_of, job.config.format, workers)
             for row in rows:
                 self.counted.add(self.claims.group_of(row["class_id"]).id)
                 yield row
@@ -128,7 +128,7 @@ class Generation:
         if len(committed) > len(self.counted):
             for number in sorted(committed - self.counted):
                 self.counted.add(number)
-                yield from range(len(plan.groups[number].classes) * self.job.config.ipc)
+                yield from range(self.clustering.images_of(plan.groups[number]))
 
     def _with_smaller_batch(self, plan: Plan, error: OutOfMemoryError) -> Plan:
         """Change the plan on the disk, as it is by now, and return it."""

@@ -37,6 +37,7 @@ from d4m_fast.runs.output_files import OUTPUTS
 from d4m_fast.runs.plan import ENCODE_BATCH, Group
 from d4m_fast.sources.dataset import BUNDLED, open_source, subset
 from d4m_fast.sources.decode import RULES
+from d4m_fast.sources.entries import CACHES, INDEXES
 from d4m_fast.sources.records import ClassInfo, Source, by_class
 from d4m_fast.storage import files
 
@@ -182,12 +183,13 @@ def prepare(config: DistillConfig, *, artifacts: Path, run: Path | None = None) 
     saved_options = {} if run is None else options_of(run)
     model = open_model(config.model, _revision(config, saved_options))
     # A run's images and the cache are no classes of the next run, wherever they are.
-    excluded = [artifacts, artifacts / "latents", artifacts / "engines", *([] if run is None else [run])]
-    source = open_source(config.data, prompts=config.prompts, own=excluded)
+    excluded = [artifacts, *map(artifacts.joinpath, CACHES), *([] if run is None else [run])]
+    source = open_source(config.data, prompts=config.prompts, own=excluded, indexes=artifacts / INDEXES)
     source = source if config.classes is None else subset(source, config.classes)
     if not config.allow_unknown_prompts:
         require_known_prompts(model, source.classes)
-    _require_images(source, config.ipc)
+    if config.small_classes == "refuse":
+        _require_images(source, config.ipc)
     require_format(config.format)
     if config.kmeans_on == "gpu":
         _require_gpu_kmeans(config, device)
@@ -252,7 +254,8 @@ def _require_images(source: Source, ipc: int) -> None:
         count = counts.get(class_info.id, 0)
         if count < ipc:
             raise DataError(
-                f"class {class_info.folder}: {count} images, fewer than --ipc {ipc}; lower it or add images"
+                f"class {class_info.folder}: {count} images, fewer than --ipc {ipc}; lower it, add images, or give"
+                " --small-classes fewer or repeat"
             )
 
 

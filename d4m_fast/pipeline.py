@@ -155,13 +155,13 @@ class _Distillation:
         if not self.place.is_helper:
             claims.forgive()
         missing = [group for group in groups if group.id not in run.committed(plan)]
-        require_usable(job.classes_of(missing), latents, job.config.ipc)
+        require_usable(job.classes_of(missing), latents, job.config)
         config = replace(job.config, threads=job.threads) if self.place.is_helper else job.config
         clustering = Clustering.of(latents, job.source, config)
         generation = Generation(
             job, self.place, run, self.pulse, self.watch, self.progress, networks, claims, clustering
         )
-        total = sum(len(group.classes) for group in missing) * job.config.ipc
+        total = sum(map(clustering.images_of, missing))
         self.progress.follow("distill", Stream(total, generation.images(plan)))
 
     def _open(self) -> tuple[Plan, Networks]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from containers import write_tar
 from PIL import Image
 
 
@@ -14,9 +16,11 @@ class Layout:
     """Files below a root, and the prompts of the classes, or the reason why it is refused.
 
     Attributes:
-        paths: images are made where a name ends like one's; others are empty files; `{root}` in `refusal` is the root.
+        paths: images are made where a name ends like one's, tars of one image where it ends like theirs; others are
+            empty files; `{root}` in `refusal` is the root.
         folders: of the classes, in class order.
         notes: parts of what is said of files left out.
+        texts: more files, with what is in them.
     """
 
     name: str
@@ -26,6 +30,7 @@ class Layout:
     refusal: str = ""
     split: str = "train"
     notes: Sequence[str] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     def make(self, root: Path) -> Path:
         for path in self.paths:
@@ -33,8 +38,15 @@ class Layout:
             file.parent.mkdir(parents=True, exist_ok=True)
             if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif"):
                 Image.new("RGB", (4, 4), (len(path), 0, 0)).save(file)
+            elif file.suffix == ".tar":
+                stream = io.BytesIO()
+                Image.new("RGB", (4, 4), (len(path), 0, 0)).save(stream, "JPEG")
+                write_tar(file, [(f"{file.stem}_1.JPEG", stream.getvalue())])
             else:
                 file.touch()
+        for path, text in self.texts.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text)
         return root
 
 
@@ -46,6 +58,18 @@ def _each(folders: Sequence[str], *paths: str) -> list[str]:
     return [path.format(folder=folder) for folder in folders for path in paths]
 
 
+_KAGGLE = [
+    *_each(_WNIDS, "ILSVRC/Data/CLS-LOC/train/{folder}/1.JPEG"),
+    "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG",
+    "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000002.JPEG",
+    "ILSVRC/Annotations/CLS-LOC/val/1.xml",
+    "LOC_synset_mapping.txt",
+]
+_KAGGLE_LIST = {
+    "LOC_val_solution.csv": "ImageId,PredictionString\nILSVRC2012_val_00000002,n01440764 1 2 3 4 n01440764 5 6 7 8 \n"
+    "ILSVRC2012_val_00000001,n01443537 85 1 499 272 \n"
+}
+
 LAYOUTS = (
     Layout(
         "ImageNet as torchvision has it, the archives beside",
@@ -54,16 +78,9 @@ LAYOUTS = (
         _FISH,
     ),
     Layout("... its val", _each(_WNIDS, "train/{folder}/1.JPEG", "val/{folder}/1.JPEG"), _WNIDS, _FISH, split="test"),
-    Layout(
-        "ImageNet as Kaggle has it",
-        [
-            *_each(_WNIDS, "ILSVRC/Data/CLS-LOC/train/{folder}/1.JPEG"),
-            "ILSVRC/Data/CLS-LOC/val/1.JPEG",
-            "ILSVRC/Annotations/CLS-LOC/val/1.xml",
-            "LOC_synset_mapping.txt",
-        ],
-        refusal="did you mean {root}/ILSVRC/Data/CLS-LOC/train?",
-    ),
+    Layout("ImageNet as Kaggle has it", _KAGGLE, _WNIDS, _FISH),
+    Layout("... its val", _KAGGLE, _WNIDS, _FISH, split="test", texts=_KAGGLE_LIST),
+    Layout("... its val without the list", _KAGGLE, refusal="put Kaggle's LOC_val_solution.csv", split="test"),
     Layout(
         "... from its ILSVRC folder",
         [
@@ -72,14 +89,35 @@ LAYOUTS = (
             "ImageSets/CLS-LOC/train_cls.txt",
             "Annotations/1.xml",
         ],
-        refusal="did you mean {root}/Data/CLS-LOC/train?",
+        _WNIDS,
+        _FISH,
+    ),
+    Layout(
+        "ImageNet's validation images side by side, with Kaggle's list",
+        ["ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG"],
+        _WNIDS,
+        _FISH,
+        texts=_KAGGLE_LIST,
+    ),
+    Layout(
+        "... of which the list lacks one",
+        [f"ILSVRC2012_val_0000000{i}.JPEG" for i in (1, 2, 3)],
+        refusal="1 of 3 images are not in their list (ILSVRC2012_val_00000003.JPEG)",
+        texts=_KAGGLE_LIST,
     ),
     Layout(
         "ImageNet as the devkit leaves it, a class packed",
         ["n01440764/1.JPEG", "n01443537.tar"],
         refusal="n01443537.tar is still packed",
     ),
-    Layout("ImageNet, all classes packed", ["n01440764.tar", "n01443537.tar"], refusal="n01440764.tar is still packed"),
+    Layout("ImageNet, all classes packed", ["n01440764.tar", "n01443537.tar"], _WNIDS, _FISH),
+    Layout(
+        "... beside other folders than classes",
+        ["n01440764.tar", "n01443537.tar", "ILSVRC2012_devkit_t12/readme.txt"],
+        _WNIDS,
+        _FISH,
+    ),
+    Layout("tars that are no classes by their names", ["part-0.tar", "part-1.tar"], refusal="nothing tells the class"),
     Layout(
         "ImageNet with a folder of notes",
         ["n01440764/1.JPEG", "n01443537/1.JPEG", "notes/page.png"],
@@ -98,10 +136,26 @@ LAYOUTS = (
         notes=("2 .txt",),
     ),
     Layout(
-        "... its val, without class folders",
-        [*_each(_WNIDS, "train/{folder}/images/1.JPEG"), "val/images/1.JPEG", "val/val_annotations.txt"],
-        refusal="has train/ but no test or val/ with class folders",
+        "... its val, classes by a list",
+        [*_each(_WNIDS, "train/{folder}/images/1.JPEG"), "val/images/val_0.JPEG", "val/images/val_1.JPEG"],
+        _WNIDS,
+        _FISH,
         split="test",
+        texts={"val/val_annotations.txt": "val_0.JPEG\tn01443537\t0\t32\t44\t62\nval_1.JPEG\tn01440764\t0\t0\t9\t9\n"},
+    ),
+    Layout(
+        "... whose list is damaged",
+        [*_each(_WNIDS, "train/{folder}/images/1.JPEG"), "val/images/val_0.JPEG"],
+        refusal="val_annotations.txt: line 1 names no image and its class",
+        split="test",
+        texts={"val/val_annotations.txt": "val_0.JPEG cat\n"},
+    ),
+    Layout(
+        "... whose list has other classes than train/",
+        [*_each(_WNIDS, "train/{folder}/images/1.JPEG"), "val/images/val_0.JPEG"],
+        refusal="its classes and those of train/ are not the same (n01440764)",
+        split="test",
+        texts={"val/val_annotations.txt": "val_0.JPEG\tn01443537\t0\t32\t44\t62\n"},
     ),
     Layout(
         "... in the archive's folder",
@@ -133,6 +187,25 @@ LAYOUTS = (
         "Food-101",
         ["food-101/images/apple_pie/1.jpg", "food-101/images/waffles/1.jpg", "food-101/meta/classes.txt"],
         refusal="did you mean {root}/food-101/images?",
+    ),
+    Layout(
+        "... with its lists",
+        _each(("apple_pie", "waffles"), "food-101/images/{folder}/1.jpg", "food-101/images/{folder}/2.jpg"),
+        ("apple_pie", "waffles"),
+        ("apple pie", "waffles"),
+        texts={"food-101/meta/train.txt": "waffles/1\napple_pie/1\n"},
+    ),
+    Layout(
+        "... without images of its list",
+        ["food-101/images/apple_pie/1.jpg"],
+        refusal="1 images of train.txt are not there (apple_pie/2.jpg)",
+        texts={"food-101/meta/train.txt": "apple_pie/1\napple_pie/2\n"},
+    ),
+    Layout(
+        "... whose list leads out of it",
+        ["food-101/images/apple_pie/1.jpg"],
+        refusal="there is no class folder images/'..'",
+        texts={"food-101/meta/train.txt": "../../1\n"},
     ),
     Layout(
         "... its images alone",

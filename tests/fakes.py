@@ -20,6 +20,7 @@ class MemorySource:
     items: Sequence[Item]
     side: int
     fingerprint: str = "memory"
+    kind: str = "images in memory"
     notes: Sequence[str] = ()
 
     def read(self, item: Item) -> Image.Image:

@@ -96,7 +96,7 @@ def said(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> dict[str, tu
         if line.startswith(MARK):
             blocks.append((int(line.split()[-1]), lines))
             lines = []
-        elif not line.startswith(("engine: ", "preset: ", "class ", "encode ", "distill ")):
+        elif not line.startswith(("engine: ", "preset: ", "data: ", "class ", "encode ", "distill ")):
             lines.append(line)
     return dict(zip(CASES, blocks, strict=True))
 

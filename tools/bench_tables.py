@@ -95,6 +95,37 @@ def encoding(folder: Path) -> str:
     return markdown(("pixels", "images", "", "images/s", "times diffusers'"), lines)
 
 
+def reading(folder: Path) -> str:
+    """Return images decoded and resized per second of a core, from each container by each reader."""
+    lines = []
+    for row in read_rows(folder / "reading.jsonl"):
+        if "draft" not in row:
+            lines.append([row["container"], row["reader"], f"{row['images_per_cpu_second']:,.0f}"])
+    return markdown(("container", "reader", "images per second of a core"), lines)
+
+
+def draft(folder: Path) -> str:
+    """Return what scaled decoding of JPEG would save and change."""
+    lines = []
+    for row in read_rows(folder / "reading.jsonl"):
+        if "draft" in row:
+            share = f"{row['images_scaled']} of {row['images']}"
+            change = f"{row['mean_change']:.2f}", str(row["largest_change"])
+            lines.append([str(row["side"]), share, f"{row['times_as_fast']:.2f}", *change])
+    return markdown(("side", "images it scales", "times as fast", "mean change of 255", "largest"), lines)
+
+
+def listing(folder: Path) -> str:
+    """Return the cost of opening a set, by container."""
+    lines = []
+    for row in read_rows(folder / "listing.jsonl"):
+        by_index = f"{row['cpu_seconds_by_index']:.2f}" if "cpu_seconds_by_index" in row else ""
+        size = f"{row['bytes_of_images'] / 1e9:.2f} GB"
+        figures = f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", by_index, f"{row['mib']:,} MiB"
+        lines.append([f"{row['images']:,}", size, row["container"], *figures])
+    return markdown(("images", "of", "container", "seconds", "CPU seconds", "by its index", "memory"), lines)
+
+
 def end_to_end(folder: Path) -> str:
     """Return a whole run's time over that of its networks' calls."""
     *rounds, summary = read_rows(folder / "end_to_end.jsonl")

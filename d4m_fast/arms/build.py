@@ -288,6 +288,7 @@ class _Decoded:
     images: np.ndarray
     classes: Sequence[ClassInfo] = ()
     fingerprint: str = ""
+    kind: str = "decoded images"
     notes: Sequence[str] = ()
 
     @classmethod

@@ -52,11 +52,14 @@ def _teaching(data: str, config: TeachConfig, folder: Path, quiet: bool) -> Teac
     from d4m_fast.engine.runtime import resolve_device
     from d4m_fast.evaluation.images import is_same_set, load_images, match_classes
     from d4m_fast.evaluation.teaching import Teaching, open_record
+    from d4m_fast.job import default_artifacts
     from d4m_fast.sources.dataset import open_source
+    from d4m_fast.sources.entries import INDEXES
 
     options = {name: value for name, value in asdict(config).items() if name != "device"}
-    train = open_source(data, prompts_needed=False)
-    test = open_source(data, split="test", prompts_needed=False)
+    indexes = default_artifacts() / INDEXES
+    train = open_source(data, prompts_needed=False, indexes=indexes)
+    test = open_source(data, split="test", prompts_needed=False, indexes=indexes)
     record = open_record(folder, options, train.fingerprint)  # refuses other directories before images are read
     if not quiet:
         say_classes(train)

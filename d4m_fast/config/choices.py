@@ -7,6 +7,7 @@ from typing import Literal
 KMeansMethod = Literal["auto", "gram", "direct", "minibatch"]
 KMeansDevice = Literal["cpu", "gpu"]
 PrototypeKind = Literal["mean", "medoid"]
+SmallClasses = Literal["refuse", "fewer", "repeat"]
 LatentKind = Literal["sample", "mean"]
 Regime = Literal["hard", "fixed", "online"]
 ProtocolName = Literal["small", "fkd", "d4m", "rded", "rd3", "hard"]

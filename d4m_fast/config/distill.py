@@ -16,6 +16,7 @@ from d4m_fast.config.choices import (
     PresetName,
     PrototypeKind,
     Scheduler,
+    SmallClasses,
 )
 from d4m_fast.config.fields import MOST_THREADS, Group, check_bounds, same_as, setting
 from d4m_fast.config.generation import PRESETS, UNPROVEN, GenerationConfig, Preset
@@ -33,7 +34,7 @@ class DistillConfig(GenerationConfig):
     that of a run's config.json.
 
     Attributes:
-        data: "bundled" or a directory.
+        data: "bundled", or where the images are; `sources.dataset.open_source` says in what they may be.
         model: "bundled", a directory in diffusers format, or a hub id ("organisation/model").
         revision: commit, tag or branch of a model from the hub; None is what its `main` is.
         classes: ids, ranges or folder names, comma-separated; None is all.
@@ -48,7 +49,9 @@ class DistillConfig(GenerationConfig):
 
     # What is distilled, and with which model.
     data: str = setting(
-        "bundled", group=Group.EVERYDAY, help="'bundled', or a directory: an ImageFolder, IDX or CIFAR files."
+        "bundled",
+        group=Group.EVERYDAY,
+        help="'bundled', or where images are: class folders, tars, parquet, a torchvision root; docs/data.md.",
     )
     model: str = setting(
         "bundled", group=Group.EVERYDAY, help="'bundled', a directory in diffusers format, or a hub id."
@@ -60,6 +63,12 @@ class DistillConfig(GenerationConfig):
         default_text="main, recorded as a commit",
     )
     ipc: int = setting(10, group=Group.EVERYDAY, help="Images per class.", minimum=1)
+    small_classes: SmallClasses = setting(
+        "refuse",
+        group=Group.DATA,
+        help="Of a class with fewer images than --ipc, make as many as it has (fewer), or several of each, from other"
+        " noise (repeat).",
+    )
     classes: str | None = setting(
         None,
         group=Group.DATA,

@@ -24,6 +24,7 @@ from d4m_fast.config.choices import (
     PrototypeKind,
     Regime,
     Scheduler,
+    SmallClasses,
 )
 
 Text = str | os.PathLike[str]
@@ -37,6 +38,7 @@ class DistillOptions(TypedDict, total=False):
     model: Text
     revision: str | None
     ipc: int
+    small_classes: SmallClasses
     classes: str | None
     kmeans: KMeansMethod
     kmeans_on: KMeansDevice

@@ -15,6 +15,7 @@ from d4m_fast.errors import DataError
 from d4m_fast.flow.stream import Stream
 from d4m_fast.kernels.kmeans import BadProblems, KMeansResult, kmeans
 from d4m_fast.runs.latents import LatentStore
+from d4m_fast.runs.plan import Group
 from d4m_fast.runs.records import Prototypes
 from d4m_fast.sources.records import ClassInfo, Source, by_class
 
@@ -41,36 +42,46 @@ class Clustering:
             origins[class_id] = [item.origin for item in class_items]
         return cls(latents, origins, config)
 
+    def images_of(self, group: Group) -> int:
+        """Return how many images are made of the classes of a group."""
+        most, is_fewer = self.config.ipc, self.config.small_classes == "fewer"
+        return sum(min(most, self.latents.usable(number)) if is_fewer else most for number in group.classes)
+
 
 def cluster(
     classes: Sequence[ClassInfo], latents: LatentStore, source: Source, config: DistillConfig
 ) -> Stream[Prototypes]:
-    """Yield the `config.ipc` prototypes of each class, in the order of `classes`.
+    """Yield the prototypes of each class, in the order of `classes`: `config.ipc`, or fewer of a small class.
 
     `config.prototype` "mean" takes the cluster means as D4M does, "medoid" the real latent nearest to each. Classes are
     loaded and clustered in groups of `GROUP_BYTES`, and a group's latents are freed before its first class is yielded.
 
+    A class with fewer images than `config.ipc` has each of them as a prototype, in turn.
+
     Raises:
-        DataError: a class has fewer usable images than `config.ipc`; raised before anything is clustered.
+        DataError: a class has fewer usable images than `config.ipc`, which `config.small_classes` refuses, or none;
+            raised before anything is clustered.
         BadProblems: a class cannot be clustered; raised after the classes before it were yielded.
     """
-    require_usable(classes, latents, config.ipc)
+    require_usable(classes, latents, config)
     clustering = Clustering.of(latents, source, config)
     groups = _groups(classes, latents)
     return Stream(len(classes), chain.from_iterable(cluster_group(group, clustering) for group in groups))
 
 
-def require_usable(classes: Sequence[ClassInfo], latents: LatentStore, ipc: int) -> None:
-    """Refuse classes that have fewer usable images than prototypes are asked for.
+def require_usable(classes: Sequence[ClassInfo], latents: LatentStore, config: DistillConfig) -> None:
+    """Refuse classes that have fewer usable images than prototypes are asked for, or none where that is allowed.
 
     Raises:
         DataError: names the first.
     """
+    least = config.ipc if config.small_classes == "refuse" else 1
     for class_info in classes:
         count = latents.usable(class_info.id)
-        if count < ipc:
+        if count < least:
             raise DataError(
-                f"class {class_info.folder}: {count} usable images, fewer than --ipc {ipc}; lower it or add images"
+                f"class {class_info.folder}: {count} usable images, fewer than"
+                f" {f'--ipc {config.ipc}; lower it or' if least > 1 else 'one;'} add images"
             )
 
 
@@ -109,17 +120,27 @@ def _prototypes(group: Sequence[ClassInfo], clustering: Clustering) -> tuple[lis
     ids = [class_info.id for class_info in group]
     stored = [clustering.latents.load(class_id) for class_id in ids]
     flat = [rows.reshape(len(rows), -1) for _, rows in stored]
-    points: Sequence[Any] = flat
+    # Of a class with fewer images than prototypes, each image is one: there is nothing to cluster.
+    large = [place for place, rows in enumerate(flat) if len(rows) >= config.ipc]
+    points: Sequence[Any] = [flat[place] for place in large]
     if config.kmeans_on == "gpu":
-        points = [torch.tensor(x, device=config.device) for x in flat]
-    results: Sequence[KMeansResult | None]
+        points = [torch.tensor(x, device=config.device) for x in points]
+    clusters: Sequence[KMeansResult | None] = ()
     failure = None
     try:
-        results = kmeans(points, config.ipc, ids=ids, method=config.kmeans, seed=config.seed, threads=config.threads)
+        if large:
+            options: dict[str, Any] = {"method": config.kmeans, "seed": config.seed, "threads": config.threads}
+            clusters = kmeans(points, config.ipc, ids=[ids[place] for place in large], **options)
     except BadProblems as error:
-        results, failure = error.results, error
+        clusters, failure = error.results, error
+    results = dict(zip(large, clusters, strict=True))
     prototypes = []
-    for class_info, (ranks, rows), flat_rows, result in zip(group, stored, flat, results, strict=True):
+    for place, (class_info, (ranks, rows), flat_rows) in enumerate(zip(group, stored, flat, strict=True)):
+        if place not in results:
+            names = [origins[class_info.id][rank] for rank in ranks]
+            prototypes.append(_of_small_class(class_info, rows, names, config))
+            continue
+        result = results[place]
         if result is None:
             break
         centroids = result.centroids if config.prototype == "mean" else flat_rows[result.medoids].astype(np.float32)
@@ -129,3 +150,12 @@ def _prototypes(group: Sequence[ClassInfo], clustering: Clustering) -> tuple[lis
         shares = shares / total if total > 0 else shares
         prototypes.append(Prototypes(class_info, centroids, result.sizes, shares, nearest))
     return prototypes, failure
+
+
+def _of_small_class(class_info: ClassInfo, rows: np.ndarray, names: Sequence[str], config: DistillConfig) -> Prototypes:
+    """Return each image of a class as a prototype: once, or in turn until there are `config.ipc`."""
+    count = len(rows) if config.small_classes == "fewer" else config.ipc
+    turn = np.arange(count) % len(rows)
+    nearest = tuple(names[place] for place in turn.tolist())
+    ones, none = np.ones(count, np.int64), np.zeros(count, np.float64)
+    return Prototypes(class_info, rows[turn].astype(np.float32), ones, none, nearest, class_images=len(rows))

@@ -21,8 +21,9 @@ from d4m_fast.evaluation.stored import parse_labels, require_labels
 from d4m_fast.evaluation.students import build_student
 from d4m_fast.evaluation.teachers import Teacher, open_teacher
 from d4m_fast.examination.examination import Examination
-from d4m_fast.runs.identity import options_of, require_finished, source_of
+from d4m_fast.runs.identity import artifacts_of, options_of, require_finished, source_of
 from d4m_fast.sources.dataset import open_source
+from d4m_fast.sources.entries import INDEXES
 from d4m_fast.sources.records import Source
 
 # One of each family: plain convolutions, residual, inverted bottlenecks, a transformer.
@@ -103,8 +104,10 @@ def _open_sets(paths: Sequence[Path], config: EvaluateConfig) -> tuple[list[Sour
         require_finished(path)
     distilled = [open_source(str(path), prompts_needed=False) for path in paths]
     origin = source_of(paths[0]) if config.train_data is None or config.test_data is None else None
-    train = open_source(_data_name("--train-data", config.train_data, origin), prompts_needed=False)
-    test = open_source(_data_name("--test-data", config.test_data, origin), split="test", prompts_needed=False)
+    artifacts = artifacts_of(paths[0])
+    open_real = partial(open_source, prompts_needed=False, indexes=None if artifacts is None else artifacts / INDEXES)
+    train = open_real(_data_name("--train-data", config.train_data, origin))
+    test = open_real(_data_name("--test-data", config.test_data, origin), split="test")
     if is_same_set(test, train):
         raise UsageError("--test-data is needed: what the run was made from has no test images of its own")
     if config.classes is not None:

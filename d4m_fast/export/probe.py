@@ -39,6 +39,10 @@ class ImageSubset:
     fingerprint: str = ""
 
     @property
+    def kind(self) -> str:
+        return self.source.kind
+
+    @property
     def notes(self) -> Sequence[str]:
         return self.source.notes
 

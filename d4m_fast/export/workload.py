@@ -11,6 +11,7 @@ from d4m_fast.config.generation import PRESETS
 from d4m_fast.engine.model import Model, open_model
 from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.sources.dataset import open_source
+from d4m_fast.sources.entries import INDEXES
 from d4m_fast.sources.records import Source
 
 REFERENCE = PRESETS["reference"]
@@ -38,5 +39,5 @@ def open_workload(config: ExportConfig | CertifyConfig, artifacts: Path) -> Work
     model.latent_shape(resolution)  # refuses a resolution that does not fit the networks
     schedule = open_schedule(model.path, REFERENCE.steps, REFERENCE.strength)
     # The cache of exports is no class of the data, wherever it is.
-    source = open_source(config.data, prompts_needed=False, own=[artifacts])
+    source = open_source(config.data, prompts_needed=False, own=[artifacts], indexes=artifacts / INDEXES)
     return Workload(model, source, schedule, resolution)

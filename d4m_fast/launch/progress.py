@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +44,12 @@ class RunProgress:
     @cached_property
     def group_sizes(self) -> dict[int, int]:
         """Number of images of each group that is to be made."""
-        return {group.id: len(group.classes) * self.job.config.ipc for group in self.place.groups(self.plan)}
+        most, sizes = self.job.config.ipc, dict[int, int]()
+        images = Counter(item.class_id for item in self.job.source.items)
+        for group in self.place.groups(self.plan):
+            is_fewer = self.job.config.small_classes == "fewer"
+            sizes[group.id] = sum(min(most, images[number]) if is_fewer else most for number in group.classes)
+        return sizes
 
     def encoded(self) -> int:
         """Return how many images are encoded."""

@@ -103,7 +103,7 @@ def _write_call(run: RunDirectory, pixels: Sequence[np.ndarray]) -> Call:
         group = Group(number, (number,), len(samples), len(samples))
         plan, claims = Plan(ENCODE_BATCH, 1, (group,), {}), OwnGroups([group])
         with Workers(Stopwatch()) as workers:
-            for _ in run.write(Stream(len(samples), samples), plan, claims, len(samples), "png", workers):
+            for _ in run.write(Stream(len(samples), samples), plan, claims, lambda _: len(samples), "png", workers):
                 pass
 
     return call

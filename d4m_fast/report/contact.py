@@ -14,9 +14,10 @@ from typing import Any
 from PIL import Image
 
 from d4m_fast.errors import DamageError, DataError
-from d4m_fast.runs.identity import require_finished, source_of
+from d4m_fast.runs.identity import artifacts_of, require_finished, source_of
 from d4m_fast.sources.dataset import open_source
 from d4m_fast.sources.decode import decode
+from d4m_fast.sources.entries import INDEXES
 from d4m_fast.storage import files
 
 CLASSES, PER_CLASS = 10, 4
@@ -55,7 +56,9 @@ def contact_sheets(run: Path) -> list[Sheet]:
         raise DataError(f"{run}: no run of d4m-fast, so nothing says which real images its own are near to")
     require_finished(run)
     spread = _spread(_manifest_rows(run / "manifest.jsonl"))
-    real_images = _read_origins(data, {row["nearest"] for row in chain.from_iterable(spread)})
+    artifacts = artifacts_of(run)
+    indexes = None if artifacts is None else artifacts / INDEXES
+    real_images = _read_origins(data, {row["nearest"] for row in chain.from_iterable(spread)}, indexes)
     sheets = []
     for rows in spread:
         pairs = []
@@ -97,9 +100,9 @@ def _spread(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return spread
 
 
-def _read_origins(data: str, origins: set[str]) -> dict[str, str]:
+def _read_origins(data: str, origins: set[str], indexes: Path | None) -> dict[str, str]:
     """Return the data URIs of real images by their origins."""
-    source = open_source(data, prompts_needed=False)
+    source = open_source(data, prompts_needed=False, indexes=indexes)
     pictures = dict[str, str]()
     for item in source.items:
         if item.origin in origins:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,9 @@ def require_finished(path: Path) -> None:
 def source_of(run: Path) -> str | None:
     """Return the `--data` that a run was made from; None if the directory is no run of d4m-fast."""
     return options_of(run).get("data")
+
+
+def artifacts_of(run: Path) -> Path | None:
+    """Return where a run's latents and indexes are kept; None if it is no run of d4m-fast, or was made elsewhere."""
+    path = Path(require_state(run / "config.json", CONFIG)["artifacts"]) if is_run(run) else None
+    return path if path is not None and os.access(path, os.W_OK) else None

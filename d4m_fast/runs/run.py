@@ -15,7 +15,7 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,11 +188,17 @@ class RunDirectory:
         return Stream(len(prototypes), items())
 
     def write(
-        self, samples: Stream[Sample], plan: Plan, claims: Claims, ipc: int, form: ImageFormat, workers: Workers
+        self,
+        samples: Stream[Sample],
+        plan: Plan,
+        claims: Claims,
+        images_of: Callable[[Group], int],
+        form: ImageFormat,
+        workers: Workers,
     ) -> Stream[dict[str, Any]]:
         """Write images as they come, several at a time; commit a group once all of its images are on the disk.
 
-        `samples` come group by group, `ipc` of each class. Returns their rows of the manifest.
+        `samples` come group by group, as many as `images_of` says. Returns their rows of the manifest.
         """
 
         def items() -> Iterator[dict[str, Any]]:
@@ -202,7 +208,7 @@ class RunDirectory:
                 rows.append(row)
                 yield row
                 group = claims.group_of(row["class_id"])
-                if len(rows) == ipc * len(group.classes):  # so that no group is committed short
+                if len(rows) == images_of(group):  # so that no group is committed short
                     self._commit(group, plan, claims, rows, time.monotonic() - start)
                     start, rows = time.monotonic(), []
 
@@ -296,6 +302,9 @@ class RunDirectory:
             except PreflightError:
                 if claims.holds(group.id):  # else the half-written file was swept, after the run was finished
                     raise
+        # Of a class with fewer images than prototypes, each prototype is one of them, in turn.
+        few = sample.class_images
+        small_class = {} if few is None else {"class_images": few, "prototype": sample.index % few}
         return {
             "class_id": sample.info.id,
             "index": sample.index,
@@ -307,6 +316,7 @@ class RunDirectory:
             "file": str(file.relative_to(self.path)),
             "bytes": len(data),
             "sha256": sha256,
+            **small_class,
         }
 
     def _commit(self, group: Group, plan: Plan, claims: Claims, rows: list[dict[str, Any]], seconds: float) -> None:

@@ -186,16 +186,23 @@ class _Check:
             if self._finished:
                 yield _to_finish(name, "missing", "the run is marked finished")
             return
-        if self._plan is not None:
-            planned_images = product(self._plan.groups[number].classes, range(self._identity["options"]["ipc"]))
-            if [(row["class_id"], row["index"]) for row in record["images"]] != list(planned_images):
-                yield _to_finish(name, "damaged", "its images are not those of the plan", name)
-                return
+        if self._plan is not None and _names_of(record) != list(self._planned(number, record)):
+            yield _to_finish(name, "damaged", "its images are not those of the plan", name)
+            return
         self._records[number] = record
         for row in files_of(record):
             problem = self._problem(row)
             if problem is not None:
                 yield _to_finish(row["file"], *problem, name)
+
+    def _planned(self, number: int, record: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+        """Yield class and index of each image that a group should have, by what its record says of small classes."""
+        assert self._plan is not None
+        options = self._identity["options"]
+        few = {row["class_id"]: row["class_images"] for row in record["images"] if "class_images" in row}
+        for class_id in self._plan.groups[number].classes:
+            is_fewer = options.get("small_classes") == "fewer" and class_id in few
+            yield from product([class_id], range(few[class_id] if is_fewer else options["ipc"]))
 
     def _problem(self, row: dict[str, Any]) -> tuple[Problem, str] | None:
         """Return the problem of a file of a record, and the reason; None if there is none."""
@@ -334,6 +341,11 @@ def _output_findings(check: OutputCheck, root: Path) -> Iterator[Finding]:
     for problem in check.problems:
         name = problem.path.relative_to(root).as_posix()
         yield Finding(name, problem.kind, problem.reason, (name,) if problem.is_replaceable else ())
+
+
+def _names_of(record: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return class and index of each image in a group's record."""
+    return [(row["class_id"], row["index"]) for row in record["images"]]
 
 
 def _to_finish(file: str, problem: Problem, reason: str, *marks: str) -> Finding:

@@ -37,6 +37,7 @@ class ArraySource:
     items: tuple[Item, ...] = field(repr=False)
     fingerprint: str
     images: np.ndarray = field(repr=False)
+    kind: str
     notes: tuple[str, ...] = ()
 
     def read(self, item: Item) -> Image.Image:
@@ -83,7 +84,9 @@ def bundled(split: str, prompts: Prompts) -> ArraySource:
             images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
     except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{archive}: the bundled images cannot be read ({error}); install the package again") from error
-    return _array_source(str(archive), "fashion-mnist", split, images, labels, FASHION_MNIST, prompts)
+    return array_source(
+        "the bundled images", str(archive), "fashion-mnist", split, images, labels, FASHION_MNIST, prompts
+    )
 
 
 def _open_idx(root: Path, split: str, prompts: Prompts) -> ArraySource:
@@ -94,7 +97,7 @@ def _open_idx(root: Path, split: str, prompts: Prompts) -> ArraySource:
     set_name = _name_of_set(root, files, split)
     class_names = None if set_name is None else NAMES[set_name]
     # Called Fashion-MNIST whatever it is: the kind is part of the fingerprint, by which runs that are there go on.
-    return _array_source(str(root), "fashion-mnist", split, images, labels, class_names, prompts)
+    return array_source("IDX files", str(root), "fashion-mnist", split, images, labels, class_names, prompts)
 
 
 def _name_of_set(root: Path, files: tuple[Path, Path], split: str) -> str | None:
@@ -129,10 +132,11 @@ def _open_cifar(root: Path, split: str, prompts: Prompts) -> ArraySource:
     except (RuntimeError, OSError) as error:
         raise DataError(f"{root}: a file is missing or fails its MD5 check; fetch the set again") from error
     labels = np.asarray(cifar.targets, np.int64)
-    return _array_source(str(root), root.name, split, cifar.data, labels, cifar.classes, prompts)
+    return array_source("CIFAR files", str(root), root.name, split, cifar.data, labels, cifar.classes, prompts)
 
 
-def _array_source(
+def array_source(
+    stored_in: str,
     place: str,
     kind: str,
     split: str,
@@ -141,7 +145,16 @@ def _array_source(
     names: Sequence[str] | None,
     prompts: Prompts,
 ) -> ArraySource:
-    """Return a source: all classes of `names`, or where there are none those of the labels, 0 or 1 to the largest."""
+    """Return a source: all classes of `names`, or where there are none those of the labels, 0 or 1 to the largest.
+
+    Args:
+        stored_in: what the images are stored in, in words.
+        place: where.
+        kind: of the set, a part of its fingerprint.
+        split: in the items' origins.
+        images: (N, H, W) or (N, H, W, 3) uint8.
+        labels: (N,) whole numbers.
+    """
     are_images = images.dtype == np.uint8 and (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3))
     if not are_images or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         shapes = f"images {images.shape} {images.dtype}, labels {labels.shape} {labels.dtype}"
@@ -163,6 +176,7 @@ def _array_source(
         items=tuple(_array_items(split, labels.tolist())),
         fingerprint=_fingerprint(kind, images, labels),
         images=images,
+        kind=stored_in,
     )
 
 

@@ -12,13 +12,20 @@ from PIL import Image
 
 from d4m_fast.errors import DataError, UsageError
 from d4m_fast.sources.arrays import arrays_below, bundled
+from d4m_fast.sources.entries import require_real_folder, unpacked_name
 from d4m_fast.sources.folders import folders_below
 from d4m_fast.sources.labels import Prompts
+from d4m_fast.sources.listed import listed_below
+from d4m_fast.sources.parquet import open_parquets, parquets_below
 from d4m_fast.sources.records import ClassInfo, Item, Source
+from d4m_fast.sources.shards import files_of_pattern, is_pattern, of_split, shards_below
+from d4m_fast.sources.small_sets import stl10_below, svhn_below
 from d4m_fast.sources.splits import SPLIT_KINDS
+from d4m_fast.sources.tars import open_tars
 from d4m_fast.wording import some
 
 BUNDLED = "bundled"
+_TAKEN = "'bundled', a directory of class folders, tars or parquet files, or one of these files"
 _SPAN = re.compile("([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
@@ -29,16 +36,19 @@ def open_source(
     prompts: str | None = None,
     prompts_needed: bool = True,
     own: Sequence[Path] = (),
+    indexes: Path | None = None,
 ) -> Source:
-    """Return the images of one split, in class order for folders and in file order for arrays.
+    """Return the images of one split, in file order for arrays and in class order for all else.
 
     Args:
-        data: "bundled", or a directory: class folders of images (itself, below a split's folder, or below `images/`),
-            IDX files of MNIST's relatives, or CIFAR-10/100's python files; `docs/data.md` lists the layouts.
+        data: "bundled"; a directory of class folders (itself, below a split's folder, or below `images/`), of tars, of
+            parquet files, or as torchvision and Kaggle have theirs; a tar, a parquet file, or a pattern of these.
+            `docs/data.md` lists the layouts.
         split: "train" or "test".
         prompts: see `labels.resolve_prompts`.
         prompts_needed: False where the classes' prompts are not used: a set of unknown names is then opened, too.
         own: directories that d4m-fast writes to; they are never classes.
+        indexes: where indexes of tars and parquet files are kept for the next time; None keeps none.
 
     Raises:
         UsageError: no such split, or `prompts` does not suit this kind of data.
@@ -51,13 +61,49 @@ def open_source(
     if data == BUNDLED:
         return bundled(split, requested_prompts)
     if not data:  # Path("") is the current directory
-        raise UsageError("--data '': names nothing; it takes 'bundled' or a directory of class folders")
+        raise UsageError(f"--data '': names nothing; it takes {_TAKEN}")
+    if is_pattern(data):
+        return _open_files(files_of_pattern(data), data, split, requested_prompts, indexes)
     root = Path(data)
+    if root.is_file():
+        return _open_files([root], data, split, requested_prompts, indexes)
     if not root.is_dir():
-        problem = "not a directory" if root.exists() else "no such directory"
-        raise DataError(f"{data}: {problem}; --data takes 'bundled' or a directory of class folders")
-    arrays = arrays_below(root, split, requested_prompts)
-    return folders_below(root, split, requested_prompts, own) if arrays is None else arrays
+        problem = "no file of images" if root.exists() else "no such directory or file"
+        raise DataError(f"{data}: {problem}; --data takes {_TAKEN}")
+    return _open_directory(root, split, requested_prompts, own, indexes)
+
+
+def _open_files(paths: Sequence[Path], data: str, split: str, prompts: Prompts, indexes: Path | None) -> Source:
+    """Return the images in files that were named."""
+    suffixes = {path.suffix.lower() for path in paths}
+    if suffixes == {".tar"}:
+        return open_tars(of_split(paths, data, split, named_by_user=True), data, split, prompts, indexes)
+    if suffixes == {".parquet"}:
+        return open_parquets(of_split(paths, data, split, named_by_user=True), data, prompts, indexes)
+    if len(suffixes) > 1:
+        raise DataError(f"{data}: files of several kinds ({some(sorted(suffixes))}); give sets one by one")
+    packed = next((path for path in paths if unpacked_name(path.name) is not None), None)
+    if packed is not None:
+        raise DataError(f"{packed}: is packed, so no image in it can be found; unpack it to a tar, or to class folders")
+    raise DataError(f"{data}: not a directory, a .tar or a .parquet; --data takes {_TAKEN}")
+
+
+def _open_directory(root: Path, split: str, prompts: Prompts, own: Sequence[Path], indexes: Path | None) -> Source:
+    require_real_folder(str(root))
+    for open_arrays in (arrays_below, svhn_below, stl10_below):
+        arrays = open_arrays(root, split, prompts)
+        if arrays is not None:
+            return arrays
+    listed = listed_below(root, split, prompts, own, indexes)
+    if listed is not None:
+        return listed
+    parquets = parquets_below(root, split, prompts, indexes)
+    if parquets is not None:
+        return parquets
+    tars = shards_below(root, ".tar", split)
+    if tars is not None:
+        return open_tars(tars, str(root), split, prompts, indexes)
+    return folders_below(root, split, prompts, own)
 
 
 def subset(source: Source, classes: str) -> Source:
@@ -101,6 +147,10 @@ class _Subset:
     items: tuple[Item, ...] = field(repr=False)
     fingerprint: str
     parent: Source
+
+    @property
+    def kind(self) -> str:
+        return self.parent.kind
 
     @property
     def notes(self) -> Sequence[str]:

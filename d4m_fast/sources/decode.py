@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import mmap
 import os
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +24,8 @@ from d4m_fast.storage.files import MACHINE_ERRORS, open_regular
 
 RULES = 4  # of the way from a file to RGB; latents and runs made by others are not gone on with
 MAX_PIXELS = 100_000_000  # 300 MB once decoded
+MAX_BYTES = 1 << 30  # of an image in a container, which is read at once; 16-bit RGBA of most pixels has 800 MB
+_MOST_AT_ONCE = 1 << 24  # bytes of a file that are read before it is decoded
 
 _MORE_FRAMES = "d4m-fast: more frames"  # key in the info of a decoded image
 # Not an MPO's previews, nor an icon's sizes: its first picture, and its largest, are the image.
@@ -45,24 +49,42 @@ def decode(path: Path) -> Image.Image:
         DataError: "PATH: reason", when the file is missing, empty, damaged, too large, or of no format that is read.
         PreflightError: the system would not let it be read.
     """
+    return _decode(lambda: _open_at_once(path), path)
+
+
+def decode_bytes(data: bytes, name: str) -> Image.Image:
+    """Return the image whose file has these bytes, as `decode` does; errors begin with `name`."""
+    return _decode(lambda: io.BytesIO(data), name)
+
+
+def _decode(open_stream: Callable[[], BinaryIO], name: str | Path) -> Image.Image:
     quiet_pillow()
     try:
-        with open_regular(path) as file:
+        with open_stream() as file:
             return _decode_stream(file)
     except (*DECODER_ERRORS, _UnknownFormatError, UnscalableError) as error:
         # As UTF-8, whatever bytes the name has.
-        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        printable_name = os.fsencode(name).decode("utf-8", "backslashreplace")
         if _is_of_machine(error):
             trouble = error.strerror if isinstance(error, OSError) and error.strerror is not None else "out of memory"
             raise PreflightError(
-                f"{name}: cannot be read ({trouble}); mend that, or remove the image, and run again"
+                f"{printable_name}: cannot be read ({trouble}); mend that, or remove the image, and run again"
             ) from error
-        raise DataError(f"{name}: {_reason(error)}") from error
+        raise DataError(f"{printable_name}: {_reason(error)}") from error
 
 
 def has_more_frames(image: Image.Image) -> bool:
     """Return whether a decoded image is the first frame, or page, of several."""
     return _MORE_FRAMES in image.info
+
+
+def _open_at_once(path: Path) -> BinaryIO:
+    """Open a file, of usual size in memory: Pillow reads by pieces, which takes a call of the system each."""
+    file = open_regular(path)
+    if os.fstat(file.fileno()).st_size > _MOST_AT_ONCE:
+        return file
+    with file:
+        return io.BytesIO(file.read())
 
 
 def _decode_stream(file: BinaryIO) -> Image.Image:

@@ -32,7 +32,9 @@ _FILE_SUFFIXES = (
 )
 _SUFFIX = re.compile(r"\.(?:[a-z][a-z0-9]{1,4}|[A-Z][A-Z0-9]{1,4})")  # no number: v1.0, and no name: 002.Laysan
 _RECOVERED = re.compile("FOUND\\.[0-9]{3}", re.IGNORECASE)  # what chkdsk makes
-_CACHE_ENTRY = re.compile(r"[0-9a-f]{16}(?:-[0-9]+)?|\.building-on-.*")  # of `engines` and `latents`
+_CACHE_ENTRY = re.compile(r"[0-9a-f]{16}(?:-[0-9]+|\.json|\.images)?|\.building-on-.*")  # of the folders below
+INDEXES = "indexes"
+CACHES = ("latents", "engines", INDEXES)  # folders of artifacts
 _RUN_RECORDS = frozenset({"config.json", "plan.json", "manifest.jsonl"})
 _RUN_FOLDERS = frozenset({"groups", "prototypes", "images"})
 
@@ -126,12 +128,12 @@ def is_own(entries: Collection[os.DirEntry[str]]) -> bool:
 
 
 def is_cache(entries: Collection[os.DirEntry[str]]) -> bool:
-    """Return whether these are the entries of an artifacts folder, or of one of its two parts."""
+    """Return whether these are the entries of an artifacts folder, or of one of its parts."""
     names = {entry.name for entry in entries} - {".lock"}
     if names and all(map(_CACHE_ENTRY.fullmatch, names)):
         # A hash may be the name of a class, too; but a cache holds no images.
         return not any(is_folder(entry) and has_images(entry.path) for entry in entries)
-    caches = [entry for entry in entries if entry.name in ("latents", "engines") and is_folder(entry)]
+    caches = [entry for entry in entries if entry.name in CACHES and is_folder(entry)]
     if not caches or len(caches) < len(names):
         return False
     inner_entries = chain.from_iterable(list_entries(cache.path) for cache in caches)

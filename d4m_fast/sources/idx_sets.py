@@ -14,11 +14,11 @@ from types import MappingProxyType
 from typing import Any
 
 FASHION_MNIST = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-_MNIST = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _KMNIST = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "MNIST": tuple(f"handwritten digit {name}" for name in _MNIST),
+        "MNIST": tuple(f"handwritten digit {name}" for name in DIGITS),
         "Fashion-MNIST": FASHION_MNIST,
         "KMNIST": tuple(f"handwritten hiragana {name}" for name in _KMNIST),
     }

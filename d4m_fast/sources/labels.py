@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,15 @@ def class_infos(folders: Sequence[str], names: Sequence[str] | None, prompts: Pr
     texts = folders if nameless else resolve_prompts(folders, names, prompts.given)
     pairs = zip(folders, texts, strict=True)
     return tuple(ClassInfo(i, folder, text) for i, (folder, text) in enumerate(pairs))
+
+
+def require_named(place: str, folders: Collection[str], prompts: Prompts) -> None:
+    """Refuse classes that are but numbers, where their prompts are needed and not given."""
+    if prompts.given is None and prompts.needed:
+        raise DataError(
+            f"{place}: {len(folders)} classes (labels {min(folders)} to {max(folders)}) and no names for them; give"
+            f" --prompts FILE with {len(folders)} lines, the prompts in the order of the labels"
+        )
 
 
 def shared_prompts(classes: Iterable[ClassInfo]) -> dict[str, list[str]]:

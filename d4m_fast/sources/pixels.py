@@ -53,6 +53,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _convert(image: Image.Image) -> Image.Image:
     """Return an image as 8-bit RGB, not yet turned."""
+    if image.mode == "RGB" and image.format == "JPEG":  # most images, and what a conversion does is a copy
+        return image
     if image.mode.startswith(("I", "F")) or _sample_format(image) == _SIGNED:
         return _from_wide_grey(image)
     if image.mode == "La":  # premultiplied, which Pillow converts to LA only

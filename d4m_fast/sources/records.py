@@ -30,10 +30,13 @@ class Item:
 class Source(Protocol):
     """A labelled set of real images, read in its own order.
 
-    `fingerprint` changes when any image, label or class does. `read` returns an RGB image of 8 bits per channel,
-    or raises `DataError` with the reason when the image is damaged. `notes` says what was left out when it was listed,
-    one line for each kind.
+    `kind` says in a few words what the images are stored in. `fingerprint` changes when any image, label or class does.
+    `read` returns an RGB image of 8 bits per channel, or raises `DataError` with the reason when the image is damaged;
+    any thread may call it. `notes` says what was left out when it was listed, one line for each kind.
     """
+
+    @property
+    def kind(self) -> str: ...
 
     @property
     def classes(self) -> Sequence[ClassInfo]: ...

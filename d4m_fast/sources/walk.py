@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,14 +23,11 @@ from d4m_fast.sources.entries import (
     require_real_folder,
     unpacked_name,
 )
-from d4m_fast.sources.formats import WITHOUT_DECODER
+from d4m_fast.sources.left_out import lines_of, reason_of
+from d4m_fast.sources.listing import SizedFile
 from d4m_fast.wording import some
 
 _MAX_DEPTH = 32  # of folders below a class; ImageFolder layouts have one or two
-_MOST_REASONS = 8  # in the line of what is left out
-_SHORT_SUFFIX = re.compile(r"\.[a-z0-9_+-]{1,12}")
-
-SizedFile = tuple[str, int]  # name or path, and bytes
 
 
 @dataclass
@@ -98,7 +94,7 @@ class Walk:
         require_plain_names(self.root, names)
         for entry in files:
             self.beside += is_image(entry.name)
-            self._leave_out(entry.name, " images beside the class folders" if is_image(entry.name) else "")
+            self.left_out[" images beside the class folders" if is_image(entry.name) else reason_of(entry.name)] += 1
         for name in names:
             self._register_class(name)
         self._classes = frozenset(names)
@@ -159,15 +155,7 @@ class Walk:
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines about what was not taken, one for each kind."""
-        lines = []
-        if self.left_out:
-            counts = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-            reasons = ", ".join(f"{count:,}{reason}" for reason, count in counts[:_MOST_REASONS])
-            unlisted = sum(count for _, count in counts[_MOST_REASONS:])
-            more = f" and {unlisted:,} of {len(counts) - _MOST_REASONS:,} other kinds" if unlisted else ""
-            lines.append(f"left out: {reasons}{more}")
-        if self.skipped_folders:
-            lines.append(f"skipped folders: {some(sorted(self.skipped_folders))}")
+        lines = lines_of(self.left_out, self.skipped_folders)
         if self.own_folders:
             lines.append(f"not read: {some(sorted(self.own_folders))} (d4m-fast's own runs and cache)")
         return tuple(lines)
@@ -210,17 +198,6 @@ class Walk:
         first_name = self._folder_of.setdefault(identity, folder)
         if first_name != folder:
             raise DataError(f"{path}: is the same folder as {first_name}; remove one of the links")
-
-    def _leave_out(self, name: str, reason: str = "") -> None:
-        """Count a file that is not taken, by the reason or, without one, by its suffix."""
-        suffix = os.path.splitext(name)[1].lower()
-        if reason == "" and suffix in WITHOUT_DECODER:
-            reason = f" {suffix} (no decoder for {WITHOUT_DECODER[suffix]} in Pillow)"
-        elif reason == "" and name.startswith("."):
-            reason = " hidden"
-        elif reason == "":
-            reason = f" {suffix}" if _SHORT_SUFFIX.fullmatch(suffix) else " without extension"
-        self.left_out[reason] += 1
 
     def _collect(self, folder: str, visit: _Visit) -> None:
         """List a folder and the real ones below it."""
@@ -271,7 +248,7 @@ class Walk:
                 images.append((entry.name, _size(entry)))
             else:
                 other_files.append(entry)
-                self._leave_out(entry.name)
+                self.left_out[reason_of(entry.name)] += 1
         self._require_unbroken(path, other_files)
         return images, folders
 

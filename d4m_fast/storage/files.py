@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -93,6 +93,13 @@ def write_bytes(path: Path, data: Buffer, *, sync_name: bool = True) -> str:
     with new_file(path, sync_name=sync_name) as file:
         file.write(data)
     return hashlib.sha256(data).hexdigest()
+
+
+def write_pieces(path: Path, pieces: Iterable[Buffer]) -> None:
+    """Write a file of pieces that are made one by one, as `write_bytes` does."""
+    with new_file(path) as file:
+        for piece in pieces:
+            file.write(piece)
 
 
 @contextlib.contextmanager

@@ -40,6 +40,10 @@ def samples(groups: tuple[Group, ...], ipc: int = 2) -> Stream[Sample]:
     return Stream(len(made), made)
 
 
+def images_of(group: Group) -> int:
+    return 2 * len(group.classes)
+
+
 def write(
     run: RunDirectory,
     made: Stream[Sample],
@@ -49,7 +53,7 @@ def write(
     plan: Plan = PLAN,
 ) -> list[dict[str, Any]]:
     with Workers(Stopwatch()) as workers:
-        return list(islice(run.write(made, plan, OwnGroups(plan.groups), 2, form, workers), stop_after))
+        return list(islice(run.write(made, plan, OwnGroups(plan.groups), images_of, form, workers), stop_after))
 
 
 def written(path: Path) -> RunDirectory:
