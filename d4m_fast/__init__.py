@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from d4m_fast.api.runs import open_run as open_run
     from d4m_fast.config.distill import DistillConfig as DistillConfig
     from d4m_fast.config.evaluate import EvaluateConfig as EvaluateConfig
+    from d4m_fast.config.launch import LaunchConfig as LaunchConfig
     from d4m_fast.errors import D4MError as D4MError
     from d4m_fast.errors import DamageError as DamageError
     from d4m_fast.errors import DataError as DataError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from d4m_fast.errors import OutOfMemoryError as OutOfMemoryError
     from d4m_fast.errors import PreflightError as PreflightError
     from d4m_fast.errors import RunDirectoryError as RunDirectoryError
+    from d4m_fast.errors import SetAsideError as SetAsideError
     from d4m_fast.errors import UsageError as UsageError
 else:
     # Imported when they are asked for (PEP 562): the libraries take seconds, and `d4m-fast --help` needs none.
@@ -40,9 +42,10 @@ else:
         "api.runs": ("Run", "open_run"),
         "config.distill": ("DistillConfig",),
         "config.evaluate": ("EvaluateConfig",),
+        "config.launch": ("LaunchConfig",),
         "errors": (
             *("D4MError", "DamageError", "DataError", "ModelError", "NonFiniteError", "OutOfMemoryError"),
-            *("PreflightError", "RunDirectoryError", "UsageError"),
+            *("PreflightError", "RunDirectoryError", "SetAsideError", "UsageError"),
         ),
     }
     __all__ = ["__version__", *(name for names in _HOMES.values() for name in names)]

@@ -51,10 +51,11 @@ def test_the_command_and_the_function_go_on_with_each_others_runs(
 ) -> None:
     before = tree(finished.run)
     run = d4m_fast.distill(**keywords, out=finished.run, artifacts=finished.artifacts)
-    assert run.summary == finished.ran.json
+    assert {**run.summary, "output": None} == finished.ran.json
     d4m_fast.distill(**keywords, **places)
     flags = ("--out", places["out"], "--artifacts", places["artifacts"])
-    assert run_cli("distill", *finished.options, *flags, "--json").json == d4m_fast.open_run(places["out"]).summary
+    summary = run_cli("distill", *finished.options, *flags, "--json").json
+    assert summary == {**d4m_fast.open_run(places["out"]).summary, "output": None}
     assert tree(finished.run) == before
 
 
@@ -80,8 +81,7 @@ def test_progress_is_told_image_by_image(keywords: dict[str, Any], places: dict[
     calls = list[tuple[str, int, int]]()
     run = d4m_fast.distill(**keywords, **places, progress=lambda *call: calls.append(call))
     encoded = [call for call in calls if call[0] == "encode"]
-    assert encoded[0] == ("encode", 0, 1)
-    assert encoded[-1] == ("encode", 1, 1)
+    assert encoded == [("encode", done, 18) for done in range(19)]
     assert calls == [*encoded, *(("distill", done, 6) for done in range(7))]
     calls.clear()
     assert d4m_fast.distill(**keywords, **places, progress=lambda *call: calls.append(call)) == run
@@ -204,8 +204,9 @@ def test_a_run_of_another_config_or_in_use_is_refused(keywords: dict[str, Any], 
     d4m_fast.distill(**keywords, **places)
     with pytest.raises(d4m_fast.RunDirectoryError, match="seed: 0 there, 1 now"):
         d4m_fast.distill(**keywords, **places, seed=1)
+    brief = d4m_fast.LaunchConfig(lease_seconds=0.1)  # others' locks are waited for ten times as long
     with locked(places["out"]), pytest.raises(d4m_fast.RunDirectoryError, match="in use"):
-        d4m_fast.distill(**keywords, **places)
+        d4m_fast.distill(**keywords, **places, launch=brief)
     with pytest.raises(d4m_fast.DataError, match="no such run directory"):
         d4m_fast.open_run(places["out"] / "none")
     with pytest.raises(d4m_fast.RunDirectoryError, match="not a run of ours"):
