@@ -323,14 +323,15 @@ def test_what_the_command_says_is_in_the_log(
 ) -> None:
     with caplog.at_level(logging.INFO, "d4m_fast"):
         d4m_fast.distill(**keywords, **places)
-    assert [line.partition(":")[0] for line in caplog.messages] == ["engine", "preset", "class 0", "class 1", "class 2"]
+    subjects = [line.partition(":")[0] for line in caplog.messages]
+    assert subjects == ["engine", "preset", "data", "class 0", "class 1", "class 2"]
 
 
 def test_the_signature_has_every_option_with_its_default() -> None:
     parameters = inspect.signature(d4m_fast.distill).parameters
     config = d4m_fast.DistillConfig()
-    assert list(parameters)[:4] == ["config", "out", "artifacts", "progress"]
-    assert {name: parameters[name].default for name in list(parameters)[4:]} == vars(config)
+    assert list(parameters)[:5] == ["config", "out", "artifacts", "launch", "progress"]
+    assert {name: parameters[name].default for name in list(parameters)[5:]} == vars(config)
     assert d4m_fast.distill.__doc__ is not None
     assert "    ipc: Images per class." in d4m_fast.distill.__doc__
     assert replace(config, seed=1) != config
