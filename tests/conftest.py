@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from driving import CLASSES, PER_CLASS, Finished, Ran, run_cli, write_photos
-from filelock import FileLock
-from machine import Machine, RunOn, run_on
+from machine import NOBODY, Machine, RunOn, run_on
 from shared_exports import SharedExports
 from surroundings import plain_surroundings
 
@@ -115,18 +115,33 @@ def distill_on(tmp_path: Path, options: tuple[object, ...]) -> RunOn:
 
 
 @pytest.fixture
-def open_to_all(tmp_path: Path) -> Iterator[Path]:
-    """`tmp_path`, the directories above it and what is in it, passable for another user while the test lasts.
+def open_to_all() -> Iterator[Path]:
+    """A folder that another user may enter. Not below pytest's, which every pytest that starts shuts to others."""
+    places = [place for place in map(Path, (tempfile.gettempdir(), "/tmp", "/var/tmp")) if _may_be_entered(place)]
+    if not places:
+        pytest.skip("no folder for temporary files that another user may enter")
+    with tempfile.TemporaryDirectory(prefix="d4m-open-", dir=places[0]) as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
 
-    One test at a time, of all processes: those directories are theirs, too.
-    """
-    above = [path for path in tmp_path.parents if path.is_relative_to(tempfile.gettempdir()) and path != Path("/tmp")]
-    highest = (tmp_path, *above)[-1]
-    with FileLock(highest / "open-to-all.lock"):
-        modes = {path: path.stat().st_mode for path in above}
-        for path in above:
-            path.chmod(modes[path] | 0o011)
-        tmp_path.chmod(0o777)
-        yield tmp_path
-        for path, mode in modes.items():
-            path.chmod(mode)
+
+def _may_be_entered(place: Path) -> bool:
+    return all(path.is_dir() and path.stat().st_mode & 0o001 for path in (place, *place.parents))
+
+
+@pytest.fixture
+def distill_as_another(
+    open_to_all: Path, options: tuple[object, ...], tiny_model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Ran]:
+    """`d4m-fast distill` of `options` by another user, on and into what lies in `open_to_all`."""
+    data, model = (Path(shutil.copytree(path, open_to_all / path.name)) for path in (photos, tiny_model))
+    for path in (*data.rglob("*"), *model.rglob("*"), data, model):
+        path.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(open_to_all / "cache"))
+    places = ("--data", data, "--model", model, "--out", open_to_all / "run", "--artifacts", open_to_all / "art")
+
+    def run(*args: object, **limits: int) -> Ran:
+        machine = Machine(user=NOBODY, variables={"HOME": None}, limits=limits)
+        return run_on(machine, open_to_all, "distill", *options, *places, *args)
+
+    return run

@@ -11,15 +11,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from driving import ROOT, Finished, Ran, command, environment, leftovers, one_line, products, refused, run_cli
-from machine import NOBODY, REFUSED_LOCKS, REFUSED_SYNCS, Machine, RunOn, root_only, run_on
+from machine import REFUSED_LOCKS, REFUSED_SYNCS, Machine, RunOn, root_only, run_on
 from PIL import Image
 
 from d4m_fast import endings, pipeline
@@ -183,8 +184,8 @@ def test_limits_of_files(distill_on: RunOn, tmp_path: Path, finished: Finished, 
 
 
 @root_only
-def test_no_more_threads(open_to_all: Path, distill_on: RunOn) -> None:
-    one_line(distill_on(Machine(user=NOBODY, limits={"RLIMIT_NPROC": 1})), 6, "threads", "ulimit -u")
+def test_no_more_threads(distill_as_another: Callable[..., Ran]) -> None:
+    one_line(distill_as_another(RLIMIT_NPROC=1), 6, "threads", "ulimit -u")
 
 
 @root_only
@@ -372,10 +373,18 @@ def test_quiet_is_quiet(distill_on: RunOn) -> None:
 
 
 LOCALES = ({"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "C.UTF-8"})
+NO_UTF8 = ["-X", "utf8=0"]
 
 
-@pytest.mark.parametrize("variables", LOCALES, ids=lambda variables: variables["LC_ALL"])
-@pytest.mark.parametrize("flags", [[], ["-X", "utf8=0"]], ids=["", "flag"])
+def locales_and_flags() -> Iterator[Any]:
+    """Each locale without the flag that turns UTF-8 off and with it; one of the two, in turn, in the normal suite."""
+    for number, variables in enumerate(LOCALES):
+        fast, slow = (NO_UTF8, []) if number % 2 else ([], NO_UTF8)
+        yield pytest.param(variables, fast)
+        yield pytest.param(variables, slow, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("variables", "flags"), list(locales_and_flags()))
 def test_names_are_utf8_in_every_locale(tmp_path: Path, variables: dict[str, str], flags: list[str]) -> None:
     """The bundled model does not know them, and the line of that has them as they are."""
     for name in ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "\N{CJK UNIFIED IDEOGRAPH-732B}"):

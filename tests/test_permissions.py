@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from driving import Finished, one_line, products, tree
-from machine import NOBODY, Machine, RunOn, root_only, run_on
+from driving import Finished, Ran, one_line, products, tree
+from machine import NOBODY, Machine, root_only, run_on
 
 from d4m_fast.fingerprints import fingerprint
 from d4m_fast.runs import exports
@@ -19,15 +20,13 @@ from d4m_fast.storage.state import CERTIFICATE, CONFIG, EVALUATION, GROUP, PLAN,
 
 
 @root_only
-def test_another_user(open_to_all: Path, distill_on: RunOn, tiny_model: Path, photos: Path, finished: Finished) -> None:
+def test_another_user(open_to_all: Path, distill_as_another: Callable[..., Ran], finished: Finished) -> None:
     nobody = Machine(user=NOBODY, variables={"HOME": None})
-    for path in (tiny_model, photos.parent, *tiny_model.rglob("*")):
-        path.chmod(0o755)
-    assert distill_on(nobody).code == 0
+    assert distill_as_another().code == 0
     assert products(open_to_all / "run") == products(finished.run)
     (open_to_all / "run" / ".lock").chmod(0o600)
     os.chown(open_to_all / "run" / ".lock", 0, 0)
-    one_line(distill_on(nobody, "--quiet"), 6, ".lock: permission denied")
+    one_line(distill_as_another("--quiet"), 6, ".lock: permission denied")
     assert run_on(nobody, open_to_all, "verify", open_to_all / "run").code == 0
     for name in ("plan.json", "config.json"):
         os.chown(open_to_all / "run" / name, 0, 0)

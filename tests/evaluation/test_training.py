@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from driving import HANGS
+from driving import HANGS, wait_for
 from evaluation.exams import QUICK, exam, task, teacher_of, untrained_teacher
 from fakes import stripes
 
@@ -223,22 +223,34 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}]
 from evaluation.exams import exam, task
 from fakes import stripes
-from d4m_fast.evaluation import train
+from d4m_fast.evaluation.feeds import HardFeed
 from d4m_fast.evaluation.workers import run_jobs
 
+folder, epoch = Path({folder!r}), HardFeed.epoch
+
+def held_epoch(feed, number, generator):
+    if number == 1 and len(feed.positions) > 10:
+        (folder / f"held-{{os.getpid()}}").touch()
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+    return epoch(feed, number, generator)
+
+HardFeed.epoch = held_epoch  # in the workers too: they import this file
+
 if __name__ == "__main__":
-    sets = {{"slow": stripes(2000, 0), "slower": stripes(2001, 0), "quick": stripes(5, 0)}}
-    jobs = [task("hard", arm=arm) for arm in ("quick", "slow", "slower")]
-    for result in run_jobs(exam(Path({work!r}), epochs={epochs}, sets=sets), jobs, 2):
+    sets = {{"long": stripes(20, 0), "longer": stripes(21, 0), "quick": stripes(5, 0)}}
+    jobs = [task("hard", arm=arm) for arm in ("quick", "long", "longer")]
+    for result in run_jobs(exam(folder / "work", epochs=3, sets=sets), jobs, 2):
         sys.stdout.write(result.task.arm + " " + repr(result.losses) + chr(10))
         sys.stdout.flush()
 """
 
 
-def _start(tmp_path: Path, epochs: int) -> subprocess.Popen[str]:
+def _start(tmp_path: Path) -> subprocess.Popen[str]:
+    """One short job, and two that wait in their second epoch for a file `go`; who waits is `held-PID`."""
     script = tmp_path / "script.py"
     tests = Path(__file__).parents[1]
-    script.write_text(SCRIPT.format(tests=str(tests), work=str(tmp_path / "work"), epochs=epochs))
+    script.write_text(SCRIPT.format(tests=str(tests), folder=str(tmp_path)))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         [sys.executable, str(script)],
@@ -264,11 +276,19 @@ def _group(group: int) -> list[int]:
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
 
+def _both_at_work(tmp_path: Path, process: subprocess.Popen[str]) -> list[int]:
+    """The workers, once the short job is done and each is in the middle of another."""
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("quick")
+    wait_for(lambda: len([*tmp_path.glob("held-*")]) == 2, process)
+    return [int(file.name.removeprefix("held-")) for file in tmp_path.glob("held-*")]
+
+
 @needs_proc
 def test_interrupt_ends_the_workers(tmp_path: Path) -> None:
-    with _start(tmp_path, epochs=300) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("quick")
+    with _start(tmp_path) as process:
+        workers = _both_at_work(tmp_path, process)
+        assert set(workers) < set(_group(process.pid))
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=HANGS)
     assert errors.count("Traceback") == 1  # the parent's own KeyboardInterrupt, none from the workers
@@ -279,21 +299,14 @@ def test_interrupt_ends_the_workers(tmp_path: Path) -> None:
     assert not _group(process.pid)
 
 
-@needs_proc
 def test_what_a_killed_worker_did_is_taken_over(tmp_path: Path) -> None:
-    with _start(tmp_path, epochs=3) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("quick")
-        workers = [pid for pid in _group(process.pid) if pid != process.pid and _is_worker(pid)]
-        os.kill(workers[0], signal.SIGKILL)
+    with _start(tmp_path) as process:
+        os.kill(_both_at_work(tmp_path, process)[0], signal.SIGKILL)
+        (tmp_path / "go").touch()
         output, errors = process.communicate(timeout=HANGS)
     assert process.returncode == 0, errors
-    assert sorted(line.split()[0] for line in output.splitlines()) == ["slow", "slower"]
+    assert sorted(line.split()[0] for line in output.splitlines()) == ["long", "longer"]
     assert "another goes on" in errors
-
-
-def _is_worker(pid: int) -> bool:
-    return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_protocol_small_is_as_published() -> None:
