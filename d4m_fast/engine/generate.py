@@ -222,6 +222,6 @@ def _finish(image_size: int, pixels: Pixels) -> list[Sample]:
     for slot, image in zip(slots, pixels.wait().numpy(), strict=False):  # the padding comes last
         of_class, index = slot.prototypes, slot.index
         size, share = int(of_class.sizes[index]), float(of_class.inertia_share[index])
-        origins = of_class.nearest[index], resized(image, image_size), of_class.class_images
-        samples.append(Sample(of_class.info, index, slot.seed, size, share, *origins))
+        fields = (of_class.info, index, slot.seed, size, share, of_class.nearest[index], resized(image, image_size))
+        samples.append(Sample(*fields, class_images=of_class.class_images))
     return samples

@@ -355,7 +355,7 @@ def before_quantisation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the decoded pixels through as they are."""
     monkeypatch.setattr(generate, "to_bytes", lambda pixels: pixels.permute(0, 2, 3, 1))
     monkeypatch.setattr(generate, "resized", lambda pixels, image_size: pixels)
-    monkeypatch.setattr(generate, "Sample", lambda *fields: type("Sample", (), {"pixels": fields[-1]})())
+    monkeypatch.setattr(generate, "Sample", lambda *fields, **_: type("Sample", (), {"pixels": fields[-1]})())
 
 
 @pytest.mark.usefixtures("before_quantisation")
@@ -412,7 +412,7 @@ def test_refused(name: str, tmp_path: Path, distill: Callable[..., Ran]) -> None
     path = write(tmp_path / "model")
     ran = distill("--model", path)
     refused(ran, 1, *said)
-    lines = [line for line in ran.err.splitlines() if not line.startswith(("engine: ", "preset: ", "class "))]
+    lines = [line for line in ran.err.splitlines() if not line.startswith(("engine: ", "preset: ", "data: ", "class "))]
     assert len(lines) == 1, ran.err
     record("models", {name: {"outcome": lines[0].removeprefix("error: ").replace(f"{path}", "MODEL")}})
     assert not (tmp_path / "run" / "config.json").exists()

@@ -217,14 +217,11 @@ def test_processes_of_a_launcher_share_the_jobs(tmp_path: Path) -> None:
     assert len(list((tmp_path / "ranks" / "students").iterdir())) == len(jobs)
 
 
-SCRIPT = """
-import os, sys, time
+# Read by every Python that has its folder on its path, so by the workers too, which know nothing of the script.
+HOLD = """
+import os, time
 from pathlib import Path
-sys.path[:0] = [{tests!r}]
-from evaluation.exams import exam, task
-from fakes import stripes
 from d4m_fast.evaluation.feeds import HardFeed
-from d4m_fast.evaluation.workers import run_jobs
 
 folder, epoch = Path({folder!r}), HardFeed.epoch
 
@@ -235,23 +232,30 @@ def held_epoch(feed, number, generator):
             time.sleep(0.01)
     return epoch(feed, number, generator)
 
-HardFeed.epoch = held_epoch  # in the workers too: they import this file
+HardFeed.epoch = held_epoch
+"""
+# Without a guard: workers that read it again would start workers of their own.
+SCRIPT = """
+import sys
+from pathlib import Path
+from evaluation.exams import exam, task
+from fakes import stripes
+from d4m_fast.evaluation.workers import run_jobs
 
-if __name__ == "__main__":
-    sets = {{"long": stripes(20, 0), "longer": stripes(21, 0), "quick": stripes(5, 0)}}
-    jobs = [task("hard", arm=arm) for arm in ("quick", "long", "longer")]
-    for result in run_jobs(exam(folder / "work", epochs=3, sets=sets), jobs, 2):
-        sys.stdout.write(result.task.arm + " " + repr(result.losses) + chr(10))
-        sys.stdout.flush()
+sets = {{"long": stripes(20, 0), "longer": stripes(21, 0), "quick": stripes(5, 0)}}
+jobs = [task("hard", arm=arm) for arm in ("quick", "long", "longer")]
+for result in run_jobs(exam(Path({folder!r}) / "work", epochs=3, sets=sets), jobs, 2):
+    sys.stdout.write(result.task.arm + " " + repr(result.losses) + chr(10))
+    sys.stdout.flush()
 """
 
 
 def _start(tmp_path: Path) -> subprocess.Popen[str]:
     """One short job, and two that wait in their second epoch for a file `go`; who waits is `held-PID`."""
-    script = tmp_path / "script.py"
-    tests = Path(__file__).parents[1]
-    script.write_text(SCRIPT.format(tests=str(tests), folder=str(tmp_path)))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    script, path = tmp_path / "script.py", [str(tmp_path), str(Path(__file__).parents[1]), *sys.path]
+    script.write_text(SCRIPT.format(folder=str(tmp_path)))
+    (tmp_path / "sitecustomize.py").write_text(HOLD.format(folder=str(tmp_path)))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     return subprocess.Popen(
         [sys.executable, str(script)],
         env=environment,
