@@ -28,8 +28,7 @@ def merge(runs: tuple[Path, ...], out: Path, as_json: bool, quiet: bool) -> None
     """
     from d4m_fast.runs.merge import merge as merge_runs
 
-    summary = {**merge_runs(runs, out), "run": str(out)}
-    if not quiet or as_json:
-        say_result(summary, as_json, lambda: distilled_lines(summary))
+    summary = {**merge_runs(runs, out), "run": str(out), "output": None}
+    say_result(summary, as_json, lambda: distilled_lines(summary))
     if summary["quarantined"]:
         sys.exit(EXIT_QUARANTINED)

@@ -201,8 +201,8 @@ def test_shards_on_disks_of_their_own_are_merged(crowd: Crowd, whole: Path) -> N
     runs = [root / f"run{number}" for number in (1, 2, 3)]
     code, err = crowd.command("merge", runs[0], runs[2], "--out", root / "run").wait()
     assert (code, "2 of 6 groups are in none of these runs: 2 (classes 2), 3 (classes 3); finish" in err) == (1, True)
-    assert crowd.command("merge", *runs, "--out", root / "run", "--quiet").wait() == (0, "")
-    assert crowd.command("merge", *runs, "--out", root / "run", "--quiet").wait() == (0, "")
+    for flags in ((), ("--quiet",), ("--json",)):
+        assert crowd.command("merge", *runs, "--out", root / "run", *flags).wait() == (0, "")
     crowd.same(root, whole)
     image = next(runs[1].glob("images/*/00001.png"))
     image.write_bytes(image.read_bytes()[:-1] + b"x")
