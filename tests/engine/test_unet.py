@@ -20,6 +20,7 @@ from d4m_fast.engine.networks import open_networks
 from d4m_fast.engine.schedule import Schedule, open_schedule
 from d4m_fast.engine.unet import PROVEN, unproven
 from d4m_fast.errors import ModelError
+from d4m_fast.storage.state import CERTIFICATE, require_state, write_state
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("eight_calls")
@@ -115,6 +116,10 @@ def test_timesteps_between_two_levels_are_not_exported(
     refused(export(model, many, tmp_path), 1, "timesteps between two noise levels", "--engine torch")
     scheduled(model, "PNDMScheduler", timestep_spacing="leading")
     assert export(model, many, tmp_path).code == 0
+    (file,) = tmp_path.rglob("certificate.json")
+    certificate = require_state(file, CERTIFICATE)
+    certificate["speed"]["ratio"] = 2.0  # a busy machine may measure less than 1, and then that is the reason
+    write_state(file, CERTIFICATE, certificate)
 
     def between(*args: Any, **options: Any) -> Schedule:
         schedule = open_schedule(*args, **options)
