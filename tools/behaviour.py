@@ -53,7 +53,9 @@ def behaviour(tree: Path, work: Path) -> dict[str, str]:
 
 
 def _command(tree: Path, *args: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    # Without OpenBLAS's switches: a kernel of another processor (OPENBLAS_CORETYPE) rounds otherwise.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
+    environment["PYTHONPATH"] = str(tree)
     command = [sys.executable, "-m", "d4m_fast", *args, "--quiet"]
     return subprocess.run(command, cwd=tree, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
