@@ -238,7 +238,7 @@ def evaluate_speed(folder: Path) -> str:
     lines = []
     for row in read_rows(folder / "evaluate.jsonl"):
         if "ratio" in row:
-            rates = [f"{row[side + '_per_second']:,.3g}" for side in ("ours", "official")]
+            rates = [f"{row[side + '_per_second']:,.1f}" for side in ("ours", "official")]
             spread = f"{row['ratio']:.2f} ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})"
             shares = [row["official_feed_share"], row["outside_student"], row["outside_student_and_teacher"]]
             percent = [f"{100 * share:.1f} %" for share in shares]
