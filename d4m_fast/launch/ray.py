@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +24,7 @@ from d4m_fast.runs.claims import Seat
 from d4m_fast.runs.place import Place
 from d4m_fast.runs.run import RunDirectory
 
+ANSWER_SECONDS = 10.0  # that a cluster's head may take to answer; Ray itself asks for ten minutes and more
 POLL_SECONDS = 0.5  # between looks at the actors, and at how far the run is
 MOST_DEATHS = 20  # of actors in a row, without an image made in between
 AUTH_MODE, AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
@@ -72,12 +74,24 @@ def _connected(address: str, actors: int | None) -> Any:
     if address == "local":
         options["include_dashboard"] = False
         options |= {} if actors is None else {"num_cpus": actors}
+    _require_answer(address)
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise PreflightError(f"--ray {address}: {first_line}; start a cluster with ray start, or use local") from error
     return ray
+
+
+def _require_answer(address: str) -> None:
+    """Refuse HOST:PORT, also behind "ray://", at which nobody listens; other addresses are resolved by Ray."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise PreflightError(f"--ray {address}: nobody answers ({error}); start a cluster with ray start") from error
 
 
 @dataclass
