@@ -115,7 +115,7 @@ def evaluate(
         raise UsageError("run: an empty list; give a run, or a directory of images")
     with library_call():
         value = finish_evaluation(
-            [path_of(part) for part in runs],
+            [path_of(each) for each in runs],
             request,
             None if out is None else Path(os.fspath(out)),
             None if artifacts is None else Path(os.fspath(artifacts)),

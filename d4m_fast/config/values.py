@@ -63,9 +63,9 @@ def value_of(name: str, value: Any, annotation: Any) -> Any:
             return _converted(name, value, kind)
     listed = ", ".join(repr(word) for kind in alternatives for word in get_args(kind) if get_origin(kind) is Literal)
     kinds = [_KINDS[kind] for kind in alternatives if kind in _KINDS]
-    wanted = " or ".join([*kinds, *([f"one of {listed}"] if listed else [])])
+    kinds_in_words = " or ".join([*kinds, *([f"one of {listed}"] if listed else [])])
     hint = did_you_mean(value, get_args(alternatives[0])) if isinstance(value, str) else ""
-    raise UsageError(f"{name} must be {wanted}, not {value!r}{hint}")
+    raise UsageError(f"{name} must be {kinds_in_words}, not {value!r}{hint}")
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

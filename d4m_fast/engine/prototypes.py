@@ -25,7 +25,7 @@ GROUP_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class Clustering:
-    """How classes are clustered.
+    """Latents to cluster, and the options to cluster them with.
 
     Attributes:
         origins: of each class's images, by the class's id and then by the image's rank.

@@ -1,4 +1,4 @@
-"""What makes a run this run: the identity in its directory, what of it the bytes depend on, and how two differ."""
+"""Identities of runs: that in a run's directory, the part of it that the bytes depend on, and differences of two."""
 
 from __future__ import annotations
 

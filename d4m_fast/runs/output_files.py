@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from d4m_fast.errors import RunDirectoryError
+from d4m_fast.runs.identity import differences
 from d4m_fast.storage import files
 from d4m_fast.storage.locks import LOCK_FILES
 from d4m_fast.storage.state import OUTPUT, read_state, write_state
@@ -82,12 +82,12 @@ class OutputDirectory:
                         f"{path}: not empty and not an output of ours ({entry.name}); choose another --out"
                     )
             return
-        differences = list(_differences(record["origin"], self._origin))
+        changes = list(differences(record["origin"], self._origin))
         if not record["complete"]:
-            differences += _differences(record["versions"], self._versions)
-        if differences:
+            changes += differences(record["versions"], self._versions)
+        if changes:
             raise RunDirectoryError(
-                f"{path}: holds another output ({'; '.join(differences)}); remove it or choose another --out"
+                f"{path}: holds another output ({'; '.join(changes)}); remove it or choose another --out"
             )
         self.complete, self.files = record["complete"], record["files"]
 
@@ -166,13 +166,3 @@ def sum_of(path: Path) -> FileSum | None:
     except OSError as error:
         files.refuse_machine_error(path, error)
         return {"bytes": -1, "sha256": ""}
-
-
-def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what two origins differ in, the options one by one."""
-    for name in sorted({*saved, *current}):
-        saved_value, current_value = saved.get(name), current.get(name)
-        if isinstance(saved_value, Mapping) and isinstance(current_value, Mapping):
-            yield from _differences(saved_value, current_value)
-        elif saved_value != current_value:
-            yield f"{name}: {json.dumps(saved_value)} there, {json.dumps(current_value)} now"

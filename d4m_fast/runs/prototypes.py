@@ -22,7 +22,7 @@ from d4m_fast.storage.state import CONFIG, GROUP, PLAN, require_state
 
 @dataclass(frozen=True, slots=True)
 class ClassPrototypes:
-    """Where the prototypes of one class are.
+    """Prototypes of one class, by the file that they are in.
 
     Attributes:
         nearest: origin of the real image nearest to each, in the order of the distilled images.
@@ -51,7 +51,7 @@ class ClassPrototypes:
 
 @dataclass(frozen=True, slots=True)
 class RunPrototypes:
-    """What a run says of itself and of its prototypes.
+    """Prototypes of a run, and what was recorded of the run itself.
 
     Attributes:
         identity: all that the bytes of the run depend on, as in its config.json.

@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Collection, Iterable
 from itertools import chain
+from pathlib import Path
 
 from d4m_fast.characters import invisible_character
 from d4m_fast.errors import DataError
 from d4m_fast.sources.formats import EXTENSIONS
+from d4m_fast.storage import files
 
 CONTAINERS = frozenset(  # folders between a class or a set and its images
     {"images", "image", "imgs", "img", "jpg", "jpeg", "jpegs", "png", "jpegimages", "pictures", "rgb", "leftimg8bit"}
@@ -176,3 +178,20 @@ def require_plain_names(path: str, names: Iterable[str]) -> None:
 
 def _unlistable(path: str, error: OSError) -> DataError:
     return DataError(f"{path}: cannot be listed ({error.strerror}); mend its permissions, or remove it")
+
+
+def read_at_most(path: Path, most_bytes: int) -> bytes:
+    """Return the bytes of a file that is part of a set.
+
+    Raises:
+        DataError: it is larger, or cannot be read.
+    """
+    try:
+        with files.open_regular(path) as file:
+            data = file.read(most_bytes + 1)
+    except OSError as error:
+        files.refuse_machine_error(path, error)
+        raise DataError(f"{path}: cannot be read ({error.strerror}); fetch it again") from error
+    if len(data) > most_bytes:
+        raise DataError(f"{path}: more than {most_bytes:,} bytes; is it the file of that name? fetch it again")
+    return data

@@ -13,9 +13,9 @@ from typing import Any
 
 from d4m_fast.errors import DataError
 from d4m_fast.sources.class_names import WNID
+from d4m_fast.sources.entries import read_at_most
 from d4m_fast.sources.mat import mat_variables, read_mat
 from d4m_fast.sources.tar_members import members_of
-from d4m_fast.storage import files
 
 KAGGLE_LIST, TINY_LIST = "LOC_val_solution.csv", "val_annotations.txt"
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -75,7 +75,7 @@ def _from_packed_devkit(path: Path) -> dict[str, str]:
     with_gzip_header = 31  # zlib's number for it
     unpacking = zlib.decompressobj(with_gzip_header)
     try:
-        data = unpacking.decompress(_bytes(path), _MOST_BYTES)
+        data = unpacking.decompress(read_at_most(path, _MOST_BYTES), _MOST_BYTES)
     except zlib.error as error:
         raise DataError(f"{path}: cannot be unpacked ({error}); fetch it again") from error
     if not unpacking.eof:
@@ -124,16 +124,4 @@ def _numbered(wnids: Any, path: Path) -> dict[str, str]:
 
 
 def _text(path: Path) -> str:
-    return _bytes(path).decode("utf-8", "replace")
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        with files.open_regular(path) as file:
-            data = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        files.refuse_machine_error(path, error)
-        raise DataError(f"{path}: cannot be read ({error.strerror}); fetch it again") from error
-    if len(data) > _MOST_BYTES:
-        raise DataError(f"{path}: more than {_MOST_BYTES:,} bytes; is it the list?")
-    return data
+    return read_at_most(path, _MOST_BYTES).decode("utf-8", "replace")

@@ -17,8 +17,8 @@ from d4m_fast.sources.entries import is_image, list_entries
 from d4m_fast.sources.folders import folders_below
 from d4m_fast.sources.ground_truth import META, TINY_LIST, classes_of_tiny, classes_of_validation
 from d4m_fast.sources.labels import Prompts
-from d4m_fast.sources.listing import Listing, list_images
-from d4m_fast.sources.records import ClassInfo, Item, Source
+from d4m_fast.sources.listing import Listed, Listing, list_images
+from d4m_fast.sources.records import Item, Source
 from d4m_fast.sources.tars import TarSource, open_tars
 from d4m_fast.storage import files
 from d4m_fast.wording import some
@@ -30,7 +30,7 @@ _MOST_LIST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
-class ListedSource:
+class ListedSource(Listed):
     """Images below a folder, in class order; an item's origin is the path that it has in class folders.
 
     See `records.Source`.
@@ -44,18 +44,6 @@ class ListedSource:
     root: Path
     names: Sequence[str] = field(repr=False)
     notes: tuple[str, ...] = ()
-
-    @property
-    def classes(self) -> Sequence[ClassInfo]:
-        return self.listing.classes
-
-    @property
-    def items(self) -> Sequence[Item]:
-        return self.listing.items
-
-    @property
-    def fingerprint(self) -> str:
-        return self.listing.fingerprint
 
     def read(self, item: Item) -> Image.Image:
         return decode(self.root / self.names[self.listing.place_of(item)])

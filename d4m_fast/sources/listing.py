@@ -51,6 +51,25 @@ class Listing:
         return int(self.places[self.starts[item.class_id] + item.rank])
 
 
+class Listed:
+    """Part of a `records.Source` that is its listing's, whatever container the images are in."""
+
+    __slots__ = ()
+    listing: Listing
+
+    @property
+    def classes(self) -> Sequence[ClassInfo]:
+        return self.listing.classes
+
+    @property
+    def items(self) -> Sequence[Item]:
+        return self.listing.items
+
+    @property
+    def fingerprint(self) -> str:
+        return self.listing.fingerprint
+
+
 def list_images(
     container: str, paths: Sequence[str], sizes: np.ndarray, names: Mapping[str, str] | None, prompts: Prompts
 ) -> Listing:

@@ -17,11 +17,11 @@ from d4m_fast.sources.entries import require_plain_names
 from d4m_fast.sources.image_names import wnid_names
 from d4m_fast.sources.index_cache import IndexCache
 from d4m_fast.sources.labels import Prompts, require_named
-from d4m_fast.sources.listing import Listing, list_images
+from d4m_fast.sources.listing import Listed, Listing, list_images
 from d4m_fast.sources.parquet_files import ParquetFile, refusing
 from d4m_fast.sources.parquet_rows import Rows, index_rows, rows_of
 from d4m_fast.sources.parquet_schema import Columns, Features, columns_of, page_of
-from d4m_fast.sources.records import ClassInfo, Item
+from d4m_fast.sources.records import Item
 from d4m_fast.sources.shards import shards_below
 from d4m_fast.sources.splits import SPLIT_KINDS
 
@@ -29,7 +29,7 @@ FORM = "parquet 1"
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetSource:
+class ParquetSource(Listed):
     """Images in parquet files, in class order; an item's origin is the path it has in class folders.
 
     See `records.Source`.
@@ -44,18 +44,6 @@ class ParquetSource:
     container: str
     rows: Rows = field(repr=False)
     sizes: np.ndarray = field(repr=False)
-
-    @property
-    def classes(self) -> Sequence[ClassInfo]:
-        return self.listing.classes
-
-    @property
-    def items(self) -> Sequence[Item]:
-        return self.listing.items
-
-    @property
-    def fingerprint(self) -> str:
-        return self.listing.fingerprint
 
     def read(self, item: Item) -> Image.Image:
         row = self.listing.place_of(item)

@@ -8,10 +8,10 @@ import numpy as np
 
 from d4m_fast.errors import DataError
 from d4m_fast.sources.arrays import ArraySource, array_source
+from d4m_fast.sources.entries import read_at_most
 from d4m_fast.sources.idx_sets import DIGITS
 from d4m_fast.sources.labels import Prompts
 from d4m_fast.sources.mat import read_mat
-from d4m_fast.storage import files
 
 _SVHN_NAMES = tuple(f"house number {name}" for name in DIGITS)
 _STL10_FOLDER = "stl10_binary"
@@ -61,12 +61,4 @@ def stl10_below(root: Path, split: str, prompts: Prompts) -> ArraySource | None:
 
 
 def _bytes(path: Path) -> np.ndarray:
-    try:
-        with files.open_regular(path) as file:
-            data = file.read(_MOST_STL10_BYTES + 1)
-    except OSError as error:
-        files.refuse_machine_error(path, error)
-        raise DataError(f"{path}: cannot be read ({error.strerror}); fetch the set again") from error
-    if len(data) > _MOST_STL10_BYTES:
-        raise DataError(f"{path}: more than {_MOST_STL10_BYTES:,} bytes; fetch the set again")
-    return np.frombuffer(data, np.uint8)
+    return np.frombuffer(read_at_most(path, _MOST_STL10_BYTES), np.uint8)

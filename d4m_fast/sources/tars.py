@@ -17,15 +17,15 @@ from d4m_fast.sources.class_folders import names_beside
 from d4m_fast.sources.decode import MAX_BYTES, decode_bytes
 from d4m_fast.sources.index_cache import IndexCache
 from d4m_fast.sources.labels import Prompts, require_named
-from d4m_fast.sources.listing import Listing, list_images
+from d4m_fast.sources.listing import Listed, Listing, list_images
 from d4m_fast.sources.positioned import PositionedFiles
-from d4m_fast.sources.records import ClassInfo, Item
+from d4m_fast.sources.records import Item
 from d4m_fast.sources.samples import samples_by_list, samples_of
 from d4m_fast.sources.tar_index import FORM, TarIndex, index_of
 
 
 @dataclass(frozen=True, slots=True)
-class TarSource:
+class TarSource(Listed):
     """Images in tars, in class order; an item's origin is its path below the class folders. See `records.Source`.
 
     Attributes:
@@ -40,18 +40,6 @@ class TarSource:
     numbers: np.ndarray = field(repr=False)
     offsets: np.ndarray = field(repr=False)
     sizes: np.ndarray = field(repr=False)
-
-    @property
-    def classes(self) -> Sequence[ClassInfo]:
-        return self.listing.classes
-
-    @property
-    def items(self) -> Sequence[Item]:
-        return self.listing.items
-
-    @property
-    def fingerprint(self) -> str:
-        return self.listing.fingerprint
 
     def read(self, item: Item) -> Image.Image:
         place = self.listing.place_of(item)
